@@ -1,0 +1,40 @@
+# make demo and make test do all their own set-up in .venv; needs Python >= 3.10 and, for the C++ kernels, a compiler.
+PYTHON ?= python3
+VENV ?= .venv
+TORCH ?= torch==2.13.0
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+export PATH := $(abspath $(BIN)):$(PATH)
+
+.PHONY: demo test lint format build clean
+
+demo: $(READY)
+	$(BIN)/contrastive-i2v demo
+
+test: $(READY)
+	$(BIN)/python -m pytest
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run --Werror $(wildcard csrc/*.cpp csrc/*/*.cpp csrc/*/*.h)
+
+format: $(READY)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(wildcard csrc/*.cpp csrc/*/*.cpp csrc/*/*.h)
+
+build: $(READY)
+	$(BIN)/pip install --no-build-isolation --no-deps -e .
+
+# torch goes first and alone, so that nothing else picks its version; the extension is built against it
+$(READY): pyproject.toml setup.py CMakeLists.txt $(wildcard csrc/*.cpp csrc/*/*.cpp csrc/*/*.h)
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check $(TORCH)
+	$(BIN)/pip install --quiet --disable-pip-version-check "setuptools>=77" wheel cmake ninja "pybind11>=2.13"
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-build-isolation -e ".[dev,triton]"
+	touch $@
+
+clean:
+	rm -rf build dist *.egg-info contrastive_i2v/_C*.so demo

@@ -1,0 +1,54 @@
+"""`contrastive-i2v COMMAND`: picks the command, and turns bad input into one line."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+
+from contrastive_i2v import __version__
+from contrastive_i2v.errors import InputError
+
+COMMANDS = {
+    "demo": "make clips, fine-tune with and without the contrastive loss, and open the page that compares them",
+    "train": "fine-tune a model on a folder of captioned videos",
+    "sample": "turn still images and prompts into videos",
+    "encode": "fill the cache of latents and prompt embeddings that training reads",
+    "shapes": "write captioned clips of moving shapes, to try things on",
+    "info": "print versions, devices, and what was built",
+}
+
+USAGE = f"""contrastive-i2v {__version__}: a still image and a sentence become a coherent video
+
+usage: contrastive-i2v COMMAND [OPTIONS]      (COMMAND --help lists its options)
+
+{chr(10).join(f"  {name:<8}{text}" for name, text in COMMANDS.items())}
+
+Start with:  contrastive-i2v demo
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; returns the exit status: 0, 2 for bad input, 130 when interrupted."""
+    command, *rest = [*(sys.argv[1:] if arguments is None else arguments)] or ["--help"]
+    if command in ("--help", "-h", "help"):
+        print(USAGE)
+        return 0
+    if command == "--version":
+        print(__version__)
+        return 0
+    if command not in COMMANDS:
+        print(f"error: no command {command!r}; expected one of {', '.join(COMMANDS)}", file=sys.stderr)
+        return 2
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
+    try:
+        importlib.import_module(f"contrastive_i2v.cli.{command}").run(rest)
+    except InputError as error:
+        print(f"\nerror: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\ninterrupted: what was finished is kept, and the same command goes on", file=sys.stderr)
+        return 130
+    return 0

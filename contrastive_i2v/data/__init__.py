@@ -1,0 +1,1 @@
+"""Captioned videos in, latent pairs out: sources, which frames make a pair, decoding, the latent cache."""

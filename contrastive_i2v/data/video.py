@@ -1,0 +1,201 @@
+"""Decode just the frames asked for, and write videos, GIFs and strips.
+
+decord reads (random access without decoding the whole file); PyAV reads where decord has no wheel or fails,
+and writes. Frames are uint8 `[F, 3, H, W]`; models see float `[F, 3, H, W]` in [-1, 1].
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from contrastive_i2v.errors import InputError
+
+T = TypeVar("T")
+
+VIDEO_EXTENSIONS = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v")
+
+
+class VideoError(InputError):
+    """A video file that can't be opened or decoded; the message names the file."""
+
+
+@dataclass(frozen=True)
+class VideoInfo:
+    frames: int
+    """By the container's count, which some files overstate by one."""
+    fps: float
+    height: int
+    width: int
+
+    @property
+    def seconds(self) -> float:
+        return self.frames / self.fps
+
+
+def probe(path: Path) -> VideoInfo:
+    """Frame count, rate and size of a video. Raises VideoError naming the file."""
+    return _first_that_reads(path, (_probe_decord, _probe_pyav))
+
+
+def read_frames(path: Path, indices: Sequence[int]) -> Tensor:
+    """Frames `indices` of a video at its own size, uint8 `[F, 3, H, W]`. Raises VideoError naming the file."""
+    if not indices or min(indices) < 0:
+        raise ValueError(f"indices: expected at least one frame index >= 0, got {list(indices)}")
+    return _first_that_reads(path, (lambda p: _read_decord(p, indices), lambda p: _read_pyav(p, indices)))
+
+
+def resize_frames(frames: Tensor, size: int) -> Tensor:
+    """Centre crop to a square and resize: uint8 `[F, 3, H, W]` -> float32 `[F, 3, size, size]` in [-1, 1]."""
+    side = min(frames.shape[-2:])
+    top, left = (frames.shape[-2] - side) // 2, (frames.shape[-1] - side) // 2
+    pixels = frames[..., top : top + side, left : left + side].float() / 127.5 - 1  # [F, 3, side, side]
+    if side == size:
+        return pixels
+    pixels = F.interpolate(pixels, size=(size, size), mode="bicubic", antialias=True, align_corners=False)
+    return pixels.clamp(-1, 1)
+
+
+def to_uint8(pixels: Tensor) -> Tensor:
+    """Float pixels in [-1, 1] -> uint8, rounded; values outside are clipped."""
+    return ((pixels.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+
+
+def write_video(path: Path, frames: Tensor, fps: float, *, crf: int = 14) -> None:
+    """Write uint8 `[F, 3, H, W]` as H.264 that browsers play; odd sizes are padded by one edge pixel.
+
+    The file appears whole or not at all: it is written beside its name and renamed.
+    """
+    import av
+
+    frames = F.pad(frames.float(), (0, frames.shape[-1] % 2, 0, frames.shape[-2] % 2), mode="replicate").byte()
+
+    def write(part: Path) -> None:
+        with av.open(str(part), "w", format="mp4") as container:
+            stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001))
+            stream.height, stream.width = frames.shape[-2:]
+            stream.pix_fmt = "yuv420p"
+            stream.options = {"crf": str(crf), "preset": "veryfast", "threads": "1"}
+            stream.thread_count = 1
+            for frame in frames.permute(0, 2, 3, 1).contiguous().numpy():
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+            container.mux(stream.encode())
+
+    _write_whole(path, write)
+
+
+def write_gif(path: Path, frames: Tensor, fps: float) -> None:
+    """Write uint8 `[F, 3, H, W]` as a looping GIF."""
+    images = _pil_images(frames)
+
+    def write(part: Path) -> None:
+        images[0].save(part, format="GIF", save_all=True, append_images=images[1:], duration=round(1000 / fps), loop=0)
+
+    _write_whole(path, write)
+
+
+def write_strip(path: Path, frames: Tensor) -> None:
+    """Write uint8 `[F, 3, H, W]` as one PNG, frames side by side."""
+    strip = frames.permute(1, 2, 0, 3).flatten(2)  # [3, H, F * W]
+    _write_whole(path, lambda part: _pil_images(strip[None])[0].save(part, format="PNG"))
+
+
+def read_image(path: Path) -> Tensor:
+    """An image file as uint8 `[1, 3, H, W]`. Raises InputError naming the file."""
+    import numpy as np
+    from PIL import Image
+
+    if not path.is_file():
+        raise InputError(f"{path}: no such file; expected an image (PNG, JPEG, ...)")
+    try:
+        with Image.open(path) as image:
+            array = np.array(image.convert("RGB"))
+    except OSError as error:
+        raise InputError(f"{path}: not a readable image ({error})") from error
+    return torch.from_numpy(array).permute(2, 0, 1)[None]
+
+
+def _pil_images(frames: Tensor) -> list[Any]:
+    from PIL import Image
+
+    return [Image.fromarray(f) for f in frames.permute(0, 2, 3, 1).contiguous().cpu().numpy()]
+
+
+def _write_whole(path: Path, write: Callable[[Path], object]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        write(part)
+        part.replace(path)
+    except OSError as error:
+        raise InputError(f"{path}: could not be written ({error.strerror or error})") from error
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _first_that_reads(path: Path, readers: Sequence[Callable[[Path], T]]) -> T:
+    if not path.is_file():
+        raise VideoError(f"{path}: no such file; expected a video")
+    reasons = []
+    for read in readers:
+        try:
+            return read(path)
+        except ImportError as error:
+            reasons.append(f"{error.name} is not installed")
+        except Exception as error:  # decoders raise their own types, and RuntimeError, IndexError, OSError
+            reasons.append(" ".join(str(error).split())[:160] or type(error).__name__)
+    raise VideoError(f"{path}: can't be decoded, the file is corrupt or not a video ({'; '.join(reasons)})")
+
+
+def _probe_decord(path: Path) -> VideoInfo:
+    reader = _open_decord(path)
+    height, width = reader[0].shape[:2]
+    return VideoInfo(len(reader), float(reader.get_avg_fps()), height, width)
+
+
+def _read_decord(path: Path, indices: Sequence[int]) -> Tensor:
+    batch = _open_decord(path).get_batch(list(indices)).asnumpy()  # [F, H, W, 3]
+    return torch.from_numpy(batch).permute(0, 3, 1, 2).contiguous()
+
+
+def _open_decord(path: Path) -> Any:
+    import decord
+
+    decord.logging.set_level(decord.logging.FATAL)
+    return decord.VideoReader(str(path), num_threads=1)
+
+
+def _probe_pyav(path: Path) -> VideoInfo:
+    import av
+
+    with av.open(str(path)) as container:
+        stream = container.streams.video[0]
+        frames = stream.frames or sum(1 for _ in container.decode(stream))
+        if frames == 0:
+            raise ValueError("no frames")
+        return VideoInfo(frames, float(stream.average_rate), stream.height, stream.width)
+
+
+def _read_pyav(path: Path, indices: Sequence[int]) -> Tensor:
+    import av
+
+    wanted, last = set(indices), max(indices)
+    found: dict[int, Tensor] = {}
+    with av.open(str(path)) as container:
+        for index, frame in enumerate(container.decode(video=0)):
+            if index in wanted:
+                found[index] = torch.from_numpy(frame.to_ndarray(format="rgb24"))
+            if index == last:
+                break
+    missing = sorted(wanted - found.keys())
+    if missing:
+        raise IndexError(f"has no frame {missing[0]}")
+    return torch.stack([found[i] for i in indices]).permute(0, 3, 1, 2).contiguous()

@@ -1,0 +1,1 @@
+"""Measuring generated videos: metric maths, comparisons over seeds, and the report page."""

@@ -1,0 +1,102 @@
+"""Finding the parts of a diffusers folder or hub id, with errors a user can act on. Nothing is unpickled."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from contrastive_i2v.errors import InputError
+
+TINY = Path(__file__).parent / "tiny"
+
+# part -> (file that must be there, stem of its safetensors or None)
+_PARTS: dict[str, tuple[str, str | None]] = {
+    "vae": ("config.json", "diffusion_pytorch_model"),
+    "unet": ("config.json", "diffusion_pytorch_model"),
+    "text_encoder": ("config.json", "model"),
+    "tokenizer": ("", None),
+    "scheduler": ("scheduler_config.json", None),
+}
+
+
+def locate(name: str | Path) -> tuple[str, dict[str, str | None]]:
+    """Turn `"tiny"`, a folder or a hub id into (what `from_pretrained` takes, weight variant of each part).
+
+    A local folder goes first and is checked for its parts; what else has the form owner/name is a hub id.
+
+    Raises:
+        InputError: the folder lacks parts or safetensors, the path is a file, or it doesn't exist.
+    """
+    if name == "tiny":
+        return str(TINY), _check_folder(TINY)
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return str(path), _check_folder(path)
+    if path.is_file():
+        raise InputError(
+            f"model {str(name)!r} is a file; expected a diffusers folder (vae/, unet/, text_encoder/, "
+            "tokenizer/, scheduler/). Convert a single-file checkpoint with diffusers: "
+            "StableDiffusionPipeline.from_single_file(file).save_pretrained(folder)"
+        )
+    text = str(name)
+    if path.is_absolute() or text.startswith((".", "~")) or text.count("/") != 1:
+        raise InputError(
+            f"model {text!r} does not exist; expected 'tiny', a diffusers folder, or a hub id like "
+            "'stable-diffusion-v1-5/stable-diffusion-v1-5'"
+        )
+    return text, dict.fromkeys(_PARTS)
+
+
+def load_part(load: Callable[..., Any], source: str, part: str, **kwargs: Any) -> Any:
+    """`load(source, subfolder=part)`; what goes wrong there becomes an InputError with the way out."""
+    try:
+        return load(source, subfolder=part, **kwargs)
+    except Exception as error:  # hub, network, json and safetensors errors share no base class
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        if Path(source).is_dir():
+            raise InputError(f"could not load {part} of model {source!r}: {reason}") from error
+        raise InputError(
+            f"could not get {part} of model {source!r} from the hub: {reason}. Check the id and the "
+            "connection, or download it elsewhere (`hf download <id> --local-dir <folder>`) and pass that "
+            "folder; 'tiny' needs no download"
+        ) from error
+
+
+def load_weights(cls: Any, source: str, part: str, variant: str | None) -> Any:
+    """A module with every parameter from the files: from_pretrained alone leaves missing ones random."""
+    module, info = load_part(
+        cls.from_pretrained, source, part, variant=variant, use_safetensors=True, output_loading_info=True
+    )
+    missing = sorted(map(str, info["missing_keys"])) + sorted(map(str, info["mismatched_keys"]))
+    if missing:
+        raise InputError(
+            f"the weights of {part} in model {source!r} lack {len(missing)} parameters its config asks for "
+            f"(the first: {missing[0]}); expected files and config of one model: save it again with the "
+            "installed diffusers and transformers"
+        )
+    return module
+
+
+def _check_folder(folder: Path) -> dict[str, str | None]:
+    missing = [f"{part}/{file}" for part, (file, _) in _PARTS.items() if not (folder / part / file).exists()]
+    if missing:
+        raise InputError(
+            f"model folder {str(folder)!r} lacks {', '.join(missing)}; expected what save_pretrained of a "
+            "Stable Diffusion 1.x pipeline writes: vae/, unet/, text_encoder/, tokenizer/ and scheduler/"
+        )
+    return {part: _variant(folder / part, stem) for part, (_, stem) in _PARTS.items()}
+
+
+def _variant(part: Path, stem: str | None) -> str | None:
+    """None for plain safetensors, "fp16" where only that variant lies there."""
+    if stem is None or (part / f"{stem}.safetensors").exists() or (part / f"{stem}.safetensors.index.json").exists():
+        return None
+    if (part / f"{stem}.fp16.safetensors").exists():
+        return "fp16"
+    pickled = [file.name for file in sorted(part.iterdir()) if file.suffix in (".bin", ".ckpt", ".pt", ".pth")]
+    found = f"found only {', '.join(pickled)}, which would have to be unpickled" if pickled else "found no weights"
+    raise InputError(
+        f"{str(part)!r} lacks {stem}.safetensors ({found}); load the pipeline in diffusers once and save it "
+        "with save_pretrained(folder, safe_serialization=True)"
+    )

@@ -1,0 +1,137 @@
+"""Checks of the op's arguments that need only shapes, dtypes and devices, so they hold under tracing and
+never wait for a device. Each raises a ValueError that names the argument, its value and what was expected."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def latents(prediction: Tensor, noisy: Tensor, target: Tensor) -> None:
+    """`prediction` is [B, *latent] with B, D > 0 and `noisy`, `target` are like it."""
+    _floating("prediction", prediction)
+    if prediction.dim() < 2 or prediction.numel() == 0:
+        raise ValueError(f"prediction has shape {_shape(prediction)}: expected [B, *latent] with at least one element")
+    for name, tensor in (("noisy", noisy), ("target", target)):
+        _floating(name, tensor)
+        _same_device(name, tensor, prediction)
+        if tensor.shape != prediction.shape:
+            raise ValueError(f"{name} has shape {_shape(tensor)}: expected prediction's {_shape(prediction)}")
+
+
+def bank_list(prediction: Tensor, banks: Sequence[Tensor] | Tensor) -> None:
+    """Every bank is [N_k, *latent] with N_k > 0."""
+    if isinstance(banks, Tensor):
+        raise ValueError("banks is one tensor: expected a sequence of tensors, so pass [bank]")
+    for k, bank in enumerate(banks):
+        name = f"banks[{k}]"
+        _floating(name, bank)
+        _same_device(name, bank, prediction)
+        if bank.shape[1:] != prediction.shape[1:] or bank.dim() == 0:
+            raise ValueError(f"{name} has shape {_shape(bank)}: expected [N, *{_shape(prediction)[1:]}]")
+        if bank.shape[0] == 0:
+            raise ValueError(f"{name} is empty: expected at least one row")
+
+
+def row_vector(prediction: Tensor, name: str, vector: Tensor) -> None:
+    """`vector` is floating [B]."""
+    _floating(name, vector)
+    _same_device(name, vector, prediction)
+    if vector.shape != prediction.shape[:1]:
+        raise ValueError(f"{name} has shape {_shape(vector)}: expected [{prediction.shape[0]}], one value a query")
+
+
+def no_gradient(**tensors: Tensor) -> None:
+    """None of these gets a gradient, and a silent zero would hide that."""
+    if not torch.is_grad_enabled():
+        return
+    for name, tensor in tensors.items():
+        if tensor.requires_grad:
+            raise ValueError(
+                f"{name} requires a gradient, but only prediction, banks and temperature get one: detach it"
+            )
+
+
+def split_temperature(prediction: Tensor, temperature: float | Tensor) -> tuple[float, Tensor | None]:
+    """(number, tensor or None): the op takes the tensor where there is one."""
+    if isinstance(temperature, Tensor):
+        _floating("temperature", temperature)
+        _same_device("temperature", temperature, prediction)
+        if temperature.numel() != 1:
+            raise ValueError(f"temperature has shape {_shape(temperature)}: expected one element")
+        return 1.0, temperature
+    if not (temperature > 0 and math.isfinite(temperature)):
+        raise ValueError(f"temperature is {temperature}: expected a finite number > 0")
+    return float(temperature), None
+
+
+def length(name: str, values: Sequence[object], banks: Sequence[Tensor]) -> None:
+    """One value a bank."""
+    if len(values) != len(banks):
+        raise ValueError(f"{name} has {len(values)} entries: expected {len(banks)}, one a bank")
+
+
+def index_lists(
+    prediction: Tensor,
+    name: str,
+    lists: Sequence[Tensor | None] | Tensor | None,
+    banks: Sequence[Tensor],
+    sizes: list[int],
+) -> list[Tensor | None]:
+    """One int64 tensor [sizes[k]], or None, a bank."""
+    if lists is None:
+        return [None] * len(banks)
+    if isinstance(lists, Tensor):
+        raise ValueError(f"{name} is one tensor: expected a sequence of int64 tensors, one a bank, so pass [{name}]")
+    length(name, lists, banks)
+    for k, index in enumerate(lists):
+        if index is not None:
+            _index(prediction, f"{name}[{k}]", index, sizes[k])
+    return list(lists)
+
+
+def default_positives(prediction: Tensor, banks: Sequence[Tensor], positives: Sequence[Tensor | None]) -> None:
+    """`arange(B)` needs a row for every query."""
+    size = prediction.shape[0]
+    for k, (bank, positive) in enumerate(zip(banks, positives, strict=True)):
+        if positive is None and bank.shape[0] < size:
+            raise ValueError(
+                f"positives are not given for banks[{k}], so query i matches row i, but it has "
+                f"{bank.shape[0]} rows for {size} queries: pass positives"
+            )
+
+
+def groups_together(prediction: Tensor, query_groups: Tensor | None, bank_groups: object | None) -> None:
+    """`query_groups` [B] and `bank_groups` come together."""
+    if (query_groups is None) != (bank_groups is None):
+        missing, given = ("query_groups", "bank_groups") if query_groups is None else ("bank_groups", "query_groups")
+        raise ValueError(f"{missing} is None while {given} is given: expected both or neither")
+    if query_groups is not None:
+        _index(prediction, "query_groups", query_groups, prediction.shape[0])
+
+
+def _index(prediction: Tensor, name: str, index: Tensor, size: int) -> None:
+    if index.dtype != torch.int64:
+        raise ValueError(f"{name} is {index.dtype}: expected torch.int64")
+    _same_device(name, index, prediction)
+    if index.shape != (size,):
+        raise ValueError(f"{name} has shape {_shape(index)}: expected [{size}]")
+
+
+def _floating(name: str, tensor: Tensor) -> None:
+    if not isinstance(tensor, Tensor):
+        raise ValueError(f"{name} is {type(tensor).__name__}: expected a tensor")
+    if tensor.dtype not in (torch.float32, torch.bfloat16, torch.float16, torch.float64):
+        raise ValueError(f"{name} is {tensor.dtype}: expected float32, bfloat16, float16 or float64")
+
+
+def _same_device(name: str, tensor: Tensor, prediction: Tensor) -> None:
+    if tensor.device != prediction.device:
+        raise ValueError(f"{name} is on {tensor.device}: expected prediction's device, {prediction.device}")
+
+
+def _shape(tensor: Tensor) -> list[int]:
+    return list(tensor.shape)

@@ -1,0 +1,106 @@
+"""Checkpoints that appear whole or not at all, and hold all a run needs to go on bitwise.
+
+A checkpoint is a folder `step-00000200/` of safetensors files (one a group of tensors) and `state.json`. It is
+written beside its name, flushed to disk and renamed, so a kill or a full disk at any moment leaves the previous
+ones as they were. Everything random in training is a function of (seed, step), so no generator is saved.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from contrastive_i2v.errors import InputError
+
+TensorGroups = dict[str, dict[str, Tensor]]
+
+
+def save_checkpoint(
+    folder: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any], *, keep: int
+) -> Path:
+    """Write `folder/step-{step}` atomically and prune all but the last `keep`.
+
+    Raises InputError naming the folder when the disk is full; what was there before stays.
+    """
+    final = folder / f"step-{step:08d}"
+    part = folder / f".{final.name}.{os.getpid()}.part"
+    try:
+        for stale in folder.glob(".step-*.part"):
+            shutil.rmtree(stale)
+        part.mkdir(parents=True)
+        for group, values in tensors.items():
+            contiguous = {k: v.detach().cpu().contiguous() for k, v in values.items()}
+            save_file(contiguous, part / f"{group}.safetensors")
+        (part / "state.json").write_text(json.dumps({"step": step, **state}))
+        for path in [*part.iterdir(), part]:
+            _flush(path)
+        if final.exists():
+            shutil.rmtree(final)
+        part.rename(final)
+        _flush(folder)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(part, ignore_errors=True)
+        if getattr(error, "errno", None) == errno.ENOSPC or "No space" in str(error):
+            raise InputError(
+                f"{final}: the disk is full, this checkpoint was not written; earlier ones are whole. Free some "
+                "space and go on with --resume"
+            ) from error
+        raise InputError(f"{final}: the checkpoint could not be written ({error}); earlier ones are whole") from error
+    for old in list_checkpoints(folder)[:-keep]:
+        shutil.rmtree(old)
+    return final
+
+
+def list_checkpoints(folder: Path) -> list[Path]:
+    """The whole checkpoints below `folder`, oldest first."""
+    return sorted(path for path in folder.glob("step-*") if path.is_dir())
+
+
+def load_checkpoint(path: Path) -> tuple[TensorGroups, dict[str, Any]]:
+    """Read a checkpoint's tensors by group, and its state. Raises InputError naming a damaged one."""
+    try:
+        state: dict[str, Any] = json.loads((path / "state.json").read_text())
+        return {file.stem: load_file(file) for file in sorted(path.glob("*.safetensors"))}, state
+    except (OSError, ValueError, SafetensorError) as error:
+        raise InputError(f"{path}: damaged checkpoint ({error}); delete it and resume from the one before") from error
+
+
+def pack_optimizer(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
+    """An optimizer's state as tensors named `{parameter index}.{name}`, and its groups as plain values."""
+    packed = optimizer.state_dict()
+    tensors = {
+        f"{index}.{name}": value
+        for index, values in packed["state"].items()
+        for name, value in values.items()
+        if isinstance(value, Tensor)
+    }
+    return tensors, packed["param_groups"]
+
+
+def unpack_optimizer(
+    optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], groups: list[dict[str, Any]]
+) -> None:
+    """The inverse of `pack_optimizer`."""
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, value in tensors.items():
+        index, name = key.split(".", 1)
+        state.setdefault(int(index), {})[name] = value
+    optimizer.load_state_dict({"state": state, "param_groups": groups})
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

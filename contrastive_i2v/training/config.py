@@ -1,0 +1,194 @@
+"""What a training run is made of. The command line is generated from these classes; a run writes its config as
+`config.yaml`, which starts the same run again."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import dacite
+import yaml
+
+from contrastive_i2v.data.frames import FramePairConfig
+from contrastive_i2v.errors import InputError
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Captioned videos and how frames become training pairs."""
+
+    path: Path = Path("clips/train")
+    """Folder of videos with captions: NAME.txt beside each, or one metadata.csv / metadata.jsonl."""
+    validation_path: Path | None = None
+    """Held-out folder of the same form, for previews; None = no previews."""
+    cache_dir: Path = Path("~/.cache/contrastive_i2v/latents")
+    """Latents and prompt embeddings, encoded once; safe to delete."""
+    resolution: int = 256
+    """Frames are centre-cropped and resized to this many pixels."""
+    pairs: FramePairConfig = field(default_factory=FramePairConfig)
+    """Which two frames of a clip make a pair."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossConfig:
+    """The contrastive terms beside the noise loss; see ContrastiveDiffusionLoss."""
+
+    target_weight: float | None = 0.2
+    """Weight of the bank of target latents; 0 = off, None = 1 / latent elements."""
+    input_weight: float | None = 0.0
+    """Weight of the bank of input-frame latents; 0 = off, None = 1 / latent elements."""
+    temperature: float = 0.07
+    """Logits are divided by this."""
+    normalize: bool = True
+    """Cosine similarity instead of the dot product."""
+    gate: Literal["none", "signal"] = "signal"
+    """Weight of the contrastive terms by timestep: none = 1, signal = alphas_cumprod."""
+    min_snr_gamma: float | None = None
+    """Min-SNR weights of the noise loss (arXiv 2303.09556); 5 is usual; None = unweighted."""
+    false_negatives: bool = True
+    """Leave other pairs of the same video out of the negatives."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    """AdamW and its learning rate."""
+
+    learning_rate: float = 1e-5
+    schedule: Literal["constant", "cosine"] = "cosine"
+    """After the warm-up."""
+    warmup_steps: int = 100
+    """Steps over which the learning rate rises from 0."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    weight_decay: float = 0.01
+    max_grad_norm: float = 1.0
+    """Gradients are scaled down to this norm."""
+    eight_bit: bool = False
+    """AdamW with 8-bit state (needs bitsandbytes and a GPU)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreviewConfig:
+    """Rollouts of held-out clips while training."""
+
+    every: int = 500
+    """Steps between previews; 0 = none."""
+    clips: int = 4
+    """Clips shown."""
+    frames: int = 8
+    """Frames of each rollout, the given first one included."""
+    steps: int = 20
+    """Scheduler steps a frame."""
+    guidance_scale: float = 7.5
+    image_guidance_scale: float = 1.5
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """One training run."""
+
+    output: Path = Path("runs/contrastive")
+    """Folder of everything the run writes."""
+    resume: bool = False
+    """Go on from the last checkpoint in `output`."""
+    model: str = "tiny"
+    """"tiny", a diffusers folder (Stable Diffusion 1.x or InstructPix2Pix), or a hub id."""
+    steps: int = 4500
+    """Optimizer steps."""
+    batch_size: int = 16
+    """Pairs a step on each device; the negatives come from these."""
+    gradient_accumulation: int = 1
+    """Batches a step."""
+    conditioning_dropout: float = 0.05
+    """p: the prompt is dropped with probability 2p, the image with 2p, both with p."""
+    mixed_precision: Literal["no", "fp16", "bf16"] = "no"
+    gradient_checkpointing: bool = False
+    """Less memory for more time."""
+    ema_decay: float = 0.0
+    """Moving average of the weights, used for previews and the saved model; 0 = off."""
+    seed: int = 0
+    """Of everything random; draws are functions of (seed, step), so a resumed run repeats them."""
+    workers: int = 0
+    """Processes that read batches ahead."""
+    log_every: int = 10
+    """Steps between log lines."""
+    checkpoint_every: int = 500
+    """Steps between checkpoints; the last step always has one."""
+    keep_checkpoints: int = 2
+    max_nonfinite_steps: int = 20
+    """Steps in a row with a NaN or infinite gradient (each is skipped) before the run stops."""
+    data: DataConfig = field(default_factory=DataConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    preview: PreviewConfig = field(default_factory=PreviewConfig)
+
+    def __post_init__(self) -> None:
+        for name in (
+            "steps",
+            "batch_size",
+            "gradient_accumulation",
+            "log_every",
+            "checkpoint_every",
+            "keep_checkpoints",
+        ):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name}: expected at least 1, got {getattr(self, name)}")
+        if not 0 <= self.conditioning_dropout <= 1 / 3:
+            raise InputError(f"conditioning_dropout: expected 0 to 1/3, got {self.conditioning_dropout}")
+        if not 0 <= self.ema_decay < 1:
+            raise InputError(f"ema_decay: expected 0 <= decay < 1, got {self.ema_decay}")
+
+
+# Fields that may differ when a run is resumed: none changes the weights.
+_FREE = {
+    "output",
+    "resume",
+    "workers",
+    "log_every",
+    "checkpoint_every",
+    "keep_checkpoints",
+    "preview",
+    "data.cache_dir",
+}
+
+
+def save_config(config: Any, path: Path) -> None:
+    """Write a config dataclass as YAML."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(yaml.safe_dump(_plain(asdict(config)), sort_keys=False))
+
+
+def load_config(cls: type[T], path: Path) -> T:
+    """Read a config that `save_config` wrote. Raises InputError naming the file and the field."""
+    try:
+        values = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise InputError(f"{path}: can't be read ({error.strerror}); expected a run's config.yaml") from error
+    except yaml.YAMLError as error:
+        raise InputError(f"{path}: not YAML ({' '.join(str(error).split())})") from error
+    try:
+        return dacite.from_dict(cls, values or {}, dacite.Config(strict=True, cast=[Path, tuple, float]))
+    except dacite.DaciteError as error:
+        raise InputError(f"{path}: {error}") from error
+
+
+def differences(old: Any, new: Any, prefix: str = "") -> list[str]:
+    """The fields that differ between two configs and matter to the weights, as `name: old -> new`."""
+    found = []
+    for item in fields(old):
+        name = prefix + item.name
+        a, b = getattr(old, item.name), getattr(new, item.name)
+        if name in _FREE or a == b:
+            continue
+        found += differences(a, b, f"{name}.") if is_dataclass(a) else [f"{name}: {a} -> {b}"]
+    return found
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return str(value) if isinstance(value, Path) else value

@@ -1,0 +1,42 @@
+"""What a run tells while it goes: `log.jsonl`, one object a line, and the same for TensorBoard."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+from torch.utils.tensorboard import SummaryWriter
+
+
+class RunLog:
+    """Append rows to `folder/log.jsonl` and `folder/tensorboard`; rows after `from_step` (which a resumed run will
+    write again) are dropped first."""
+
+    def __init__(self, folder: Path, *, from_step: int) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.path = folder / "log.jsonl"
+        kept = [row for row in read_log(self.path) if row["step"] <= from_step]
+        part = self.path.with_suffix(".part")
+        part.write_text("".join(json.dumps(row) + "\n" for row in kept))
+        part.replace(self.path)
+        self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=from_step + 1)
+
+    def write(self, step: int, row: Mapping[str, float]) -> None:
+        """Log scalars of a step."""
+        with self.path.open("a") as file:
+            file.write(json.dumps({"step": step, **row}) + "\n")
+        for name, value in row.items():
+            self.board.add_scalar(name, value, step)
+        self.board.flush()
+
+
+def read_log(path: Path) -> list[dict[str, float]]:
+    """The rows of a `log.jsonl`; a last line that a kill cut short is left out."""
+    rows = []
+    for line in path.read_text().splitlines() if path.exists() else ():
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return rows

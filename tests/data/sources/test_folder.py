@@ -1,0 +1,172 @@
+"""Both layouts of a captioned folder, mixed and nested, and every mistake a folder can hold."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from contrastive_i2v.data.sources import read_folder
+from contrastive_i2v.data.types import Clip, Skipped
+from contrastive_i2v.errors import InputError
+
+
+def _touch(root: Path, *names: str) -> None:
+    for name in names:
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"video")
+
+
+def test_text_beside_videos_recursive_and_sorted(tmp_path: Path) -> None:
+    _touch(tmp_path, "b.MP4", "a/z.webm", "a/y.mkv", "c.avi", "d.mov", "e.m4v", "image.png", "f.mp4")
+    for name in ("b", "a/z", "a/y", "c", "d", "e", "image"):
+        (tmp_path / f"{name}.txt").write_text(f"  caption of\n {name} \n")
+    clips, skipped = read_folder(tmp_path)
+    names = ["a/y.mkv", "a/z.webm", "b.MP4", "c.avi", "d.mov", "e.m4v"]
+    assert clips == [Clip(tmp_path / n, f"caption of {Path(n).with_suffix('')}") for n in names]
+    assert skipped == [Skipped(tmp_path / "f.mp4", "no caption: no f.txt beside it and no metadata row")]
+
+
+def test_hidden_files_are_left_alone(tmp_path: Path) -> None:
+    _touch(tmp_path, "a.mp4", "._a.mp4", ".cache/b.mp4")
+    for name in ("a", "._a", ".cache/b"):
+        (tmp_path / f"{name}.txt").write_text("text")
+    clips, skipped = read_folder(str(tmp_path))
+    assert [c.path.name for c in clips] == ["a.mp4"] and not skipped
+
+
+def test_linked_folders_are_followed_once(tmp_path: Path) -> None:
+    _touch(tmp_path, "outside/a.mp4")
+    (tmp_path / "outside/a.txt").write_text("text")
+    root = tmp_path / "root"
+    root.mkdir()
+    (root / "link").symlink_to(tmp_path / "outside")
+    (tmp_path / "outside/loop").symlink_to(root)
+    clips, _ = read_folder(root)
+    assert [c.path for c in clips] == [root / "link" / "a.mp4"]
+
+
+def test_metadata_csv(tmp_path: Path) -> None:
+    _touch(tmp_path, "a.mp4", "sub/b.mp4", "c.mp4")
+    (tmp_path / "c.txt").write_text("from text")
+    (tmp_path / "a.txt").write_text("the metadata row goes before this")
+    rows = 'file_name,text,start,end\nsub/b.mp4,"a dog, running",,\na.mp4,second,2.5,4\na.mp4,first,0,2.5\n'
+    (tmp_path / "metadata.csv").write_text(rows, encoding="utf-8-sig")  # as Excel writes it
+    clips, skipped = read_folder(tmp_path)
+    assert clips == [
+        Clip(tmp_path / "a.mp4", "second", 2.5, 4.0),
+        Clip(tmp_path / "a.mp4", "first", 0.0, 2.5),
+        Clip(tmp_path / "c.mp4", "from text"),
+        Clip(tmp_path / "sub/b.mp4", "a dog, running"),
+    ]
+    assert not skipped
+
+
+def test_metadata_jsonl_below_the_root(tmp_path: Path) -> None:
+    _touch(tmp_path, "train/a.mp4", "train/b.mp4", "test/a.mp4")
+    rows = [
+        {"file_name": "a.mp4", "text": "один\u2028два", "shape": "ring"},
+        {"file_name": "./b.mp4", "caption": "b", "start": 1, "end": None},
+    ]
+    lines = [json.dumps(row, ensure_ascii=False) for row in rows]
+    (tmp_path / "train/metadata.jsonl").write_text("\r\n".join(lines) + "\r\n\r\n", encoding="utf-8")
+    (tmp_path / "test/metadata.jsonl").write_text('{"file_name": "a.mp4", "text": " "}\n')
+    clips, skipped = read_folder(tmp_path)
+    assert clips == [
+        Clip(tmp_path / "train/a.mp4", "один два"),
+        Clip(tmp_path / "train/b.mp4", "b", 1.0, None),
+    ]
+    where = f"{tmp_path}/test/metadata.jsonl, line 1"
+    assert skipped == [Skipped(tmp_path / "test/a.mp4", f"no caption: {where} has no text")]
+
+
+def test_unreadable_captions_are_skipped_with_the_reason(tmp_path: Path) -> None:
+    _touch(tmp_path, "a.mp4", "b.mp4", "c.mp4")
+    (tmp_path / "a.txt").write_text("good")
+    (tmp_path / "b.txt").write_text(" \n")
+    (tmp_path / "c.txt").write_bytes(b"\xff\xfe\xfa")
+    clips, skipped = read_folder(tmp_path)
+    assert [c.path.name for c in clips] == ["a.mp4"]
+    assert skipped[0] == Skipped(tmp_path / "b.mp4", "no caption: b.txt is empty")
+    assert "c.txt can't be read as UTF-8" in skipped[1].reason
+
+
+def test_no_such_folder_a_file_an_empty_folder(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"nowhere: no such folder; expected a folder of videos"):
+        read_folder(tmp_path / "nowhere")
+    _touch(tmp_path, "a/note.md")
+    with pytest.raises(InputError, match=r"note\.md: is a file; expected the folder"):
+        read_folder(tmp_path / "a/note.md")
+    with pytest.raises(
+        InputError, match=r"holds no videos; looked in it and below for \.mp4, \.avi, .*\.webm"
+    ):
+        read_folder(tmp_path)
+
+
+def test_no_caption_at_all_names_files_and_the_way_out(tmp_path: Path) -> None:
+    _touch(tmp_path, *(f"s/{i}.mp4" for i in range(5)))
+    with pytest.raises(InputError) as error:
+        read_folder(tmp_path)
+    assert "none of its 5 videos has a caption (s/0.mp4, s/1.mp4, s/2.mp4 and 2 more)" in str(error.value)
+    assert "NAME.txt" in str(error.value) and "metadata.csv" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (
+            "file,caption\na.mp4,x\n",
+            r"metadata\.csv: expected the columns file_name and text .*got file, caption",
+        ),
+        ("file_name,label\na.mp4,x\n", "got file_name, label"),
+        ("", "got none"),
+        (
+            "file_name,text\na.mp4,x\nb.mp4,y\n,z\n",
+            "line 4: expected the name of a video as file_name, got ''",
+        ),
+        (
+            "file_name,text\na.mp4,x\nb.mp4,y\n",
+            r"1 of 2 rows name a file that isn't there \(line 3: b\.mp4\)",
+        ),
+        ("file_name,text\na.mp4,a dog, running\n", "line 2: has more cells than the header"),
+        ('file_name,text\na.mp4,"a" dog\n', "can't be read as UTF-8 CSV"),
+        ("file_name,text,start\na.mp4,x,0:30\n", "line 2: start is '0:30'; expected seconds >= 0"),
+        ("file_name,text,end\na.mp4,x,nan\n", "line 2: end is 'nan'"),
+        ("file_name,text,start,end\na.mp4,x,3,3\n", "line 2: start = 3 s is not before end = 3 s"),
+    ],
+)
+def test_metadata_csv_mistakes(tmp_path: Path, content: str, message: str) -> None:
+    _touch(tmp_path, "a.mp4")
+    (tmp_path / "metadata.csv").write_text(content)
+    with pytest.raises(InputError, match=message):
+        read_folder(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('{"file_name": "a.mp4", "text": "x"}\n{"file_name"', r"metadata\.jsonl, line 2: is not JSON"),
+        ('["a.mp4", "x"]', "line 1: expected an object"),
+        (
+            '{"file_name": "a.mp4", "label": "x"}',
+            r"line 1: expected the key text \(or caption\), got file_name",
+        ),
+        ('{"file_name": 3, "text": "x"}', "line 1: expected the name of a video as file_name, got 3"),
+        ('{"file_name": "a.mp4", "text": ["x"]}', "line 1: text is \\['x'\\]; expected a string"),
+        ('{"file_name": "a.mp4", "text": "x", "start": -1}', "line 1: start is -1"),
+    ],
+)
+def test_metadata_jsonl_mistakes(tmp_path: Path, content: str, message: str) -> None:
+    _touch(tmp_path, "a.mp4")
+    (tmp_path / "metadata.jsonl").write_text(content)
+    with pytest.raises(InputError, match=message):
+        read_folder(tmp_path)
+
+
+def test_metadata_in_another_encoding(tmp_path: Path) -> None:
+    _touch(tmp_path, "a.mp4")
+    (tmp_path / "metadata.csv").write_bytes("file_name,text\na.mp4,é\n".encode("latin-1"))
+    with pytest.raises(InputError, match=r"metadata\.csv: can't be read as UTF-8"):
+        read_folder(tmp_path)
