@@ -84,9 +84,7 @@ class CMakeBuild(build_ext):
     """Configures and builds once; setuptools does the rest."""
 
     def build_extension(self, ext: Extension) -> None:
-        if not decide(
-            "CI2V_BUILD_EXT", "C++ extension", why_no_extension(), "The PyTorch reference runs instead"
-        ):
+        if not decide("CI2V_BUILD_EXT", "C++ extension", why_no_extension(), "The PyTorch reference runs instead"):
             return
         cuda = decide("CI2V_BUILD_CUDA", "CUDA kernels", why_no_cuda(), "Building for the CPU only")
         try:

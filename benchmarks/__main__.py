@@ -76,15 +76,8 @@ def main() -> None:
     arguments = parser.parse_args()
     rows = run(arguments)
     if arguments.json:
-        setting = {
-            name: str(value) for name, value in vars(arguments).items() if name not in ("json", "only")
-        }
-        about = {
-            "device": device_name(arguments.device),
-            "torch": torch.__version__,
-            "cache": "hot",
-            **setting,
-        }
+        setting = {name: str(value) for name, value in vars(arguments).items() if name not in ("json", "only")}
+        about = {**setting, "device": device_name(arguments.device), "torch": torch.__version__, "cache": "hot"}
         arguments.json.write_text(json.dumps({**about, "results": rows}, indent=1) + "\n", encoding="utf-8")
 
 

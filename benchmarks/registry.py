@@ -104,9 +104,7 @@ def compiled(problem: Problem) -> Step:
 
 def ours(backend: str) -> Callable[[Problem], Step]:
     def provider(problem: Problem) -> Step:
-        return _step(
-            problem, lambda *args, **named: contrastive_diffusion_loss(*args, **named, backend=backend).loss
-        )
+        return _step(problem, lambda *args, **named: contrastive_diffusion_loss(*args, **named, backend=backend).loss)
 
     return provider
 

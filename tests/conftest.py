@@ -143,3 +143,38 @@ def model(pipeline_folder: Path) -> Any:
     from contrastive_i2v.models import InstructPix2Pix
 
     return InstructPix2Pix.from_pretrained(pipeline_folder)
+
+
+@pytest.fixture(scope="session")
+def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with `train` (6 clips) and `test` (2) of 16x16 moving shapes, one second each."""
+    from contrastive_i2v.data.shapes import ShapesConfig, make_shapes
+
+    folder = tmp_path_factory.mktemp("clips")
+    make_shapes(folder, ShapesConfig(train_clips=6, test_clips=2, size=16, frames=25), progress=False)
+    return folder
+
+
+@pytest.fixture
+def train_config(pipeline_folder: Path, clips: Path, tmp_path: Path) -> Any:
+    """A run of 8 steps on those clips with the random model; seconds on a CPU."""
+    from contrastive_i2v.data.frames import FramePairConfig
+    from contrastive_i2v.training.config import DataConfig, OptimizerConfig, PreviewConfig, TrainConfig
+
+    return TrainConfig(
+        output=tmp_path / "run",
+        model=str(pipeline_folder),
+        steps=8,
+        batch_size=4,
+        ema_decay=0.9,
+        log_every=2,
+        checkpoint_every=2,
+        data=DataConfig(
+            path=clips / "train",
+            cache_dir=tmp_path / "latents",
+            resolution=16,
+            pairs=FramePairConfig(offset_std=1.0, pairs_per_clip=3),
+        ),
+        optimizer=OptimizerConfig(learning_rate=1e-3, warmup_steps=2),
+        preview=PreviewConfig(every=0),
+    )

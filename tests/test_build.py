@@ -89,9 +89,7 @@ def test_what_the_extension_lacks(setup_py: ModuleType, monkeypatch: pytest.Monk
     assert setup_py.why_no_extension().startswith("torch cannot be imported")
 
 
-def test_what_the_cuda_build_lacks(
-    setup_py: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_what_the_cuda_build_lacks(setup_py: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     toolkit = ["nvcc"]
     monkeypatch.setattr(setup_py.shutil, "which", lambda name: name if name in toolkit else None)
     monkeypatch.setattr(setup_py, "ROOT", tmp_path)

@@ -44,7 +44,9 @@ def imports_of(path: Path) -> set[str]:
 def test_a_part_imports_only_what_it_may(part: str) -> None:
     for path in sorted((PACKAGE / part).rglob("*.py")):
         extra = imports_of(path) - ALLOWED[part] - {part}
-        assert not extra, f"{path.relative_to(PACKAGE)} imports {sorted(extra)}; {part} may import {sorted(ALLOWED[part])}"
+        assert not extra, (
+            f"{path.relative_to(PACKAGE)} imports {sorted(extra)}; {part} may import {sorted(ALLOWED[part])}"
+        )
 
 
 def test_every_part_is_in_the_table() -> None:

@@ -1,8 +1,9 @@
-"""`contrastive-i2v demo`: clips, fine-tunings that differ in the loss alone, rollouts, and a page that compares them."""
+"""`contrastive-i2v demo`: clips, fine-tunings that differ in the loss alone, rollouts, a page that compares them."""
 
 from __future__ import annotations
 
 import json
+import math
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 import torch
+import transformers
 import tyro
 from torch import Tensor
 from tqdm import tqdm
@@ -76,6 +78,8 @@ class Options:
         for name, smallest in (least | {"frames": 2, "sampler_steps": 1}).items():
             if getattr(self, name) < smallest:
                 raise InputError(f"{name}: expected at least {smallest}, got {getattr(self, name)}")
+        if not 0 < self.learning_rate < math.inf:
+            raise InputError(f"learning_rate: expected a number > 0, got {self.learning_rate}")
         if not self.forms or len(set(self.forms)) < len(self.forms):
             raise InputError(f"forms: expected one at least, and none twice, got {' '.join(self.forms) or 'none'}")
 
@@ -87,12 +91,14 @@ FREE = {"output", "forms", "seeds", "sampler_steps", "guidance_scale", "image_gu
 def run(arguments: Sequence[str]) -> None:
     """Parse the options, make the demo and print where its page is."""
     options = tyro.cli(Options, prog="contrastive-i2v demo", args=arguments)
+    transformers.utils.logging.disable_progress_bar()  # a bar for each loading and saving of a model
     print(f"\npage: {make_demo(options)}")
 
 
 def make_demo(options: Options) -> Path:
     """Do what is not done yet; returns the page. Raises InputError where the folder holds a demo of other options."""
     began = time.perf_counter()
+    base = load_base(options)
     check_folder(options)
     jobs = [(form, seed) for form in options.forms for seed in range(options.seeds)]
     stage = _stages(len(jobs) + 3)
@@ -106,7 +112,7 @@ def make_demo(options: Options) -> Path:
         runs[form].append(train(run_config(options, form, seed)))
 
     stage("rollouts")
-    captions, truth, videos = roll_out_all(options, runs)
+    captions, truth, videos = roll_out_all(options, runs, base)
 
     stage("page")
     outcome = Outcome(options=options, runs=runs, captions=captions, truth=truth, videos=videos)
@@ -115,6 +121,17 @@ def make_demo(options: Options) -> Path:
     _write_whole(page, build_page(build_report(outcome, seconds=time.perf_counter() - began)))
     print("\n".join(["", format_table(outcome.measured), "", *outcome.verdict]))
     return page
+
+
+def load_base(options: Options) -> InstructPix2Pix:
+    """The model before fine-tuning. Raises InputError where it can't be had, or takes no images of this size."""
+    base = InstructPix2Pix.from_pretrained(options.model, device=_device())
+    if options.resolution % base.downscale:
+        raise InputError(
+            f"resolution: expected a multiple of {base.downscale}, the image pixels of one latent pixel of model "
+            f"{options.model!r}, got {options.resolution}"
+        )
+    return base
 
 
 def check_folder(options: Options) -> None:
@@ -129,7 +146,10 @@ def check_folder(options: Options) -> None:
                 f"{options.output}: holds a demo of other options ({'; '.join(changed)}); give another --output, or "
                 "delete that folder"
             )
-    save_config(options, saved)
+    try:
+        save_config(options, saved)
+    except OSError as error:
+        raise InputError(f"output: {options.output} can't be written ({error.strerror or error})") from error
 
 
 def shapes_config(options: Options) -> ShapesConfig:
@@ -181,15 +201,13 @@ def train(config: TrainConfig) -> TrainConfig:
 
 
 def roll_out_all(
-    options: Options, runs: Mapping[str, Sequence[TrainConfig]]
+    options: Options, runs: Mapping[str, Sequence[TrainConfig]], base: InstructPix2Pix
 ) -> tuple[list[str], Tensor, dict[str, list[Tensor]]]:
     """Captions and true videos `[N, F, 3, H, W]` of the held-out clips, and each method's videos, one tensor a seed.
 
     The methods are the forms, the model without fine-tuning, and the first frame repeated.
     """
-    device = "cuda" if torch.cuda.is_available() else "cpu"
     clips, _ = read_folder(options.output / "clips" / "test")
-    base = InstructPix2Pix.from_pretrained(options.model, device=device)
     pairs = next(iter(runs.values()))[0].data.pairs
     held_out = load_held_out(clips, base, resolution=options.resolution, frames=options.frames, pairs=pairs)
     sampling = PreviewConfig(
@@ -202,10 +220,14 @@ def roll_out_all(
     for name, seed in tqdm(jobs, desc="rollouts", unit="model"):
         model = base
         if name != BASE:
-            model = InstructPix2Pix.from_pretrained(runs[name][seed].output / "model", device=device)
+            model = InstructPix2Pix.from_pretrained(runs[name][seed].output / "model", device=_device())
         videos[name].append(roll_out(held_out, model, sampling, seed=seed))
     videos[STILL] = [held_out.pixels[:, :1].expand_as(held_out.pixels)] * options.seeds
     return held_out.captions, held_out.pixels, videos
+
+
+def _device() -> str:
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def _stages(count: int) -> Callable[[str], None]:

@@ -71,17 +71,15 @@ def build_report(outcome: Outcome, *, seconds: float) -> Report:
     rows = encode_videos(
         outcome.captions, {"truth": outcome.truth} | {LABELS[form]: outcome.videos[form][0] for form in forms}
     )
-    notes = {form: describe_loss(each[0].loss) for form, each in outcome.runs.items()}
-    notes |= {BASE: "the model that was fine-tuned, as it is", STILL: "what standing still would score"}
     methods = [
-        Method(label=LABELS[name], style=name, note=notes[name], measured=each, reference=name in (BASE, STILL))
+        Method(label=LABELS[name], style=name, measured=each, reference=name in (BASE, STILL))
         for name, each in outcome.measured.items()
     ]
     return Report(
-        title="A first frame and a sentence become video",
-        summary="One model was fine-tuned on this machine by contrastive_i2v, on the same clips, in the same order, "
-        f"with the same noise; only the loss differs: {', '.join(LABELS[form] for form in forms)}. Here it goes on "
-        "from first frames of clips it never saw, each generated frame conditioning the next.",
+        title="contrastive_i2v demo",
+        summary="A first frame and a sentence become video. Copies of one model were fine-tuned on this machine, on "
+        "the same clips, in the same order and with the same noise; only the loss differs. Here they go on from first "
+        "frames of clips they never saw, each generated frame conditioning the next.",
         rows=rows,
         videos_note="Each row starts from the truth's first frame and its caption. This shape, colour and direction "
         "never occurred together in training." + " The videos are those of seed 0." * several,
@@ -197,8 +195,8 @@ def _charts(outcome: Outcome) -> list[Chart]:
             title="Error by frame",
             series=[_error_series(name, each) for name, each in outcome.measured.items()],
             x_label="frame",
-            caption=f"Mean squared error against the truth, pixels in [−1, 1]. At frame 0, which is given, the error is "
-            f"the autoencoder's.{band}",
+            caption=f"Mean squared error against the truth, pixels in [−1, 1]. At frame 0, which is given, the "
+            f"error is the autoencoder's.{band}",
             from_zero=True,
         ),
         Chart(
@@ -210,15 +208,15 @@ def _charts(outcome: Outcome) -> list[Chart]:
         ),
     ]
     # one chart a form: the cross entropies of a dot product and of a cosine have no scale in common
+    terms = {form: series for form in forms if (series := curves("contrastive/target", [form]))}
     charts += [
         Chart(
-            title=f"Contrastive term, {LABELS[form]}",
+            title="Contrastive term" + f" ({LABELS[form]})" * (len(terms) > 1),
             series=series,
             x_label="step",
             caption="Cross entropy of the right target latent among the batch's, before its weight.",
         )
-        for form in forms
-        if (series := curves("contrastive/target", [form]))
+        for form, series in terms.items()
     ]
     accuracy = Chart(
         title="Retrieval accuracy",
@@ -251,6 +249,7 @@ def _config_lines(outcome: Outcome, seconds: float) -> dict[str, str]:
     return {
         "model": options.model,
         "clips": f"{options.train_clips} to train on, {options.test_clips} held out, {options.resolution} pixels",
+        **{LABELS[form]: describe_loss(each[0].loss) for form, each in outcome.runs.items()},
         "training": f"{options.steps} steps of {options.batch_size} pairs, learning rate {options.learning_rate:g}",
         "seeds": ", ".join(str(seed) for seed in range(options.seeds)),
         "sampling": f"{options.frames} frames, {options.sampler_steps} steps a frame, {guidance}",
@@ -301,7 +300,7 @@ def _plus_minus(number: Statistic) -> str:
 def _device() -> str:
     if torch.cuda.is_available():
         return torch.cuda.get_device_name()
-    return f"CPU, {os.cpu_count()} cores, {torch.get_num_threads()} threads"
+    return f"CPU, cores: {os.cpu_count()}, threads: {torch.get_num_threads()}"
 
 
 def _duration(seconds: float) -> str:

@@ -44,7 +44,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
     try:
-        importlib.import_module(f"contrastive_i2v.cli.{command}").run(rest)
+        module = importlib.import_module(f"contrastive_i2v.cli.{command}")
+        if transformers := sys.modules.get("transformers"):
+            transformers.utils.logging.disable_progress_bar()  # a bar for each part loaded says nothing here
+        module.run(rest)
     except InputError as error:
         print(f"\nerror: {error}", file=sys.stderr)
         return 2

@@ -33,9 +33,7 @@ def variance_preserving_coefficients(prediction_type: str, alphas_cumprod: Tenso
         return signal, -noise
     if prediction_type == "sample":
         return torch.zeros_like(signal), torch.ones_like(signal)
-    raise InputError(
-        f"prediction_type={prediction_type!r}; expected one of {', '.join(PREDICTION_TYPES[:3])}"
-    )
+    raise InputError(f"prediction_type={prediction_type!r}; expected one of {', '.join(PREDICTION_TYPES[:3])}")
 
 
 def flow_coefficients(sigma: Tensor) -> tuple[Tensor, Tensor]:

@@ -51,9 +51,7 @@ class NoiseSchedule:
 
     def __post_init__(self) -> None:
         if self.prediction_type not in PREDICTION_TYPES:
-            raise InputError(
-                f"prediction_type={self.prediction_type!r}; expected one of {', '.join(PREDICTION_TYPES)}"
-            )
+            raise InputError(f"prediction_type={self.prediction_type!r}; expected one of {', '.join(PREDICTION_TYPES)}")
         if self.num_train_timesteps < 1:
             raise InputError(f"num_train_timesteps={self.num_train_timesteps}; expected at least 1")
         if self.prediction_type == "flow":
@@ -94,9 +92,7 @@ class NoiseSchedule:
         is_flow_match = name.startswith("FlowMatch") or ("shift" in config and not has_betas)
         if is_flow_match or prediction_type in ("flow", "flow_prediction"):
             if config.get("invert_sigmas"):
-                raise InputError(
-                    f"invert_sigmas=True in the config of {name}; expected False: sigma 1 is noise"
-                )
+                raise InputError(f"invert_sigmas=True in the config of {name}; expected False: sigma 1 is noise")
             return cls("flow", None, steps)
         alphas_cumprod = torch.cumprod(1 - _betas(name, steps, config), dim=0)
         if config.get("rescale_betas_zero_snr"):

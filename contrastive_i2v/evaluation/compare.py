@@ -132,8 +132,8 @@ def verdict(
         gap, half_width = paired_difference(ours.values, theirs.values)
         if seeds == 1:
             sentences.append(
-                f"With this one seed, {labels[name]} has a mean error of {ours.mean:.4f} and {labels[baseline]} of "
-                f"{theirs.mean:.4f}: {_relative(gap, theirs.mean)}."
+                f"Trained with one seed, {labels[name]} has a mean error of {ours.mean:.4f} and {labels[baseline]} "
+                f"one of {theirs.mean:.4f}{_relative(gap, theirs.mean, labels[name])}."
             )
         elif abs(gap) > half_width:
             sentences.append(
@@ -149,7 +149,7 @@ def verdict(
             )
     if seeds == 1:
         sentences.append(
-            "One seed proves nothing: another seed moves these numbers too, and only several show by how much."
+            "One seed proves nothing: another would move these numbers too, and only several show by how much."
         )
     if still in measured:
         sentences.append(_against_still(measured, labels, still))
@@ -161,14 +161,23 @@ def _against_still(measured: Mapping[str, Measurement], labels: Mapping[str, str
     others = [name for name in measured if name != still]
     better = [labels[name] for name in others if measured[name].mean_error().mean < limit]
     worse = [labels[name] for name in others if not measured[name].mean_error().mean < limit]
-    parts = [f"{', '.join(better)} stay{'s' * (len(better) == 1)} below that"] * bool(better)
-    parts += [f"{', '.join(worse)} do{'es' * (len(worse) == 1)} not"] * bool(worse)
+    parts = []
+    if better:
+        parts.append(f"{_listed(better)} stay{'s' * (len(better) == 1)} below that")
+    if worse:
+        parts.append(f"{_listed(worse)} do{'es' * (len(worse) == 1)} not{' stay below that' * (not better)}")
     return f"Repeating the first frame has a mean error of {limit:.4f}: {'; '.join(parts)}."
 
 
-def _relative(gap: float, reference: float) -> str:
-    share = 100 * abs(gap) / reference if reference > 0 else math.nan
-    return f"{share:.1f} % {'lower' if gap < 0 else 'higher'}" if gap else "the same"
+def _listed(names: Sequence[str]) -> str:
+    *most, last = names
+    return f"{', '.join(most)} and {last}" if most else last
+
+
+def _relative(gap: float, reference: float, name: str) -> str:
+    if not (gap and reference > 0):
+        return ""
+    return f": {100 * abs(gap) / reference:.1f} % {'lower' if gap < 0 else 'higher'} with {name}"
 
 
 def _statistic(values: list[float], clip_error: float) -> Statistic:

@@ -92,14 +92,10 @@ class ContrastiveDiffusionLoss(nn.Module):
         if gate not in GATES:
             raise InputError(f"gate={gate!r}; expected one of {', '.join(GATES)}")
         if min_snr_gamma is not None and not min_snr_gamma > 0:
-            raise InputError(
-                f"min_snr_gamma={min_snr_gamma}; expected a number > 0, or None for equal weights"
-            )
+            raise InputError(f"min_snr_gamma={min_snr_gamma}; expected a number > 0, or None for equal weights")
         for name, weight in self.banks.items():
             if weight is not None and not (math.isfinite(weight) and weight >= 0):
-                raise InputError(
-                    f"the weight of bank {name!r} is {weight}; expected a number >= 0, or None for 1/D"
-                )
+                raise InputError(f"the weight of bank {name!r} is {weight}; expected a number >= 0, or None for 1/D")
 
     def forward(
         self,
@@ -185,10 +181,7 @@ class ContrastiveDiffusionLoss(nn.Module):
         rows = self._positives(tensors, positives, has_condition, size)
         marks = self._groups(tensors, groups, bank_groups)
         c_skip, c_out = self.schedule.coefficients(timesteps)
-        x0 = (
-            c_skip[:, None] * noisy_latents.flatten(1).float()
-            + c_out[:, None] * prediction.flatten(1).float()
-        )
+        x0 = c_skip[:, None] * noisy_latents.flatten(1).float() + c_out[:, None] * prediction.flatten(1).float()
         accuracy = {}
         for k, (name, bank) in enumerate(zip(self.banks, tensors, strict=True)):
             candidates = bank.flatten(1).float()  # [N, D]

@@ -30,11 +30,7 @@ def three_way_guidance(
 
     Source: Brooks et al., InstructPix2Pix (arXiv 2211.09800), equation 3.
     """
-    return (
-        pred_uncond
-        + image_guidance_scale * (pred_image - pred_uncond)
-        + guidance_scale * (pred_full - pred_image)
-    )
+    return pred_uncond + image_guidance_scale * (pred_image - pred_uncond) + guidance_scale * (pred_full - pred_image)
 
 
 def guided_prediction(

@@ -162,8 +162,7 @@ def _check(
         raise InputError(f"seeds has {len(seeds)} entries; expected one for each of the {size} latents")
     if prompt_embeds.ndim != 3 or len(prompt_embeds) != size:
         raise InputError(
-            f"prompt_embeds has shape {tuple(prompt_embeds.shape)}; expected [{size}, L, E], one for each "
-            "latent"
+            f"prompt_embeds has shape {tuple(prompt_embeds.shape)}; expected [{size}, L, E], one for each latent"
         )
     null_shape, expected = tuple(null_prompt_embeds.shape), (1, *prompt_embeds.shape[1:])
     if null_shape != expected:

@@ -3,6 +3,7 @@ bitwise the weights of one that wasn't (on the CPU, and wherever the kernels are
 
 from __future__ import annotations
 
+import functools
 import importlib
 import time
 from collections.abc import Callable
@@ -83,6 +84,7 @@ class Trainer:
         ).lr_lambdas[0]
         self.ema = EMAModel(self.model.unet.parameters(), decay=config.ema_decay) if config.ema_decay else None
         self.step = self.nonfinite_steps = self.nonfinite_in_a_row = 0
+        self.unlogged: list[dict[str, float]] = []  # the figures of each step since the last log line
         if checkpoint:
             self._restore(checkpoint)
         self.preview = self._build_preview() if self.main else None
@@ -92,19 +94,19 @@ class Trainer:
 
     def run(self) -> Path:
         """Train to `config.steps` and write the model to `output/model`; returns that folder."""
-        config, window = self.config, list[dict[str, float]]()
+        config = self.config
         batches = iter(self._loader())
         bar = tqdm(total=config.steps, initial=self.step, desc=config.output.name, unit="step", disable=not self.main)
         began = time.perf_counter()
         while self.step < config.steps:
-            window.append(self._train_step([next(batches) for _ in range(config.gradient_accumulation)]))
+            self.unlogged.append(self._train_step([next(batches) for _ in range(config.gradient_accumulation)]))
             self.step += 1
             bar.update()
             if self.step % config.log_every == 0 or self.step == config.steps:
-                row = self._summary(window, time.perf_counter() - began)
+                row = self._summary(time.perf_counter() - began)
                 bar.set_postfix({k: f"{row[k]:.4g}" for k in ("loss", "mse", "grad_norm") if k in row})
                 self._write_log(row)
-                window, began = [], time.perf_counter()
+                self.unlogged, began = [], time.perf_counter()
             if self.nonfinite_in_a_row >= config.max_nonfinite_steps:
                 raise InputError(
                     f"{self.nonfinite_in_a_row} steps in a row, up to step {self.step}, had a NaN or infinite gradient "
@@ -112,12 +114,12 @@ class Trainer:
                     "--mixed-precision bf16 or no, --loss.min-snr-gamma 5, or a smaller contrastive weight, in a new "
                     "--output"
                 )
-            if self.step % config.checkpoint_every == 0 or self.step == config.steps:
-                self._save()
             if self.preview and self.preview.due(self.step):
                 paused = time.perf_counter()
                 self._write_log(self._with_ema(lambda: self.preview.make(self.step)))  # type: ignore[union-attr]
                 began += time.perf_counter() - paused
+            if self.step % config.checkpoint_every == 0 or self.step == config.steps:
+                self._save()
         bar.close()
         return self._finish()
 
@@ -185,13 +187,13 @@ class Trainer:
             values |= {f"retrieval/{name}": value for name, value in accuracy.items()}
         return output.loss, {name: float(value.detach()) for name, value in values.items()}
 
-    def _summary(self, window: list[dict[str, float]], seconds: float) -> dict[str, float]:
+    def _summary(self, seconds: float) -> dict[str, float]:
         config = self.config
         pairs = config.batch_size * config.gradient_accumulation * self.accelerator.num_processes
-        return _mean(window) | {
+        return _mean(self.unlogged) | {
             "learning_rate": self.optimizer.param_groups[0]["lr"],
             "nonfinite_steps": float(self.nonfinite_steps),
-            "samples_per_second": len(window) * pairs / seconds,
+            "samples_per_second": len(self.unlogged) * pairs / seconds,
         }
 
     def _write_log(self, row: dict[str, float]) -> None:
@@ -236,7 +238,7 @@ class Trainer:
 
     def _build_optimizer(self) -> torch.optim.Optimizer:
         config = self.config.optimizer
-        kind: Any = torch.optim.AdamW
+        kind: Any = functools.partial(torch.optim.AdamW, fused=self.accelerator.device.type in ("cpu", "cuda"))
         if config.eight_bit:
             try:
                 kind = importlib.import_module("bitsandbytes.optim").AdamW8bit
@@ -272,7 +274,7 @@ class Trainer:
             moments, groups = pack_optimizer(self.optimizer)
             tensors = {"unet": self.model.unet.state_dict(), "optimizer": moments}
             state: dict[str, Any] = {"groups": groups, "nonfinite_steps": self.nonfinite_steps}
-            state["nonfinite_in_a_row"] = self.nonfinite_in_a_row
+            state |= {"nonfinite_in_a_row": self.nonfinite_in_a_row, "unlogged": self.unlogged}
             if self.ema:
                 tensors["ema"] = {str(i): p for i, p in enumerate(self.ema.shadow_params)}
                 state["ema_step"] = self.ema.optimization_step
@@ -288,6 +290,7 @@ class Trainer:
         unpack_optimizer(self.optimizer, tensors["optimizer"], state["groups"])
         self.step = state["step"]
         self.nonfinite_steps, self.nonfinite_in_a_row = state["nonfinite_steps"], state["nonfinite_in_a_row"]
+        self.unlogged = state["unlogged"]
         if self.ema:
             shadow = [tensors["ema"][str(i)] for i in range(len(tensors["ema"]))]
             for mine, saved in zip(self.ema.shadow_params, shadow, strict=True):

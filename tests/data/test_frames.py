@@ -71,9 +71,7 @@ def test_skip_reasons() -> None:
     assert skip_reason(_info(5000, 25.0), _clip(10, 20), config) is None
     assert skip_reason(_info(6, 25.0), _clip(), config) is None
     assert "fewer than two frames at 5 a second" in str(skip_reason(_info(5, 25.0), _clip(), config))
-    assert "no frame from 2 s to 1 s; the video lasts 1 s" in str(
-        skip_reason(_info(25, 25.0), _clip(2), config)
-    )
+    assert "no frame from 2 s to 1 s; the video lasts 1 s" in str(skip_reason(_info(25, 25.0), _clip(2), config))
     assert "no frame from 0.41 s to 0.43 s" in str(skip_reason(_info(25, 25.0), _clip(0.41, 0.43), config))
     assert "0 a second" in str(skip_reason(_info(25, 0.0), _clip(), config))
     assert "0 frames" in str(skip_reason(_info(0, 25.0), _clip(), config))

@@ -73,9 +73,7 @@ def _encode(
     pairs: FramePairConfig = PAIRS,
     seed: int = 0,
 ) -> tuple[LatentPairDataset, list[Skipped]]:
-    return encode_clips(
-        clips, encoder, cache_dir=cache, resolution=resolution, pairs=pairs, seed=seed, progress=False
-    )
+    return encode_clips(clips, encoder, cache_dir=cache, resolution=resolution, pairs=pairs, seed=seed, progress=False)
 
 
 def _files(cache: Path) -> dict[Path, int]:
@@ -91,9 +89,7 @@ def test_pairs_are_the_sampled_frames_encoded(clips: list[Clip], tmp_path: Path)
         drawn = sample_pairs(valid_frames(probe(clip.path), clip, PAIRS), PAIRS, clip_rng(clip, 0))
         expected += [(index, *pair) for pair in drawn]
     assert dataset.pairs == expected and len(dataset) == len(expected)
-    for item, (index, source, target) in zip(
-        (dataset[i] for i in range(len(dataset))), expected, strict=True
-    ):
+    for item, (index, source, target) in zip((dataset[i] for i in range(len(dataset))), expected, strict=True):
         pixels = resize_frames(read_frames(clips[index].path, [source, target]), 16)
         moments = Averaging().encode_images(pixels)  # [2, 6, 2, 2]
         assert torch.equal(item.source_moments, moments[0]) and torch.equal(item.target_moments, moments[1])
@@ -232,13 +228,9 @@ def test_bad_clips_are_left_out_with_their_reasons(clips: list[Clip], tmp_path: 
     assert text.splitlines()[0] == "left out 4 clips:" and text.splitlines()[-1] == "  and 2 more"
     assert f"  {bad[0].path}: can't be decoded" in text and not report_skipped([])
 
-    with pytest.raises(
-        InputError, match=r"none of the 4 clips can be used: .*bad\.mp4: can't.*; .*short\.mp4: too"
-    ):
+    with pytest.raises(InputError, match=r"none of the 4 clips can be used: .*bad\.mp4: can't.*; .*short\.mp4: too"):
         _encode(bad, Averaging(), tmp_path / "cache")
-    with pytest.raises(
-        InputError, match=r"^none of the 3 clips can be used: .*too long: 2\.4 s, at most 1 s"
-    ):
+    with pytest.raises(InputError, match=r"^none of the 3 clips can be used: .*too long: 2\.4 s, at most 1 s"):
         _encode(clips, Averaging(), tmp_path / "cache", pairs=FramePairConfig(max_seconds=1))
     with pytest.raises(InputError, match="at least one clip"):
         _encode([], Averaging(), tmp_path / "cache")
@@ -303,9 +295,7 @@ def test_latents_that_are_not_finite_are_refused(clips: list[Clip], tmp_path: Pa
         def encode_images(self, pixels: Tensor) -> Tensor:
             return super().encode_images(pixels) / 0
 
-    with pytest.raises(
-        InputError, match=r"0\.mp4: the encoder's latents hold NaN or infinity in torch.float32"
-    ):
+    with pytest.raises(InputError, match=r"0\.mp4: the encoder's latents hold NaN or infinity in torch.float32"):
         _encode(clips, Broken(), tmp_path / "cache")
     assert not _files(tmp_path / "cache")
 
@@ -315,9 +305,7 @@ def test_another_process_adding_frames_meanwhile_loses_nothing(clips: list[Clip]
 
     class Raced(Averaging):
         def encode_prompts(self, prompts: list[str]) -> Tensor:
-            _encode(
-                clips[:1], Averaging(), cache, seed=1
-            )  # the other process, between our read and our write
+            _encode(clips[:1], Averaging(), cache, seed=1)  # the other process, between our read and our write
             return super().encode_prompts(prompts)
 
     ours, _ = _encode(clips[:1], Raced(), cache, seed=0)

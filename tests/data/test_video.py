@@ -25,9 +25,7 @@ def _gradient(frames: int, height: int, width: int) -> Tensor:
 
 
 def _noise(frames: int, height: int, width: int) -> Tensor:
-    return torch.randint(
-        256, (frames, 3, height, width), generator=torch.Generator().manual_seed(0), dtype=torch.uint8
-    )
+    return torch.randint(256, (frames, 3, height, width), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
 
 
 @pytest.fixture(scope="module")

@@ -19,9 +19,7 @@ SD = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012
 TIMESTEPS = torch.tensor([1, 120, 501, 850, 998])
 
 
-def _x0(
-    schedule: NoiseSchedule, noisy: torch.Tensor, prediction: torch.Tensor, t: torch.Tensor
-) -> torch.Tensor:
+def _x0(schedule: NoiseSchedule, noisy: torch.Tensor, prediction: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
     c_skip, c_out = schedule.coefficients(t)
     assert c_skip.dtype == c_out.dtype == torch.float32 and c_skip.shape == t.shape
     return c_skip[:, None] * noisy + c_out[:, None] * prediction
@@ -46,10 +44,7 @@ def test_x0_is_what_ddim_says(prediction_type: str, kwargs: dict[str, Any]) -> N
     torch.manual_seed(0)
     noisy, prediction = torch.randn(2, len(TIMESTEPS), 7)
     expected = torch.stack(
-        [
-            scheduler.step(prediction[i], int(t), noisy[i]).pred_original_sample
-            for i, t in enumerate(TIMESTEPS)
-        ]
+        [scheduler.step(prediction[i], int(t), noisy[i]).pred_original_sample for i, t in enumerate(TIMESTEPS)]
     )
     # float32 cumulative products in diffusers are good to about 1e-5 a factor of sqrt(abar)
     torch.testing.assert_close(_x0(schedule, noisy, prediction, TIMESTEPS), expected, rtol=2e-4, atol=2e-4)
@@ -59,14 +54,10 @@ def test_x0_is_what_ddim_says(prediction_type: str, kwargs: dict[str, Any]) -> N
 def test_zero_terminal_snr_is_diffusers(prediction_type: str) -> None:
     from diffusers import DDIMScheduler
 
-    scheduler = DDIMScheduler(
-        prediction_type=prediction_type, clip_sample=False, rescale_betas_zero_snr=True, **SD
-    )
+    scheduler = DDIMScheduler(prediction_type=prediction_type, clip_sample=False, rescale_betas_zero_snr=True, **SD)
     schedule = NoiseSchedule.from_config(scheduler.config)
     assert schedule.alphas_cumprod is not None and schedule.alphas_cumprod[-1] == 0
-    torch.testing.assert_close(
-        schedule.alphas_cumprod, scheduler.alphas_cumprod.double(), rtol=1e-3, atol=1e-6
-    )
+    torch.testing.assert_close(schedule.alphas_cumprod, scheduler.alphas_cumprod.double(), rtol=1e-3, atol=1e-6)
     c_skip, c_out = schedule.coefficients(torch.tensor([999]))
     assert (c_skip.item(), c_out.item()) == ((0, -1) if prediction_type == "v_prediction" else (0, 1))
 

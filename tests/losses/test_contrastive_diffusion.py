@@ -250,9 +250,7 @@ def test_a_better_prediction_lowers_the_loss_and_raises_the_accuracy() -> None:
 
 @pytest.mark.parametrize("normalize", [True, False])
 def test_retrieval_accuracy_counts_by_hand(normalize: bool) -> None:
-    loss = ContrastiveDiffusionLoss(
-        _config("sample"), banks={"input": 1.0, "target": 1.0}, normalize=normalize
-    )
+    loss = ContrastiveDiffusionLoss(_config("sample"), banks={"input": 1.0, "target": 1.0}, normalize=normalize)
     bank = torch.tensor([[1.0, 0.0], [0.0, 1.0], [3.0, 3.0], [-1.0, 0.0]])
     prediction = torch.tensor([[1.0, 0.1], [1.0, 0.2], [1.0, 1.0], [-1.0, 0.0]])
     args = (prediction, torch.zeros(4, 2), torch.tensor([1, 2, 3, 4]), {"input": bank, "target": bank})

@@ -58,8 +58,7 @@ def test_new_channels_learn(base_folder: Path) -> None:
     ).square().sum().backward()
     assert model.unet.conv_in.weight.grad[:, 4:].abs().sum() > 0
     assert all(
-        p.grad is None and not p.requires_grad
-        for p in (*model.vae.parameters(), *model.text_encoder.parameters())
+        p.grad is None and not p.requires_grad for p in (*model.vae.parameters(), *model.text_encoder.parameters())
     )
 
 
@@ -67,12 +66,8 @@ def test_denoiser_concatenates_noisy_then_image(model: InstructPix2Pix) -> None:
     noisy, image_latents = torch.randn(2, 2, 4, 8, 8)
     prompt_embeds = torch.randn(2, 12, 16)
     with torch.no_grad():
-        expected = model.unet(
-            torch.cat([noisy, image_latents], dim=1), 7, encoder_hidden_states=prompt_embeds
-        ).sample
-        torch.testing.assert_close(
-            model.denoiser(noisy, torch.tensor(7), image_latents, prompt_embeds), expected
-        )
+        expected = model.unet(torch.cat([noisy, image_latents], dim=1), 7, encoder_hidden_states=prompt_embeds).sample
+        torch.testing.assert_close(model.denoiser(noisy, torch.tensor(7), image_latents, prompt_embeds), expected)
 
 
 def test_converted_then_saved_opens_in_diffusers(base_folder: Path, tmp_path: Path) -> None:
@@ -86,10 +81,7 @@ def test_converted_then_saved_opens_in_diffusers(base_folder: Path, tmp_path: Pa
     index = json.loads((tmp_path / "saved" / "model_index.json").read_text())
     assert index["_class_name"] == "StableDiffusionInstructPix2PixPipeline"
     assert index["safety_checker"] == [None, None] and index["feature_extractor"] == [None, None]
-    assert (
-        not list((tmp_path / "saved").rglob("*.bin"))
-        and len(list((tmp_path / "saved").rglob("*.safetensors"))) == 3
-    )
+    assert not list((tmp_path / "saved").rglob("*.bin")) and len(list((tmp_path / "saved").rglob("*.safetensors"))) == 3
 
     opened = StableDiffusionInstructPix2PixPipeline.from_pretrained(tmp_path / "saved")
     opened.set_progress_bar_config(disable=True)
@@ -124,9 +116,7 @@ def test_a_converted_model_keeps_its_scheduler(pipeline_folder: Path, tmp_path: 
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_half_precision_files_load_in_any_dtype(
-    pipeline_folder: Path, tmp_path: Path, dtype: torch.dtype
-) -> None:
+def test_half_precision_files_load_in_any_dtype(pipeline_folder: Path, tmp_path: Path, dtype: torch.dtype) -> None:
     folder = tmp_path / "half"
     half = InstructPix2Pix.from_pretrained(pipeline_folder, dtype=torch.float16)
     half.save_pretrained(folder)
@@ -258,16 +248,12 @@ def test_an_id_that_cannot_be_fetched_names_the_way_out(monkeypatch: pytest.Monk
         raise OSError("We couldn't connect to the hub")
 
     monkeypatch.setattr(AutoencoderKL, "from_pretrained", offline)
-    with pytest.raises(
-        InputError, match="someone/some-model.*couldn't connect.*pass that folder; 'tiny' needs no"
-    ):
+    with pytest.raises(InputError, match="someone/some-model.*couldn't connect.*pass that folder; 'tiny' needs no"):
         InstructPix2Pix.from_pretrained("someone/some-model")
 
 
 def test_unknown_scheduler_is_refused(pipeline_folder: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(pipeline_folder, tmp_path / "scheduler"))
-    (folder / "scheduler" / "scheduler_config.json").write_text(
-        json.dumps({"_class_name": "DiffusionPipeline"})
-    )
+    (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps({"_class_name": "DiffusionPipeline"}))
     with pytest.raises(InputError, match="names 'DiffusionPipeline'"):
         InstructPix2Pix.from_pretrained(folder)

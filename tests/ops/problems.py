@@ -11,11 +11,7 @@ from torch import Tensor
 
 from contrastive_i2v.ops import available_backends, contrastive_diffusion_loss
 
-BACKENDS = [
-    name
-    for name, state in available_backends().items()
-    if state == "available" and name in ("reference", "cpu")
-]
+BACKENDS = [name for name in ("reference", "cpu") if available_backends()[name] == "available"]
 
 
 def make(

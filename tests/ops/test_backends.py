@@ -20,9 +20,7 @@ CPU = torch.device("cpu")
 def run_python(code: str) -> str:
     """Output of a fresh interpreter that cannot import what `hidden` names."""
     hide = "import sys\nfor name in hidden: sys.modules[name] = None\n"
-    done = subprocess.run(
-        [sys.executable, "-c", hide.join(code.split("#hide\n"))], capture_output=True, text=True
-    )
+    done = subprocess.run([sys.executable, "-c", hide.join(code.split("#hide\n"))], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -77,9 +75,7 @@ except RuntimeError as error:
 
 @pytest.mark.parametrize("backend", ["triton", "cuda"])
 def test_a_named_backend_that_is_missing_is_an_error_with_the_way_out(backend: str) -> None:
-    with pytest.raises(
-        RuntimeError, match=f"backend='{backend}' cannot be used: .* Use backend=None or 'reference'"
-    ):
+    with pytest.raises(RuntimeError, match=f"backend='{backend}' cannot be used: .* Use backend=None or 'reference'"):
         contrastive_diffusion_loss(**make(2, [3], [4]), backend=backend)
 
 

@@ -105,9 +105,7 @@ def test_excluding_a_row_is_removing_it(backend: str) -> None:
     # query 0 keeps rows 0 (its positive) and 1; query 1 keeps rows 1 and 3
     losses = []
     for i, rows in enumerate(([0, 1], [3, 1])):
-        one = {
-            name: arguments[name][i : i + 1] for name in ("prediction", "noisy", "target", "c_skip", "c_out")
-        }
+        one = {name: arguments[name][i : i + 1] for name in ("prediction", "noisy", "target", "c_skip", "c_out")}
         banks = [arguments["banks"][0][rows]]
         losses.append(contrastive_diffusion_loss(**one, banks=banks, temperature=3.0, backend=backend).loss)
     torch.testing.assert_close(out.loss, torch.stack(losses).mean())
@@ -173,9 +171,7 @@ def test_backward_scales_by_the_incoming_gradient(backend: str) -> None:
     for dtype in (torch.float16, torch.bfloat16):
         prediction = arguments["prediction"].to(dtype).requires_grad_()
         out = contrastive_diffusion_loss(**arguments | {"prediction": prediction}, backend=backend)
-        (
-            out.loss * 65536 / 3
-        ).backward()  # 65536 is a GradScaler's first scale; a third is not exact in bfloat16
+        (out.loss * 65536 / 3).backward()  # 65536 is a GradScaler's first scale; a third is not exact in bfloat16
         # float16 would have lost most of a gradient of 1e-5 had it been rounded before it was scaled
         reference = run(to_double(arguments | {"prediction": prediction}), "reference")[1] * 65536 / 3
         assert prediction.grad is not None
@@ -206,9 +202,7 @@ def test_a_non_finite_input_reaches_the_loss(backend: str, name: str, value: flo
     arguments = make(2, [4], [6]) | {"normalize": normalize, "positives": [torch.tensor([-1, 2])], **groups}
     arguments["temperature"] = torch.tensor(0.5)
     tensor = arguments[name][0] if name == "banks" else arguments[name]
-    tensor.reshape(-1)[-1 if name == "banks" else 0] = (
-        value  # query 0 has no positive; bank row 3 is in its group
-    )
+    tensor.reshape(-1)[-1 if name == "banks" else 0] = value  # query 0 has no positive; bank row 3 is in its group
     with torch.no_grad():
         assert not contrastive_diffusion_loss(**arguments, backend=backend).loss.isfinite()
 
@@ -301,9 +295,7 @@ def test_compiles_as_one_graph(backend: str | None) -> None:
     prediction = arguments["prediction"].requires_grad_()
     expected, expected_contrastive = step(prediction, arguments["banks"])
     (expected_gradient,) = torch.autograd.grad(expected, prediction)
-    loss, contrastive = torch.compile(step, fullgraph=True, backend="aot_eager")(
-        prediction, arguments["banks"]
-    )
+    loss, contrastive = torch.compile(step, fullgraph=True, backend="aot_eager")(prediction, arguments["banks"])
     (gradient,) = torch.autograd.grad(loss, prediction)
     torch.testing.assert_close(loss, expected)
     torch.testing.assert_close(contrastive, expected_contrastive)
@@ -341,9 +333,7 @@ def test_other_devices_turn_bad_values_into_nan_without_reading_them(monkeypatch
     import contrastive_i2v.ops.reference as reference
 
     monkeypatch.setattr(reference, "_values_are_readable", lambda tensor: False)
-    assert diffusion_loss_reference(
-        *inputs, a["banks"], [torch.tensor([0, 3])], None, 1.0, *rest
-    ).loss.isnan()
+    assert diffusion_loss_reference(*inputs, a["banks"], [torch.tensor([0, 3])], None, 1.0, *rest).loss.isnan()
     assert diffusion_loss_reference(
         *inputs, a["banks"], [torch.tensor([0, 1])], torch.tensor(-1.0), 1.0, *rest
     ).loss.isnan()

@@ -50,9 +50,7 @@ def lower(arguments: dict[str, Any], dtype: torch.dtype) -> dict[str, Any]:
 @pytest.mark.parametrize("normalize", [False, True])
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("name", PROBLEMS)
-def test_gradient_error_is_at_most_twice_eagers(
-    backend: str, name: str, dtype: torch.dtype, normalize: bool
-) -> None:
+def test_gradient_error_is_at_most_twice_eagers(backend: str, name: str, dtype: torch.dtype, normalize: bool) -> None:
     arguments = lower(PROBLEMS[name](), dtype) | {"normalize": normalize}
     if normalize:
         arguments["temperature"] = 0.002 if name == "saturated" else 0.07
@@ -69,17 +67,13 @@ def test_gradient_error_is_at_most_twice_eagers(
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("normalize", [False, True])
-def test_finite_at_every_timestep_of_stable_diffusions_schedule(
-    backend: str, dtype: Any, normalize: bool
-) -> None:
+def test_finite_at_every_timestep_of_stable_diffusions_schedule(backend: str, dtype: Any, normalize: bool) -> None:
     betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
     abar = (1 - betas).cumprod(0)
     generator = torch.Generator().manual_seed(0)
     clean = torch.randn(1000, 4096, generator=generator)  # norm 64
     noise = torch.randn(1000, 4096, generator=generator)
-    prediction = (noise + torch.randn(1000, 4096, generator=generator)).to(
-        dtype
-    )  # a bad network: the worst gain
+    prediction = (noise + torch.randn(1000, 4096, generator=generator)).to(dtype)  # a bad network: the worst gain
     arguments = {
         "prediction": prediction,
         "noisy": (abar.sqrt()[:, None] * clean + (1 - abar).sqrt()[:, None] * noise).to(dtype),
@@ -119,8 +113,7 @@ def test_cosine_is_finite_at_any_finite_coefficient(backend: str) -> None:
 def test_cross_entropy_is_never_negative(backend: str, temperature: float) -> None:
     arguments = make(64, [64], [128], seed=5) | {"temperature": temperature, "positives": None}
     arguments["banks"] = [
-        arguments["c_skip"][:, None] * arguments["noisy"]
-        + arguments["c_out"][:, None] * arguments["prediction"]
+        arguments["c_skip"][:, None] * arguments["noisy"] + arguments["c_out"][:, None] * arguments["prediction"]
     ]
     out, gradient = run(arguments, backend)  # the positive is the largest logit, by far or hardly
     assert (out.contrastive >= 0).all()
@@ -173,9 +166,7 @@ def test_poisoned_memory_is_never_read(backend: str, monkeypatch: pytest.MonkeyP
     torch.utils.deterministic.fill_uninitialized_memory = True
     torch.use_deterministic_algorithms(True)
     try:
-        poison = [
-            torch.full((size,), float("nan")) for size in (5 * 130, 13 * 130, 19 * 256 * 5) for _ in range(8)
-        ]
+        poison = [torch.full((size,), float("nan")) for size in (5 * 130, 13 * 130, 19 * 256 * 5) for _ in range(8)]
         del poison
         _, gradient = run(arguments, backend)
     finally:

@@ -16,9 +16,7 @@ class Denoiser:
         self.samples = 0
         self.calls = 0
 
-    def __call__(
-        self, noisy: Tensor, timesteps: Tensor, image_latents: Tensor, prompt_embeds: Tensor
-    ) -> Tensor:
+    def __call__(self, noisy: Tensor, timesteps: Tensor, image_latents: Tensor, prompt_embeds: Tensor) -> Tensor:
         self.samples += len(noisy)
         self.calls += 1
         prompt = prompt_embeds.square().mean((1, 2))[:, None, None, None]

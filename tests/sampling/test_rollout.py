@@ -123,9 +123,7 @@ STOCHASTIC_OR_NOT = [
 
 
 @pytest.mark.parametrize("scheduler", STOCHASTIC_OR_NOT, ids=lambda scheduler: type(scheduler).__name__)
-def test_alone_or_in_a_batch_and_short_or_long(
-    model: InstructPix2Pix, latents: Tensor, scheduler: Any
-) -> None:
+def test_alone_or_in_a_batch_and_short_or_long(model: InstructPix2Pix, latents: Tensor, scheduler: Any) -> None:
     before = copy.deepcopy(scheduler.__dict__)
     together = _rollout(model, latents, PROMPTS, frames=3, scheduler=scheduler, seeds=[7, 8])
     alone = _rollout(model, latents[1:], PROMPTS[1:], frames=3, scheduler=scheduler, seeds=[8])
@@ -134,9 +132,7 @@ def test_alone_or_in_a_batch_and_short_or_long(
     torch.testing.assert_close(alone[0], together[1], rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(shorter, together[:, :2], rtol=0, atol=0)
     assert (together[:, 1] - together[:, 2]).abs().max() > 1e-2
-    assert scheduler.__dict__.keys() == before.keys() and torch.equal(
-        scheduler.timesteps, before["timesteps"]
-    )
+    assert scheduler.__dict__.keys() == before.keys() and torch.equal(scheduler.timesteps, before["timesteps"])
 
 
 def test_stochastic_schedulers_draw_from_the_seeds(model: InstructPix2Pix, latents: Tensor) -> None:

@@ -119,8 +119,7 @@ def _read_csv(metadata: Path) -> Iterator[tuple[int, Mapping[str, object]]]:
             columns = list(reader.fieldnames or [])
             if "file_name" not in columns or not set(columns) & set(CAPTION_COLUMNS):
                 raise InputError(
-                    f"{metadata}: expected the columns file_name and text (or caption), "
-                    f"got {_some(columns) or 'none'}"
+                    f"{metadata}: expected the columns file_name and text (or caption), got {_some(columns) or 'none'}"
                 )
             for row in reader:
                 if None in row:  # DictReader's name for the cells beyond the header
@@ -146,9 +145,7 @@ def _read_jsonl(metadata: Path) -> Iterator[tuple[int, Mapping[str, object]]]:
         except json.JSONDecodeError as error:
             raise InputError(f"{metadata}, line {number}: is not JSON ({error})") from error
         if not isinstance(row, dict):
-            raise InputError(
-                f"{metadata}, line {number}: expected an object with file_name and text, got {line[:60]}"
-            )
+            raise InputError(f"{metadata}, line {number}: expected an object with file_name and text, got {line[:60]}")
         yield number, row
 
 

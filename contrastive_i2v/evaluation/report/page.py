@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -26,8 +27,6 @@ class Method:
     """What the page calls it."""
     style: str
     """CSS class: contrastive, baseline, literal, base or still."""
-    note: str
-    """One line on what it is."""
     measured: Measurement
     reference: bool = False
     """Whether it was not trained here."""
@@ -78,14 +77,14 @@ def build_page(report: Report) -> str:
         f"<h1>{escape(report.title)}</h1><p>{escape(report.summary)}</p>",
         _videos(report, frames),
         "<h2>Numbers</h2>",
-        *(f"<p>{escape(sentence)}</p>" for sentence in report.verdict),
+        *(f"<p>{_unbroken(escape(sentence))}</p>" for sentence in report.verdict),
         _table(report.methods),
         "<h2>Curves</h2>",
         f'<div class="charts">{"".join(_chart(chart) for chart in report.charts)}</div>',
         "<h2>How it was made</h2>",
         "<dl>" + "".join(f"<dt>{escape(k)}</dt><dd>{escape(v)}</dd>" for k, v in report.config.items()) + "</dl>",
         "<h2>Go on</h2>",
-        *(f"<h3>{escape(what)}</h3><pre>{escape(line)}</pre>" for what, line in report.commands.items()),
+        *(f"<h3>{escape(what)}</h3><pre>{_command(line)}</pre>" for what, line in report.commands.items()),
     ]
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
@@ -116,8 +115,8 @@ def _clip(row: HeldOutRow) -> str:
             f"<figcaption>{escape(column)}</figcaption></figure>"
         )
     return (
-        f'<section class="clip"><p>{escape(row.caption)}</p>'
-        f'<div class="videos" style="--columns:{len(figures)}">{"".join(figures)}</div></section>'
+        f'<section class="clip" style="--columns:{len(figures)}"><p>{escape(row.caption)}</p>'
+        f'<div class="videos">{"".join(figures)}</div></section>'
     )
 
 
@@ -127,7 +126,7 @@ def _table(methods: Sequence[Method]) -> str:
     rows = [summary(method.measured) for method in methods]
     columns = {title: [row[title] for row in rows] for title in rows[0]}
     best = {title: _best(values, from_one=title == MOTION) for title, values in columns.items()}
-    below = dict.fromkeys(columns, "error ↓") | {"mean error": f"frames 1–{frames - 1} ↓", MOTION: "truth = 1"}
+    below = dict.fromkeys(columns, "error ↓") | {"mean error": f"1–{frames - 1} ↓", MOTION: "truth = 1"}
     head = "".join(f"<th>{escape(title)}<br><small>{escape(below[title])}</small></th>" for title in columns)
     lines = []
     for i, method in enumerate(methods):
@@ -136,11 +135,10 @@ def _table(methods: Sequence[Method]) -> str:
             digits = 2 if title == MOTION else 4
             text = _fixed(values[i].mean, digits)
             text = f"<b>{text}</b>" if best[title] == i else text
-            spread = f"<small>± {_fixed(values[i].spread, digits)}</small>" if values[i].spread > 0 else ""
+            spread = f"<small>±&#8202;{_fixed(values[i].spread, digits)}</small>" if values[i].spread > 0 else ""
             cells.append(f"<td>{text}{spread}</td>")
         row = ' class="reference"' if method.reference else ""
-        name = f"{escape(method.label)}<br><small>{escape(method.note)}</small>"
-        lines.append(f"<tr{row}><td>{name}</td>{''.join(cells)}</tr>")
+        lines.append(f"<tr{row}><td>{escape(method.label)}</td>{''.join(cells)}</tr>")
     if seeds > 1:
         spread = f"± is the standard deviation over {seeds} seeds. Bold beats every other row beyond the noise between"
         spread += " seeds (95 % interval of the paired difference); no bold, no clear winner."
@@ -149,7 +147,7 @@ def _table(methods: Sequence[Method]) -> str:
     note = f"Error: mean squared error against the truth, pixels in [−1, 1]; frame 0 is given. {spread}"
     return (
         f'<div class="scroll"><table><thead><tr><th>method</th>{head}</tr></thead>'
-        f'<tbody>{"".join(lines)}</tbody></table></div><p class="muted" style="margin-top:8px">{escape(note)}</p>'
+        f'<tbody>{"".join(lines)}</tbody></table></div><p class="muted note">{_unbroken(escape(note))}</p>'
     )
 
 
@@ -171,6 +169,16 @@ def _chart(chart: Chart) -> str:
     )
     caption = f"<figcaption>{escape(chart.caption)}</figcaption>" if chart.caption else ""
     return f'<figure><h3>{escape(chart.title)}</h3><div class="legend">{legend}</div>{svg}{caption}</figure>'
+
+
+def _command(line: str) -> str:
+    """A command line that wraps between its words, not within an option's name."""
+    return re.sub(r"--[\w.-]+", r"<span>\g<0></span>", escape(line))
+
+
+def _unbroken(text: str) -> str:
+    """No line ends between a number and its ± or %."""
+    return text.replace(" %", "&nbsp;%").replace(" ± ", "&nbsp;±&nbsp;")
 
 
 def _fixed(value: float, digits: int) -> str:

@@ -17,7 +17,7 @@ body {
   margin: 0; padding: 0 16px 64px; background: var(--page); color: var(--ink);
   font: 16px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "Liberation Sans", sans-serif;
 }
-main { max-width: 960px; margin: 0 auto; }
+main { max-width: 880px; margin: 0 auto; }
 h1 { font-size: 1.75rem; line-height: 1.2; font-weight: 600; margin: 48px 0 8px; letter-spacing: -0.01em; }
 h2 { font-size: 1.125rem; font-weight: 600; margin: 48px 0 12px; }
 h3 { font-size: 0.875rem; font-weight: 600; margin: 0 0 4px; }
@@ -36,9 +36,12 @@ code, pre { font: 0.8125rem/1.6 ui-monospace, SFMono-Regular, Menlo, "DejaVu San
 .controls input { flex: 1; min-width: 0; max-width: 260px; accent-color: var(--contrastive); }
 .controls output { font-size: 0.875rem; color: var(--muted); font-variant-numeric: tabular-nums; white-space: nowrap; }
 
-.clip { margin: 20px 0 0; }
-.clip p { margin: 0 0 6px; font-size: 0.9375rem; }
-.videos { display: grid; grid-template-columns: repeat(var(--columns), minmax(0, 192px)); gap: 8px; }
+.clip {
+  display: grid; grid-template-columns: minmax(150px, 1fr) minmax(0, calc(var(--columns) * 200px - 8px)); gap: 6px 20px;
+  margin: 20px 0 0;
+}
+.clip p { margin: 0; font-size: 0.9375rem; line-height: 1.4; }
+.videos { display: grid; grid-template-columns: repeat(var(--columns), minmax(0, 1fr)); gap: 8px; }
 .videos figure { margin: 0; }
 .videos video {
   display: block; width: 100%; aspect-ratio: 1; background: var(--panel); border-radius: 4px;
@@ -51,12 +54,14 @@ table { border-collapse: collapse; font-size: 0.9375rem; font-variant-numeric: t
 th, td { text-align: right; padding: 7px 0 7px 14px; border-bottom: 1px solid var(--rule); vertical-align: top; }
 th:first-child, td:first-child { text-align: left; padding-left: 0; }
 th { font-weight: 600; font-size: 0.8125rem; line-height: 1.35; }
-thead th small { font-weight: 400; }
+th small { font-weight: 400; font-size: 0.75rem; }
 td small { display: block; font-size: 0.75rem; white-space: nowrap; }
+p.note { margin-top: 8px; }
 tbody tr.reference { color: var(--muted); }
 
 .charts { display: grid; grid-template-columns: repeat(2, minmax(0, 1fr)); gap: 28px 32px; }
 .charts figure { margin: 0; }
+.charts figcaption { margin-top: 6px; font-size: 0.8125rem; line-height: 1.45; }
 svg { display: block; width: 100%; height: auto; overflow: visible; }
 svg text { fill: var(--muted); font-size: 11px; font-variant-numeric: tabular-nums; }
 svg .grid { stroke: var(--rule); stroke-width: 1; }
@@ -81,12 +86,14 @@ pre {
   background: var(--panel); border-radius: 6px; padding: 10px 12px; margin: 4px 0 16px; white-space: pre-wrap;
   overflow-wrap: anywhere;
 }
+pre span { white-space: nowrap; }
 @media (max-width: 640px) {
   h1 { margin-top: 28px; font-size: 1.4rem; }
   .charts { grid-template-columns: minmax(0, 1fr); }
+  .clip { grid-template-columns: minmax(0, 1fr); }
   .videos { gap: 5px; }
-  th, td { padding-left: 8px; font-size: 0.8125rem; }
-  th { font-size: 0.75rem; }
+  th, td { padding-left: 5px; font-size: 0.8125rem; }
+  th { font-size: 0.6875rem; } th small, td small { font-size: 0.65rem; }
   dl { grid-template-columns: minmax(0, 1fr); gap: 0; } dd { margin-bottom: 8px; }
 }
 """

@@ -99,9 +99,7 @@ def test_no_such_folder_a_file_an_empty_folder(tmp_path: Path) -> None:
     _touch(tmp_path, "a/note.md")
     with pytest.raises(InputError, match=r"note\.md: is a file; expected the folder"):
         read_folder(tmp_path / "a/note.md")
-    with pytest.raises(
-        InputError, match=r"holds no videos; looked in it and below for \.mp4, \.avi, .*\.webm"
-    ):
+    with pytest.raises(InputError, match=r"holds no videos; looked in it and below for \.mp4, \.avi, .*\.webm"):
         read_folder(tmp_path)
 
 

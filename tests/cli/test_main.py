@@ -1,0 +1,111 @@
+"""The command line: help a newcomer understands, one line for bad input, and sampling end to end."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from contrastive_i2v.cli.main import COMMANDS, main
+from contrastive_i2v.data.video import probe
+
+
+def error_of(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    """The single line a command prints for bad input."""
+    assert main(arguments) == 2
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1
+    return lines[0]
+
+
+def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == 0
+    text = capsys.readouterr().out
+    assert all(name in text for name in COMMANDS)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_each_command_has_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit_status:
+        main([command, "--help"])
+    assert exit_status.value.code == 0
+    assert f"contrastive-i2v {command}" in capsys.readouterr().out
+
+
+def test_unknown_command_and_recipe(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "no command 'trian'; expected one of demo, train" in error_of(["trian"], capsys)
+    assert "no such recipe; expected one of contrastive" in error_of(["train", "--recipe", "best"], capsys)
+    assert "nothere.yaml" in error_of(["train", "--config", "nothere.yaml"], capsys)
+
+
+def test_info_says_what_was_built(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["info"]) == 0
+    text = capsys.readouterr().out
+    assert torch.__version__ in text and "backend reference" in text and "backend cpu" in text
+
+
+def test_bad_data_is_one_line_that_names_it(
+    tmp_path: Path, pipeline_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = ["train", "--model", str(pipeline_folder), "--output", str(tmp_path / "run"), "--data.resolution", "16"]
+    assert "nowhere" in error_of([*run, "--data.path", str(tmp_path / "nowhere")], capsys)
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    assert "empty" in error_of([*run, "--data.path", str(empty)], capsys)
+    (empty / "clip.mp4").write_bytes(b"not a video")
+    assert "clip.mp4" in error_of([*run, "--data.path", str(empty)], capsys)  # no caption
+    (empty / "clip.txt").write_text("a clip")
+    cache = ["--data.cache-dir", str(tmp_path / "cache")]
+    assert "clip.mp4" in error_of([*run, *cache, "--data.path", str(empty)], capsys)  # corrupt
+
+
+def test_sample_writes_every_format(tmp_path: Path, pipeline_folder: Path, clips: Path) -> None:
+    image = tmp_path / "first.png"
+    Image.new("RGB", (40, 30), (200, 30, 30)).save(image)
+    video = next((clips / "test").glob("*.mp4"))
+    arguments = ["sample", "--model", str(pipeline_folder), "--image", str(image), str(video)]
+    arguments += ["--prompt", "a red ball rolls", "--frames", "3", "--steps", "2", "--output", str(tmp_path / "out")]
+    arguments += ["--formats", "mp4", "gif", "png", "latents", "--scheduler", "euler", "--batch-size", "1"]
+    assert main(arguments) == 0
+    out = tmp_path / "out"
+    assert sorted(path.name for path in out.iterdir()) == [
+        f"0000{i}.{kind}" for i in (0, 1) for kind in ("gif", "mp4", "png", "safetensors")
+    ]
+    assert probe(out / "00001.mp4").frames == 3
+    with Image.open(out / "00000.gif") as gif:
+        assert gif.n_frames == 3
+    with Image.open(out / "00000.png") as strip:
+        assert strip.size == (3 * 16, 16)
+    alone = load_file(out / "00001.safetensors")["latents"]
+    assert main([*arguments[:-2], "--batch-size", "2"]) == 0  # the same alone as in a batch
+    torch.testing.assert_close(load_file(out / "00001.safetensors")["latents"], alone, atol=1e-4, rtol=1e-4)
+
+
+def test_sample_refuses_what_it_cannot_use(
+    tmp_path: Path, pipeline_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    image = tmp_path / "first.png"
+    run = ["sample", "--model", str(pipeline_folder), "--image", str(image), "--prompt", "x", "--output", str(tmp_path)]
+    assert f"{image}: no such file" in error_of(run, capsys)
+    image.write_bytes(b"text")
+    assert "not a readable image" in error_of(run, capsys)
+    Image.new("RGB", (8, 8)).save(image)
+    assert "--resolution 15" in error_of([*run, "--resolution", "15"], capsys)
+    assert "expected 1 or 3 values, got 2" in error_of(
+        [*run[:3], "--image", *[str(image)] * 2, "--prompt", *"xyz"], capsys
+    )
+
+
+def test_encode_fills_the_cache_that_training_reads(
+    tmp_path: Path, pipeline_folder: Path, clips: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = ["--data.path", str(clips / "train"), "--data.cache-dir", str(tmp_path), "--data.resolution", "16"]
+    assert main(["encode", "--model", str(pipeline_folder), *data]) == 0
+    files = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.safetensors")}
+    assert len(files) == 6
+    train = ["train", "--model", str(pipeline_folder), *data, "--steps", "1", "--output", str(tmp_path / "run")]
+    assert main([*train, "--batch-size", "2"]) == 0
+    assert {p: p.stat().st_mtime_ns for p in tmp_path.glob("16px*/*.safetensors")} == files

@@ -1,0 +1,49 @@
+"""Configs: YAML and back, strictly, and what may differ on resume."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from contrastive_i2v.errors import InputError
+from contrastive_i2v.training import recipes
+from contrastive_i2v.training.config import LossConfig, TrainConfig, differences, load_config, save_config
+
+
+@pytest.mark.parametrize("recipe", [recipes.contrastive, recipes.baseline, recipes.literal])
+def test_a_saved_config_starts_the_same_run(recipe: object, tmp_path: Path) -> None:
+    for config in (recipe(), recipes.tiny(recipe())):  # type: ignore[operator]
+        save_config(config, tmp_path / "config.yaml")
+        assert load_config(TrainConfig, tmp_path / "config.yaml") == config
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("stepz: 3", "stepz"),
+        ("steps: many", "steps"),
+        ("steps: 0", "steps: expected at least 1, got 0"),
+        ("loss: {gate: sometimes}", "gate"),
+        ("a: [", "not YAML"),
+    ],
+)
+def test_a_bad_file_is_named_with_its_field(text: str, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text(text)
+    with pytest.raises(InputError, match=message):
+        load_config(TrainConfig, path)
+    with pytest.raises(InputError, match=r"none\.yaml.*config\.yaml"):
+        load_config(TrainConfig, tmp_path / "none.yaml")
+
+
+def test_differences_are_those_that_change_the_weights() -> None:
+    config = TrainConfig()
+    assert differences(config, replace(config, output=Path("x"), resume=True, workers=3, log_every=1)) == []
+    changed = replace(config, seed=1, loss=LossConfig(temperature=0.5))
+    assert differences(config, changed) == ["seed: 0 -> 1", "loss.temperature: 0.07 -> 0.5"]
+
+
+def test_the_baseline_differs_from_the_contrastive_recipe_in_the_loss_alone() -> None:
+    assert differences(recipes.contrastive(), recipes.baseline()) == ["loss.target_weight: 0.2 -> 0.0"]

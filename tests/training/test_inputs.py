@@ -1,0 +1,79 @@
+"""What a batch becomes: order, posterior sample, noise, and dropped conditions."""
+
+from __future__ import annotations
+
+import torch
+
+from contrastive_i2v.data.latents import LatentPair
+from contrastive_i2v.diffusion import NoiseSchedule
+from contrastive_i2v.training.inputs import Inputs, batch_indices, make_inputs, seeded
+
+SCHEDULE = NoiseSchedule.from_config({"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012})
+
+
+def inputs(size: int, dropout: float, seed: int = 0, logvar: float = -30.0) -> tuple[LatentPair, Inputs]:
+    generator = torch.Generator().manual_seed(1)
+    moments = [torch.randn(size, 4, 4, 4, generator=generator) for _ in range(2)]
+    moments = [torch.cat([mean, torch.full_like(mean, logvar)], dim=1) for mean in moments]
+    pair = LatentPair(*moments, torch.randn(size, 3, 5, generator=generator), torch.arange(size))
+    made = make_inputs(
+        pair,
+        schedule=SCHEDULE,
+        scaling_factor=0.5,
+        null_embeds=torch.zeros(1, 3, 5),
+        conditioning_dropout=dropout,
+        generator=torch.Generator().manual_seed(seed),
+    )
+    return pair, made
+
+
+def test_scales_follow_instruct_pix2pix() -> None:
+    pair, made = inputs(6, 0.0)
+    source, target = pair.source_moments[:, :4], pair.target_moments[:, :4]
+    torch.testing.assert_close(made.clean_latents, target * 0.5, atol=1e-5, rtol=0)  # a sample, scaled
+    assert torch.equal(made.image_latents, source)  # the mode, unscaled
+    torch.testing.assert_close(made.banks["input"], source * 0.5)  # the bank is on the scale of x0
+    assert made.banks["target"] is made.clean_latents
+    alpha = SCHEDULE.alphas_cumprod[made.timesteps].float()[:, None, None, None]
+    expected = alpha.sqrt() * made.clean_latents + (1 - alpha).sqrt() * made.noise
+    torch.testing.assert_close(made.noisy_latents, expected)
+
+
+def test_the_target_is_a_posterior_sample() -> None:
+    _, made = inputs(4000, 0.0, logvar=0.0)
+    pair, _ = inputs(4000, 0.0, logvar=0.0)
+    deviation = (made.clean_latents / 0.5 - pair.target_moments[:, :4]).std()
+    assert abs(float(deviation) - 1) < 0.01
+
+
+def test_dropped_conditions_have_the_documented_rates_and_nulls() -> None:
+    p = 0.1
+    pair, made = inputs(20_000, p)
+    no_prompt = (made.prompt_embeds == 0).flatten(1).all(1)
+    no_image = (made.image_latents == 0).flatten(1).all(1)
+    assert torch.equal(no_image, ~made.has_condition)
+    assert abs(float(no_prompt.float().mean()) - 2 * p) < 0.01
+    assert abs(float(no_image.float().mean()) - 2 * p) < 0.01
+    assert abs(float((no_prompt & no_image).float().mean()) - p) < 0.01
+    assert torch.equal(made.prompt_embeds[~no_prompt], pair.prompt_embeds[~no_prompt])
+
+
+def test_the_same_generator_gives_the_same_batch() -> None:
+    first, second, other = inputs(3, 0.05)[1], inputs(3, 0.05)[1], inputs(3, 0.05, seed=1)[1]
+    assert torch.equal(first.noisy_latents, second.noisy_latents)
+    assert not torch.equal(first.noise, other.noise)
+
+
+def test_batches_cover_every_item_once_an_epoch_and_do_not_depend_on_the_start() -> None:
+    all_batches = list(batch_indices(10, 4, start=0, stop=15, seed=3))
+    flat = [row for batch in all_batches for row in batch]
+    for epoch in range(6):
+        assert sorted(flat[epoch * 10 : epoch * 10 + 10]) == list(range(10))
+    assert flat[:10] != flat[10:20]
+    assert list(batch_indices(10, 4, start=7, stop=15, seed=3)) == all_batches[7:]
+
+
+def test_seeded_generators_are_functions_of_their_parts() -> None:
+    draws = {parts: float(torch.rand((), generator=seeded(*parts))) for parts in [(0, 1), (1, 0), (0, 11), (0, 1, 1)]}
+    assert len(set(draws.values())) == 4
+    assert float(torch.rand((), generator=seeded(0, 1))) == draws[0, 1]

@@ -1,0 +1,211 @@
+"""The training loop: exact resume, skipped steps, what it writes, and clear refusals."""
+
+from __future__ import annotations
+
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from contrastive_i2v.errors import InputError
+from contrastive_i2v.models import InstructPix2Pix
+from contrastive_i2v.training.checkpoint import list_checkpoints, load_checkpoint
+from contrastive_i2v.training.config import LossConfig, PreviewConfig, TrainConfig, load_config, save_config
+from contrastive_i2v.training.logs import RunLog, read_log
+from contrastive_i2v.training.trainer import Trainer, build_loss
+
+
+class Interrupted(Exception):
+    pass
+
+
+def train_until(config: TrainConfig, step: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run, and die at the beginning of `step`."""
+    original = Trainer._train_step
+
+    def train_step(self: Trainer, batches: Any) -> dict[str, float]:
+        if self.step == step:
+            raise Interrupted
+        return original(self, batches)
+
+    with monkeypatch.context() as patch, pytest.raises(Interrupted):
+        patch.setattr(Trainer, "_train_step", train_step)
+        Trainer(config).run()
+
+
+def assert_same_run(first: Path, second: Path) -> None:
+    """Bitwise the same final weights, moving average, optimizer state and losses."""
+    a, b = (load_checkpoint(list_checkpoints(path / "checkpoints")[-1]) for path in (first, second))
+    assert a[1] == b[1]
+    for group in a[0]:
+        assert a[0][group].keys() == b[0][group].keys()
+        for name, value in a[0][group].items():
+            assert torch.equal(value, b[0][group][name]), f"{group}: {name}"
+    losses = [[(row["step"], row["loss"]) for row in read_log(path / "log.jsonl")] for path in (first, second)]
+    assert losses[0] == losses[1]
+
+
+def test_a_run_repeats_itself_and_resumes_bitwise(train_config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = replace(train_config, gradient_accumulation=2)
+    Trainer(config).run()
+    again = replace(config, output=config.output.with_name("again"))
+    Trainer(again).run()
+    assert_same_run(config.output, again.output)
+
+    broken = replace(config, output=config.output.with_name("broken"))
+    train_until(broken, 3, monkeypatch)  # one step past a checkpoint
+    train_until(replace(broken, resume=True), 6, monkeypatch)  # right at one
+    Trainer(replace(broken, resume=True)).run()
+    assert_same_run(config.output, broken.output)
+
+    other = replace(config, output=config.output.with_name("other"), seed=1)
+    Trainer(other).run()
+    with pytest.raises(AssertionError):
+        assert_same_run(config.output, other.output)
+
+
+def test_a_run_killed_at_random_moments_resumes_bitwise(train_config: TrainConfig) -> None:
+    config = replace(train_config, steps=40, checkpoint_every=3)
+    Trainer(config).run()
+    killed = replace(config, output=config.output.with_name("killed"), resume=True)
+    path = killed.output / "start.yaml"
+    save_config(killed, path)
+    save_config(killed, killed.output / "config.yaml")  # so that the first start may say --resume too
+    code = f"from contrastive_i2v.cli.main import main; main(['train', '--config', {str(path)!r}])"
+    rng = random.Random(time.time_ns())
+    for kill in (1, 2, 3):
+        process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+        before = len(list_checkpoints(killed.output / "checkpoints")) and _last_step(killed)
+        deadline = time.monotonic() + 120
+        while _last_step(killed) <= before and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.01)
+        time.sleep(rng.random() * 0.3)
+        process.send_signal(signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL, f"kill {kill} came after the end"
+    assert 0 < _last_step(killed) < config.steps
+    Trainer(killed).run()
+    assert_same_run(config.output, killed.output)
+
+
+def _last_step(config: TrainConfig) -> int:
+    saved = list_checkpoints(config.output / "checkpoints")
+    return int(saved[-1].name.removeprefix("step-")) if saved else 0
+
+
+def test_training_moves_the_unet_alone_and_writes_a_model_that_opens(train_config: TrainConfig) -> None:
+    before = InstructPix2Pix.from_pretrained(train_config.model)
+    folder = Trainer(train_config).run()
+    after = InstructPix2Pix.from_pretrained(folder)
+    assert after.fingerprint == before.fingerprint
+    assert not torch.equal(after.unet.conv_in.weight, before.unet.conv_in.weight)
+    shadow = load_file(list_checkpoints(train_config.output / "checkpoints")[-1] / "ema.safetensors")
+    saved = [p for p in after.unet.parameters()]
+    assert all(torch.equal(shadow[str(i)], p) for i, p in enumerate(saved))  # the moving average is what is saved
+
+
+def test_the_log_holds_every_figure_that_the_guide_names(train_config: TrainConfig) -> None:
+    config = replace(train_config, loss=LossConfig(target_weight=0.2, input_weight=0.1), steps=4)
+    Trainer(config).run()
+    rows = read_log(config.output / "log.jsonl")
+    assert [row["step"] for row in rows] == [2, 4]
+    for row in rows:
+        assert {
+            "loss", "mse", "contrastive/target", "contrastive/input", "retrieval/target", "grad_norm",
+            "learning_rate", "samples_per_second", "nonfinite_steps",
+        } <= row.keys()  # fmt: skip
+        assert row["loss"] == pytest.approx(
+            row["mse"] + 0.2 * row["contrastive/target"] + 0.1 * row["contrastive/input"]
+        )
+    assert list((config.output / "tensorboard").iterdir())
+    assert load_config(TrainConfig, config.output / "config.yaml") == config
+
+
+def test_the_baseline_has_no_contrastive_term(train_config: TrainConfig) -> None:
+    config = replace(train_config, loss=LossConfig(target_weight=0.0), steps=2)
+    Trainer(config).run()
+    row = read_log(config.output / "log.jsonl")[-1]
+    assert row["loss"] == row["mse"] and not any(name.startswith("contrastive") for name in row)
+
+
+def test_previews_show_held_out_clips(train_config: TrainConfig, clips: Path) -> None:
+    from contrastive_i2v.data.video import probe
+
+    data = replace(train_config.data, validation_path=clips / "test")
+    preview = PreviewConfig(every=2, clips=2, frames=3, steps=2)
+    Trainer(replace(train_config, data=data, preview=preview, steps=2)).run()
+    shown = probe(train_config.output / "previews" / "step-00000002.mp4")
+    assert (shown.frames, shown.height, shown.width) == (3, 2 * 2 * 16, 2 * 2 * 16)  # truth above, two clips, doubled
+    assert read_log(train_config.output / "log.jsonl")[-1]["preview/motion_ratio"] > 0
+
+
+def poison(monkeypatch: pytest.MonkeyPatch, steps: Callable[[int], bool]) -> None:
+    """Make the loss of some steps NaN."""
+    original = Trainer._loss
+
+    def loss(self: Trainer, prediction: torch.Tensor, inputs: Any) -> Any:
+        value, metrics = original(self, prediction, inputs)
+        return (value * float("nan") if steps(self.step) else value), metrics
+
+    monkeypatch.setattr(Trainer, "_loss", loss)
+
+
+def test_a_nonfinite_gradient_skips_the_step_and_is_counted(
+    train_config: TrainConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    poison(monkeypatch, lambda step: step in (2, 5))
+    trainer = Trainer(train_config)
+    folder = trainer.run()
+    assert read_log(train_config.output / "log.jsonl")[-1]["nonfinite_steps"] == 2
+    assert all(torch.isfinite(p).all() for p in InstructPix2Pix.from_pretrained(folder).unet.parameters())
+
+
+def test_too_many_nonfinite_gradients_stop_the_run_with_advice(
+    train_config: TrainConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    poison(monkeypatch, lambda step: step >= 3)
+    with pytest.raises(InputError, match="3 steps in a row.*learning-rate"):
+        Trainer(replace(train_config, max_nonfinite_steps=3)).run()
+    saved = load_checkpoint(list_checkpoints(train_config.output / "checkpoints")[0])[0]
+    assert all(torch.isfinite(p).all() for p in saved["unet"].values())
+
+
+def test_bad_starts_are_refused_and_nothing_is_lost(train_config: TrainConfig, clips: Path, tmp_path: Path) -> None:
+    def refuse(message: str, **changes: Any) -> None:
+        with pytest.raises(InputError, match=message):
+            Trainer(replace(train_config, **changes))
+
+    data = train_config.data
+    refuse("nowhere", data=replace(data, path=tmp_path / "nowhere"))
+    (tmp_path / "empty").mkdir()
+    refuse("empty", data=replace(data, path=tmp_path / "empty"))
+    refuse("resolution=15; expected a multiple of 2", data=replace(data, resolution=15))
+    refuse("holds no run to resume", resume=True)
+    Trainer(replace(train_config, steps=2)).run()
+    kept = sorted(train_config.output.rglob("*"))
+    refuse("add --resume", steps=2)
+    refuse("another config.*batch_size: 4 -> 2", steps=2, batch_size=2, resume=True)
+    assert sorted(train_config.output.rglob("*")) == kept
+
+
+def test_epsilon_with_zero_terminal_snr_is_refused() -> None:
+    with pytest.raises(InputError, match="v_prediction"):
+        build_loss({"prediction_type": "epsilon", "rescale_betas_zero_snr": True}, LossConfig())
+
+
+def test_a_cut_last_line_and_later_rows_leave_the_log_on_resume(tmp_path: Path) -> None:
+    log = RunLog(tmp_path, from_step=0)
+    for step in (1, 2, 3):
+        log.write(step, {"loss": float(step)})
+    with (tmp_path / "log.jsonl").open("a") as file:
+        file.write('{"step": 4, "lo')
+    RunLog(tmp_path, from_step=2).write(3, {"loss": 30.0})
+    assert [row["loss"] for row in read_log(tmp_path / "log.jsonl")] == [1.0, 2.0, 30.0]
