@@ -33,7 +33,7 @@ $(READY): pyproject.toml setup.py CMakeLists.txt $(wildcard csrc/*.cpp csrc/*/*.
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check $(TORCH)
 	$(BIN)/pip install --quiet --disable-pip-version-check "setuptools>=77" wheel cmake ninja "pybind11>=2.13"
-	$(BIN)/pip install --quiet --disable-pip-version-check --no-build-isolation -e ".[dev,triton]"
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-build-isolation -e ".[dev]"
 	touch $@
 
 clean:

@@ -18,7 +18,7 @@ from contrastive_i2v.training.config import DataConfig
 class Options:
     """Encode the latents and prompt embeddings that training with the same data options and seed will read."""
 
-    model: str = "tiny"
+    model: str = "stable-diffusion-v1-5/stable-diffusion-v1-5"
     """"tiny", a diffusers folder, or a hub id: its VAE and text encoder are used."""
     data: DataConfig = field(default_factory=DataConfig)
     seed: int = 0

@@ -51,7 +51,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except InputError as error:
         print(f"\nerror: {error}", file=sys.stderr)
         return 2
+    except OSError as error:  # a full disk, a folder that can't be written
+        if error.filename is None and error.errno is None:
+            raise
+        print(f"\nerror: {error.filename or 'a file'}: {error.strerror}; what was finished is kept", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
-        print("\ninterrupted: what was finished is kept, and the same command goes on", file=sys.stderr)
+        print(
+            "\ninterrupted: what was finished is kept; the same command goes on (train: with --resume)", file=sys.stderr
+        )
         return 130
     return 0

@@ -93,7 +93,7 @@ class TrainConfig:
     """Folder of everything the run writes."""
     resume: bool = False
     """Go on from the last checkpoint in `output`."""
-    model: str = "tiny"
+    model: str = "stable-diffusion-v1-5/stable-diffusion-v1-5"
     """"tiny", a diffusers folder (Stable Diffusion 1.x or InstructPix2Pix), or a hub id."""
     steps: int = 4500
     """Optimizer steps."""

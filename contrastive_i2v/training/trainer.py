@@ -3,10 +3,10 @@ bitwise the weights of one that wasn't (on the CPU, and wherever the kernels are
 
 from __future__ import annotations
 
-import functools
 import importlib
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -32,6 +32,7 @@ from contrastive_i2v.training.checkpoint import (
 )
 from contrastive_i2v.training.config import LossConfig, TrainConfig, differences, load_config, save_config
 from contrastive_i2v.training.inputs import Inputs, batch_indices, make_inputs, seeded
+from contrastive_i2v.training.interrupt import stop_requests
 from contrastive_i2v.training.logs import RunLog
 from contrastive_i2v.training.preview import Preview, load_held_out
 
@@ -93,34 +94,34 @@ class Trainer:
             save_config(config, config.output / "config.yaml")
 
     def run(self) -> Path:
-        """Train to `config.steps` and write the model to `output/model`; returns that folder."""
+        """Train to `config.steps` and write the model to `output/model`; returns that folder.
+
+        Ctrl-C or SIGTERM saves a checkpoint after the step under way and raises KeyboardInterrupt (with several
+        processes, which may get the signal at different steps, there is only the last checkpoint).
+        """
         config = self.config
         batches = iter(self._loader())
         bar = tqdm(total=config.steps, initial=self.step, desc=config.output.name, unit="step", disable=not self.main)
         began = time.perf_counter()
-        while self.step < config.steps:
-            self.unlogged.append(self._train_step([next(batches) for _ in range(config.gradient_accumulation)]))
-            self.step += 1
-            bar.update()
-            if self.step % config.log_every == 0 or self.step == config.steps:
-                row = self._summary(time.perf_counter() - began)
-                bar.set_postfix({k: f"{row[k]:.4g}" for k in ("loss", "mse", "grad_norm") if k in row})
-                self._write_log(row)
-                self.unlogged, began = [], time.perf_counter()
-            if self.nonfinite_in_a_row >= config.max_nonfinite_steps:
-                raise InputError(
-                    f"{self.nonfinite_in_a_row} steps in a row, up to step {self.step}, had a NaN or infinite gradient "
-                    "and were skipped. Go on from the last checkpoint with a lower --optimizer.learning-rate, "
-                    "--mixed-precision bf16 or no, --loss.min-snr-gamma 5, or a smaller contrastive weight, in a new "
-                    "--output"
-                )
-            if self.preview and self.preview.due(self.step):
-                paused = time.perf_counter()
-                self._write_log(self._with_ema(lambda: self.preview.make(self.step)))  # type: ignore[union-attr]
-                began += time.perf_counter() - paused
-            if self.step % config.checkpoint_every == 0 or self.step == config.steps:
-                self._save()
-        bar.close()
+        with bar, stop_requests(enabled=self.accelerator.num_processes == 1) as stop_requested:
+            while self.step < config.steps:
+                self.unlogged.append(self._train_step([next(batches) for _ in range(config.gradient_accumulation)]))
+                self.step += 1
+                bar.update()
+                if self.step % config.log_every == 0 or self.step == config.steps:
+                    row = self._summary(time.perf_counter() - began)
+                    bar.set_postfix({k: f"{row[k]:.4g}" for k in ("loss", "mse", "grad_norm") if k in row})
+                    self._write_log(row)
+                    self.unlogged, began = [], time.perf_counter()
+                self._stop_if_nonfinite()
+                if self.preview and self.preview.due(self.step):
+                    paused = time.perf_counter()
+                    self._write_log(self._with_ema(partial(self.preview.make, self.step)))
+                    began += time.perf_counter() - paused
+                if self.step % config.checkpoint_every == 0 or self.step == config.steps or stop_requested():
+                    self._save()
+                if stop_requested():
+                    raise KeyboardInterrupt
         return self._finish()
 
     def _train_step(self, batches: list[LatentPair]) -> dict[str, float]:
@@ -152,6 +153,14 @@ class Trainer:
         self.nonfinite_in_a_row = 0 if finite else self.nonfinite_in_a_row + 1
         self.nonfinite_steps += not finite
         return _mean(metrics) | ({"grad_norm": float(norm)} if finite else {})
+
+    def _stop_if_nonfinite(self) -> None:
+        if self.nonfinite_in_a_row >= self.config.max_nonfinite_steps:
+            raise InputError(
+                f"{self.nonfinite_in_a_row} steps in a row, up to step {self.step}, had a NaN or infinite gradient and "
+                "were skipped. Start again in a new --output with a lower --optimizer.learning-rate, "
+                "--mixed-precision bf16 or no, --loss.min-snr-gamma 5, or a smaller contrastive weight"
+            )
 
     def _inputs(self, batch: LatentPair, micro_batch: int) -> Inputs:
         rank = self.accelerator.process_index
@@ -238,7 +247,7 @@ class Trainer:
 
     def _build_optimizer(self) -> torch.optim.Optimizer:
         config = self.config.optimizer
-        kind: Any = functools.partial(torch.optim.AdamW, fused=self.accelerator.device.type in ("cpu", "cuda"))
+        kind: Any = partial(torch.optim.AdamW, fused=self.accelerator.device.type in ("cpu", "cuda"))
         if config.eight_bit:
             try:
                 kind = importlib.import_module("bitsandbytes.optim").AdamW8bit

@@ -96,6 +96,28 @@ def test_a_run_killed_at_random_moments_resumes_bitwise(train_config: TrainConfi
     assert_same_run(config.output, killed.output)
 
 
+def test_ctrl_c_saves_the_step_under_way(train_config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    original = Trainer._train_step
+
+    def train_step(self: Trainer, batches: Any) -> dict[str, float]:
+        if self.step == 2 and not self.config.resume:
+            signal.raise_signal(signal.SIGTERM)
+        return original(self, batches)
+
+    monkeypatch.setattr(Trainer, "_train_step", train_step)
+    config = replace(train_config, steps=4, checkpoint_every=100)
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(KeyboardInterrupt):
+        Trainer(config).run()
+    assert signal.getsignal(signal.SIGTERM) is before
+    assert _last_step(config) == 3
+    Trainer(replace(config, resume=True)).run()
+    whole = replace(config, output=config.output.with_name("whole"), resume=True)
+    save_config(whole, whole.output / "config.yaml")
+    Trainer(whole).run()
+    assert_same_run(whole.output, config.output)
+
+
 def _last_step(config: TrainConfig) -> int:
     saved = list_checkpoints(config.output / "checkpoints")
     return int(saved[-1].name.removeprefix("step-")) if saved else 0
@@ -197,8 +219,10 @@ def test_bad_starts_are_refused_and_nothing_is_lost(train_config: TrainConfig, c
 
 
 def test_epsilon_with_zero_terminal_snr_is_refused() -> None:
+    config = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012, "rescale_betas_zero_snr": True}
     with pytest.raises(InputError, match="v_prediction"):
-        build_loss({"prediction_type": "epsilon", "rescale_betas_zero_snr": True}, LossConfig())
+        build_loss(config | {"prediction_type": "epsilon"}, LossConfig())
+    assert build_loss(config | {"prediction_type": "v_prediction"}, LossConfig()).banks == {"target": 0.2}
 
 
 def test_a_cut_last_line_and_later_rows_leave_the_log_on_resume(tmp_path: Path) -> None:

@@ -1,0 +1,73 @@
+"""The recipe of the weights that ship, in miniature: every stage, what it leaves, and going on after a stop."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from contrastive_i2v.data.shapes import ShapesConfig
+from contrastive_i2v.models import InstructPix2Pix
+from contrastive_i2v.training.pretrain import PatchComponents, fit
+from contrastive_i2v.training.tiny_base import TinyBaseConfig, train_tiny_base
+
+
+def test_the_recipe_makes_a_model_with_a_card_and_skips_finished_stages(tmp_path: Path) -> None:
+    config = TinyBaseConfig(
+        output=tmp_path,
+        clips=ShapesConfig(train_clips=4, test_clips=1, frames=50),
+        vae_steps=2,
+        text_steps=2,
+        unet_steps=1,
+    )
+    folder = train_tiny_base(config)
+    model = InstructPix2Pix.from_pretrained(folder)
+    assert model.unet.config.in_channels == 8 and model.scheduler.config.prediction_type == "v_prediction"
+    card = (folder / "README.md").read_text()
+    assert "autoencoder 2 steps" in card and "4 training and 1 held-out clips" in card and "0.80 M" in card
+    stored = {p: p.stat().st_mtime_ns for part in ("vae", "text_encoder") for p in (tmp_path / part).iterdir()}
+    train_tiny_base(config)
+    assert {path: path.stat().st_mtime_ns for path in stored} == stored
+    assert InstructPix2Pix.from_pretrained(folder).fingerprint == model.fingerprint
+
+
+def test_a_stage_goes_on_exactly_where_it_stopped(tmp_path: Path) -> None:
+    target = torch.arange(6.0).reshape(2, 3)
+
+    def run(folder: str, stop_at: int | None = None) -> torch.nn.Linear:
+        torch.manual_seed(0)
+        layer = torch.nn.Linear(3, 2, bias=False)
+
+        def loss(step: int, generator: torch.Generator) -> tuple[torch.Tensor, dict[str, float]]:
+            if step == stop_at:
+                raise KeyboardInterrupt
+            noise = torch.randn(2, 3, generator=generator)
+            value = (layer.weight - target - 0.1 * noise).square().mean()
+            return value, {"loss": value.item()}
+
+        fit(layer, loss, folder=tmp_path / folder, steps=9, learning_rate=0.1, seed=0, save_every=2)
+        return layer
+
+    whole = run("whole")
+    try:
+        run("broken", stop_at=5)
+    except KeyboardInterrupt:
+        resumed = run("broken")
+    assert torch.equal(resumed.weight, whole.weight)
+
+
+def test_patch_components_are_the_best_linear_code() -> None:
+    generator = torch.Generator().manual_seed(0)
+    mixing = torch.randn(2, 3 * 4 * 4, generator=generator)
+    patches = torch.randn(400, 2, generator=generator) @ mixing + 0.5  # two factors explain every patch
+    images = patches.reshape(100, 4, 48).transpose(1, 2)  # four patches an image
+    images = torch.nn.functional.fold(images, (8, 8), 4, stride=4)
+    code = PatchComponents(images, channels=2, patch=4)
+    codes = code(images)
+    assert codes.shape == (100, 2, 2, 2)
+    flat = codes.permute(0, 2, 3, 1).reshape(-1, 2)
+    assert 0.7 < float(flat.std()) < 1.3
+    unfolded = torch.nn.functional.unfold(images, 4, stride=4).transpose(1, 2).reshape(-1, 48)
+    design = torch.cat([flat, torch.ones(len(flat), 1)], dim=1)
+    rebuilt = design @ torch.linalg.lstsq(design, unfolded).solution
+    torch.testing.assert_close(rebuilt, unfolded, atol=1e-3, rtol=1e-3)
