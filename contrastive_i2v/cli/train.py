@@ -23,8 +23,10 @@ RECIPES: dict[str, Callable[[], TrainConfig]] = {
 
 DESCRIPTION = f"""Fine-tune a model on a folder of captioned videos.
 
---recipe NAME      start from {", ".join(RECIPES)} (default: contrastive); tiny-base trains the packaged model anew
---config FILE      start from an earlier run's config.yaml; every option below overrides it
+--recipe NAME   start from one of {", ".join(list(RECIPES)[:3])},
+                {", ".join(list(RECIPES)[3:])}
+                (default: contrastive); tiny-base trains the packaged model anew
+--config FILE   start from an earlier run's config.yaml; every option below overrides it
 """
 
 

@@ -219,7 +219,8 @@ def test_bad_starts_are_refused_and_nothing_is_lost(train_config: TrainConfig, c
 
 
 def test_epsilon_with_zero_terminal_snr_is_refused() -> None:
-    config = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012, "rescale_betas_zero_snr": True}
+    config: dict[str, Any] = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
+    config["rescale_betas_zero_snr"] = True
     with pytest.raises(InputError, match="v_prediction"):
         build_loss(config | {"prediction_type": "epsilon"}, LossConfig())
     assert build_loss(config | {"prediction_type": "v_prediction"}, LossConfig()).banks == {"target": 0.2}
