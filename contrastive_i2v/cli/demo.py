@@ -63,7 +63,7 @@ class Options:
     """Optimizer steps of each training."""
     batch_size: int = 16
     """Pairs a step; the negatives come from these."""
-    learning_rate: float = 2e-4
+    learning_rate: float = 1e-4
     frames: int = 8
     """Length of each video, the given first frame included; frames are 1/5 s apart."""
     sampler_steps: int = 8

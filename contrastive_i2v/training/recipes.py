@@ -32,7 +32,8 @@ def tiny(config: TrainConfig) -> TrainConfig:
         model="tiny",
         steps=200,
         checkpoint_every=100,
+        ema_decay=0.98,
         data=DataConfig(resolution=64, pairs=FramePairConfig(offset_std=0.0, pairs_per_clip=8)),
-        optimizer=OptimizerConfig(learning_rate=2e-4, warmup_steps=20),
-        preview=PreviewConfig(every=100, steps=8, guidance_scale=2.0, image_guidance_scale=1.0),
+        optimizer=OptimizerConfig(learning_rate=1e-4, warmup_steps=20),
+        preview=PreviewConfig(every=100, steps=8, guidance_scale=1.0, image_guidance_scale=1.0),
     )
