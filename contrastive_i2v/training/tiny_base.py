@@ -74,7 +74,7 @@ def train_tiny_base(config: TinyBaseConfig) -> Path:
     trainer = Trainer(replace(run, resume=bool(list_checkpoints(run.output / "checkpoints"))), model)
     trained = InstructPix2Pix.from_pretrained(trainer.run(), dtype=torch.float16)
     for module in (trained.vae, trained.unet):
-        module.register_to_config(_name_or_path="contrastive_i2v tiny")  # else the config names a folder of this machine
+        module.register_to_config(_name_or_path="contrastive_i2v tiny")  # else it is a path of this machine
     trained.save_pretrained(root / "model")
     (root / "model" / "README.md").write_text(model_card(config, trained, read_log(run.output / "log.jsonl")))
     return root / "model"
