@@ -138,13 +138,13 @@ def verdict(
         elif abs(gap) > half_width:
             sentences.append(
                 f"Over {seeds} seeds, {labels[name]} has a {'lower' if gap < 0 else 'higher'} mean error than "
-                f"{labels[baseline]}, by {abs(gap):.4f} ± {half_width:.4f} (95 % interval of the paired difference, "
+                f"{labels[baseline]}, by {abs(gap):.2g} ± {half_width:.2g} (95 % interval of the paired difference, "
                 "on these clips): beyond the noise between seeds."
             )
         else:
             sentences.append(
-                f"Over {seeds} seeds, the mean errors of {labels[name]} and {labels[baseline]} differ by {gap:+.4f} ± "
-                f"{half_width:.4f} (95 % interval of the paired difference, on these clips): within the noise "
+                f"Over {seeds} seeds, the mean errors of {labels[name]} and {labels[baseline]} differ by {gap:+.2g} ± "
+                f"{half_width:.2g} (95 % interval of the paired difference, on these clips): within the noise "
                 "between seeds, so these runs don't tell the two apart."
             )
     if seeds == 1:
