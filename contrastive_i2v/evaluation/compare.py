@@ -138,13 +138,14 @@ def verdict(
         elif abs(gap) > half_width:
             sentences.append(
                 f"Over {seeds} seeds, {labels[name]} has a {'lower' if gap < 0 else 'higher'} mean error than "
-                f"{labels[baseline]}, by {abs(gap):.2g} ± {half_width:.2g} (95 % interval of the paired difference, "
-                "on these clips): beyond the noise between seeds."
+                f"{labels[baseline]}, by {_amount(abs(gap))} ± {_amount(half_width)} (95 % interval of the paired "
+                "difference, on these clips): beyond the noise between seeds."
             )
         else:
+            signed = ("-" if gap < 0 else "+") + _amount(abs(gap))
             sentences.append(
-                f"Over {seeds} seeds, the mean errors of {labels[name]} and {labels[baseline]} differ by {gap:+.2g} ± "
-                f"{half_width:.2g} (95 % interval of the paired difference, on these clips): within the noise "
+                f"Over {seeds} seeds, the mean errors of {labels[name]} and {labels[baseline]} differ by {signed} ± "
+                f"{_amount(half_width)} (95 % interval of the paired difference, on these clips): within the noise "
                 "between seeds, so these runs don't tell the two apart."
             )
     if seeds == 1:
@@ -183,3 +184,8 @@ def _relative(gap: float, reference: float, name: str) -> str:
 def _statistic(values: list[float], clip_error: float) -> Statistic:
     spread = float(torch.tensor(values, dtype=torch.float64).std()) if len(values) > 1 else clip_error
     return Statistic(tuple(values), spread)
+
+
+def _amount(value: float) -> str:
+    """Four decimals, or two digits of what they would hide."""
+    return f"{value:.4f}" if value >= 5e-4 or value == 0 else f"{value:.1e}"

@@ -92,6 +92,8 @@ def test_several_seeds_decide_in_either_direction_or_not_at_all() -> None:
     low, high = fake(0.10, 0.11, 0.12), fake(0.20, 0.211, 0.219)
     assert "new form has a lower mean error than old form, by 0.1000" in say(low, high)
     assert "new form has a higher mean error than old form, by 0.1000" in say(high, low)
+    barely = fake(0.10003, 0.11003, 0.12003)
+    assert "higher mean error than old form, by 3.0e-05" in say(barely, low)
     mixed = say(fake(0.10, 0.30, 0.20), fake(0.20, 0.11, 0.25))
     assert "don't tell the two apart" in mixed
     assert "lower" not in mixed
