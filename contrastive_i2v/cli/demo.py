@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
@@ -20,6 +19,7 @@ from tqdm import tqdm
 from contrastive_i2v.cli.demo_report import BASE, STILL, Outcome, build_report, format_table, results
 from contrastive_i2v.data.shapes import ShapesConfig, make_shapes
 from contrastive_i2v.data.sources.folder import read_folder
+from contrastive_i2v.data.video import write_whole
 from contrastive_i2v.errors import InputError
 from contrastive_i2v.evaluation.report import build_page
 from contrastive_i2v.models import InstructPix2Pix
@@ -116,9 +116,11 @@ def make_demo(options: Options) -> Path:
 
     stage("page")
     outcome = Outcome(options=options, runs=runs, captions=captions, truth=truth, videos=videos)
-    _write_whole(options.output / "results.json", json.dumps(results(outcome), indent=2) + "\n")
+    numbers = json.dumps(results(outcome), indent=2) + "\n"
+    write_whole(options.output / "results.json", lambda part: part.write_text(numbers, encoding="utf-8"))
     page = options.output / "index.html"
-    _write_whole(page, build_page(build_report(outcome, seconds=time.perf_counter() - began)))
+    html = build_page(build_report(outcome, seconds=time.perf_counter() - began))
+    write_whole(page, lambda part: part.write_text(html, encoding="utf-8"))
     print("\n".join(["", format_table(outcome.measured), "", *outcome.verdict]))
     return page
 
@@ -238,15 +240,3 @@ def _stages(count: int) -> Callable[[str], None]:
         print(f"[{next(numbers)}/{count}] {what}", flush=True)
 
     return announce
-
-
-def _write_whole(path: Path, text: str) -> None:
-    """Write a file so that it appears whole or not at all."""
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        part.write_text(text, encoding="utf-8")
-        part.replace(path)
-    except OSError as error:
-        raise InputError(f"{path}: could not be written ({error.strerror or error})") from error
-    finally:
-        part.unlink(missing_ok=True)

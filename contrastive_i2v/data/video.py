@@ -89,7 +89,7 @@ def write_video(path: Path, frames: Tensor, fps: float, *, crf: int = 14) -> Non
                 container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
             container.mux(stream.encode())
 
-    _write_whole(path, write)
+    write_whole(path, write)
 
 
 def write_gif(path: Path, frames: Tensor, fps: float) -> None:
@@ -99,13 +99,13 @@ def write_gif(path: Path, frames: Tensor, fps: float) -> None:
     def write(part: Path) -> None:
         images[0].save(part, format="GIF", save_all=True, append_images=images[1:], duration=round(1000 / fps), loop=0)
 
-    _write_whole(path, write)
+    write_whole(path, write)
 
 
 def write_strip(path: Path, frames: Tensor) -> None:
     """Write uint8 `[F, 3, H, W]` as one PNG, frames side by side."""
     strip = frames.permute(1, 2, 0, 3).flatten(2)  # [3, H, F * W]
-    _write_whole(path, lambda part: _pil_images(strip[None])[0].save(part, format="PNG"))
+    write_whole(path, lambda part: _pil_images(strip[None])[0].save(part, format="PNG"))
 
 
 def read_image(path: Path) -> Tensor:
@@ -129,7 +129,11 @@ def _pil_images(frames: Tensor) -> list[Any]:
     return [Image.fromarray(f) for f in frames.permute(0, 2, 3, 1).contiguous().cpu().numpy()]
 
 
-def _write_whole(path: Path, write: Callable[[Path], object]) -> None:
+def write_whole(path: Path, write: Callable[[Path], object]) -> None:
+    """Let `write(part)` write beside `path`, then rename: the file appears whole or not at all.
+
+    Raises InputError naming the file when the disk refuses.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
