@@ -15,7 +15,7 @@ ALLOWED = {
     "ops": {"kernels", "_C"},
     "diffusion": set(),
     "losses": {"ops", "diffusion"},
-    "sampling": {"diffusion"},
+    "sampling": {"diffusion", "ops"},
     "models": {"diffusion"},
     "data": set(),
     "training": {"losses", "models", "data", "sampling", "diffusion"},

@@ -1,9 +1,9 @@
 """Registration of the ops: schemas, fallback kernels, fake kernels, autograd.
 
-`diffusion_loss` is the fused op that C++ and Triton implement, one kernel a device; without one it runs the
-reference. `diffusion_loss_reference` is always the reference, and also has the gradients to the banks and the
-temperature. Both make the gradient in the forward pass; the backward pass only scales it, through
-`scale_gradient`.
+`diffusion_loss` is the fused op that C++ and CUDA implement, one kernel a device; without one it runs the
+reference. `diffusion_loss_triton` is the same in Triton. `diffusion_loss_reference` is always the reference, and
+also has the gradients to the banks and the temperature. All make the gradient in the forward pass; the backward
+pass only scales it, through `scale_gradient`.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from contrastive_i2v.kernels import diffusion_loss as diffusion_loss_triton
 from contrastive_i2v.ops.reference import diffusion_loss_reference, gradient_dtype, math_dtype
 
 NAMESPACE = "contrastive_i2v"
@@ -27,6 +28,7 @@ _RETURNS = "Tensor loss, Tensor mse, Tensor contrastive, Tensor grad_prediction"
 _BANKS, _TEMPERATURE, _INPUTS = 5, 7, 16
 
 torch.library.define(f"{NAMESPACE}::diffusion_loss", f"({_ARGUMENTS}) -> ({_RETURNS})")
+torch.library.define(f"{NAMESPACE}::diffusion_loss_triton", f"({_ARGUMENTS}) -> ({_RETURNS})")
 torch.library.define(
     f"{NAMESPACE}::diffusion_loss_reference",
     f"({_ARGUMENTS}, bool bank_gradient, bool temperature_gradient) -> "
@@ -39,6 +41,11 @@ torch.library.define(f"{NAMESPACE}::scale_gradient", "(Tensor gradient, Tensor g
 def _diffusion_loss(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     out = diffusion_loss_reference(*arguments)
     return out.loss, out.mse, out.contrastive, out.grad_prediction
+
+
+@torch.library.impl(f"{NAMESPACE}::diffusion_loss_triton", "CompositeExplicitAutograd")
+def _diffusion_loss_triton(*arguments: Any) -> tuple[Tensor, ...]:
+    return diffusion_loss_triton(*arguments)  # type: ignore[no-any-return]
 
 
 @torch.library.impl(f"{NAMESPACE}::diffusion_loss_reference", "CompositeExplicitAutograd")
@@ -152,7 +159,9 @@ def _register_autograd(name: str) -> None:
 
 
 torch.library.register_fake(f"{NAMESPACE}::diffusion_loss", _diffusion_loss_fake)
+torch.library.register_fake(f"{NAMESPACE}::diffusion_loss_triton", _diffusion_loss_fake)
 torch.library.register_fake(f"{NAMESPACE}::diffusion_loss_reference", _diffusion_loss_reference_fake)
 torch.library.register_fake(f"{NAMESPACE}::scale_gradient", _scale_gradient_fake)
 _register_autograd("diffusion_loss")
+_register_autograd("diffusion_loss_triton")
 _register_autograd("diffusion_loss_reference")

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 
 from contrastive_i2v.ops import _validation as check
-from contrastive_i2v.ops._backends import uses_reference
+from contrastive_i2v.ops._backends import HAS_CPU_KERNEL, choose, cuda_fits
 
 
 class ContrastiveDiffusionLossOutput(NamedTuple):
@@ -95,6 +97,33 @@ def contrastive_diffusion_loss(
     2022, arXiv:2206.00364, equation 7); cross entropy over in-batch candidates is InfoNCE (van den Oord et
     al., 2018, arXiv:1807.03748, equation 4).
     """
+    if (
+        backend in (None, "cpu")
+        and HAS_CPU_KERNEL
+        and not torch.compiler.is_compiling()
+        and type(prediction) in (Tensor, Parameter)
+        and prediction.is_cpu
+        and type(temperature) is float
+        and 0 < temperature < math.inf
+        and isinstance(banks, (list, tuple))
+        and positives is None
+        and query_groups is None
+        and bank_groups is None
+    ):
+        # The commonest call. The kernel checks it all again, in a tenth of the time that the checks below take,
+        # which then say what is wrong, or find a backend that can.
+        try:
+            weights = [prediction.shape[0] / prediction.numel()] * len(banks) if bank_weights is None else bank_weights
+            # fmt: off
+            out = torch.ops.contrastive_i2v.diffusion_loss(
+                prediction, noisy, target, c_skip, c_out, banks, (), None, temperature, weights, mse_weights,
+                contrastive_weights, None, (), normalize, prediction.requires_grad and torch.is_grad_enabled(),
+            )
+            # fmt: on
+            return ContrastiveDiffusionLossOutput(out[0], out[1], out[2])
+        except (RuntimeError, ValueError, TypeError, ZeroDivisionError):
+            pass
+
     check.latents(prediction, noisy, target)
     check.bank_list(prediction, banks)
     size = prediction.shape[0]
@@ -137,8 +166,17 @@ def contrastive_diffusion_loss(
         query_groups, group_rows, normalize, prediction_gradient,
     )
     # fmt: on
-    if uses_reference(backend, prediction.device, dtypes, more_gradients):
+    chosen = choose(
+        backend,
+        prediction.device,
+        dtypes,
+        more_gradients,
+        lambda: cuda_fits(size, bank_rows, prediction.numel() // size, dtypes),
+    )
+    if chosen == "reference":
         out = torch.ops.contrastive_i2v.diffusion_loss_reference(*arguments, bank_gradient, temperature_gradient)
+    elif chosen == "triton":
+        out = torch.ops.contrastive_i2v.diffusion_loss_triton(*arguments)
     else:
         out = torch.ops.contrastive_i2v.diffusion_loss(*arguments)
     return ContrastiveDiffusionLossOutput(*out[:3])

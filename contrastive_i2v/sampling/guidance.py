@@ -8,7 +8,10 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-# (noisy [B, C, h, w], timesteps [B], image_latents [B, C, h, w], prompt_embeds [B, L, E]) -> [B, C, h, w]
+from contrastive_i2v.ops.guided_step import guidance_branches
+
+# (noisy [B, C, h, w], timesteps [B], image_latents [B, C, h, w], prompt_embeds [B, L, E]) -> [B, C, h, w]; it leaves
+# its arguments as they are
 Denoiser: TypeAlias = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 
 
@@ -53,21 +56,25 @@ def guided_prediction(
         noisy: [B, C, h, w]; timesteps: [B]; image_latents: [B, C, h, w] unscaled; prompt_embeds: [B, L, E].
         null_prompt_embeds: [1, L, E], the embedding of "".
     """
-    null_image = torch.zeros_like(image_latents)
-    null_prompt = null_prompt_embeds.expand_as(prompt_embeds)
-    branches = {
-        "full": (guidance_scale != 0, image_latents, prompt_embeds),
-        "image": (image_guidance_scale != guidance_scale, image_latents, null_prompt),
-        "uncond": (image_guidance_scale != 1, null_image, null_prompt),
-    }
-    run = [branch for branch, (needed, _, _) in branches.items() if needed]
+    branches = guidance_branches(guidance_scale, image_guidance_scale)
     predictions = denoiser(
-        torch.cat([noisy] * len(run)),
-        torch.cat([timesteps] * len(run)),
-        torch.cat([branches[branch][1] for branch in run]),
-        torch.cat([branches[branch][2] for branch in run]),
-    ).chunk(len(run))
-    by_branch = dict(zip(run, predictions, strict=True))
+        torch.cat([noisy] * len(branches)),
+        torch.cat([timesteps] * len(branches)),
+        *branch_conditions(branches, image_latents, prompt_embeds, null_prompt_embeds),
+    ).chunk(len(branches))
+    by_branch = dict(zip(branches, predictions, strict=True))
     # a branch that wasn't run cancels out below, so anything may stand in for it
     uncond, image, full = (by_branch.get(name, predictions[0]) for name in ("uncond", "image", "full"))
     return three_way_guidance(uncond, image, full, guidance_scale, image_guidance_scale)
+
+
+def branch_conditions(
+    branches: tuple[str, ...], image_latents: Tensor, prompt_embeds: Tensor, null_prompt_embeds: Tensor
+) -> tuple[Tensor, Tensor]:
+    """(image_latents [branches * B, C, h, w], prompt_embeds [branches * B, L, E]) that the branches are run with."""
+    null_image = torch.zeros_like(image_latents)
+    null_prompt = null_prompt_embeds.expand_as(prompt_embeds)
+    return (
+        torch.cat([null_image if branch == "uncond" else image_latents for branch in branches]),
+        torch.cat([prompt_embeds if branch == "full" else null_prompt for branch in branches]),
+    )

@@ -6,13 +6,16 @@ import copy
 import hashlib
 import inspect
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from contrastive_i2v.errors import InputError
-from contrastive_i2v.sampling.guidance import Denoiser, guided_prediction
+from contrastive_i2v.ops.guided_step import guidance_branches, guided_step
+from contrastive_i2v.sampling.guidance import Denoiser, branch_conditions, guided_prediction
+from contrastive_i2v.sampling.linear_steps import LinearSteps, linear_steps
 
 
 @torch.no_grad()
@@ -40,6 +43,9 @@ def rollout(
     the same video alone and within a batch (to rounding), and a longer rollout begins with a shorter one's
     frames.
 
+    DDIM, Euler and flow-matching Euler (`linear_steps` says which) run guidance and update as one op, and never wait
+    for the device; any other scheduler's `step` is called as it is.
+
     Args:
         denoiser: (noisy, timesteps, image_latents, prompt_embeds) -> prediction; `InstructPix2Pix.denoiser`.
         first_latent: [B, C, h, w], the VAE's posterior mode, unscaled.
@@ -65,16 +71,20 @@ def rollout(
             that needs more than a number of steps.
     """
     _check(first_latent, prompt_embeds, null_prompt_embeds, frames, scheduler, steps, scaling_factor, seeds)
+    linear = linear_steps(scheduler, steps)
+    sample: Callable[..., Tensor] = (
+        partial(sample_frame, linear=linear)
+        if linear is not None
+        else partial(sample_frame_by_scheduler, scheduler=scheduler, steps=steps)
+    )
     condition = first_latent.float()
     video = [condition * scaling_factor]
     for frame in range(1, frames):
-        latents = sample_frame(
+        latents = sample(
             denoiser,
             condition,
             prompt_embeds,
             null_prompt_embeds,
-            scheduler=scheduler,
-            steps=steps,
             guidance_scale=guidance_scale,
             image_guidance_scale=image_guidance_scale,
             generators=[frame_generator(seed, frame) for seed in seeds],
@@ -92,13 +102,45 @@ def sample_frame(
     prompt_embeds: Tensor,
     null_prompt_embeds: Tensor,
     *,
+    linear: LinearSteps,
+    guidance_scale: float,
+    image_guidance_scale: float,
+    generators: list[torch.Generator],
+) -> Tensor:
+    """One frame [B, C, h, w], scaled: each step is a call of the denoiser and one of `guided_step`; in float32."""
+    branches = guidance_branches(guidance_scale, image_guidance_scale)
+    conditions = branch_conditions(branches, image_latents, prompt_embeds, null_prompt_embeds)
+    timesteps = linear.timesteps.to(image_latents.device)
+
+    noise = _draw(generators, image_latents.shape[1:]).to(image_latents.device)
+    noisy = torch.cat([noise * linear.noise_scale] * len(branches))  # [branches * B, C, h, w]
+    for step, (timestep, update) in enumerate(zip(timesteps, linear.scales, strict=True), start=1):
+        predictions = denoiser(noisy, timestep.expand(len(noisy)), *conditions)
+        copies = 1 if step == len(timesteps) else len(branches)
+        noisy = guided_step(
+            noisy[: len(noise)],
+            predictions,
+            *update,
+            guidance_scale=guidance_scale,
+            image_guidance_scale=image_guidance_scale,
+            copies=copies,
+        )
+    return noisy
+
+
+def sample_frame_by_scheduler(
+    denoiser: Denoiser,
+    image_latents: Tensor,
+    prompt_embeds: Tensor,
+    null_prompt_embeds: Tensor,
+    *,
     scheduler: Any,
     steps: int,
     guidance_scale: float,
     image_guidance_scale: float,
     generators: list[torch.Generator],
 ) -> Tensor:
-    """One frame [B, C, h, w], scaled, by the scheduler's steps over the guided prediction; all in float32."""
+    """One frame [B, C, h, w], scaled, by the scheduler's own steps over the guided prediction; in float32."""
     scheduler = copy.deepcopy(scheduler)
     scheduler.set_timesteps(steps, device=image_latents.device)
     # flow matching schedulers neither scale the noise nor the model's input

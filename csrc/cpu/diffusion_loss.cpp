@@ -5,11 +5,11 @@
 
 #include <ATen/core/LegacyTypeDispatch.h>
 #include <ATen/ops/empty.h>
-#include <ATen/ops/ones.h>
 #include <c10/core/impl/LocalDispatchKeySet.h>
 
 #include <algorithm>
 #include <cmath>
+#include <vector>
 
 #include "problem.h"
 
@@ -17,30 +17,43 @@ namespace contrastive_i2v {
 
 namespace {
 
-at::Tensor flatten(const at::Tensor& tensor, const char* name) {
+// Keeps whatever the raw pointers point into.
+using Keep = std::vector<at::Tensor>;
+
+cpu::Matrix matrix(const at::Tensor& tensor, const char* name, Keep& keep) {
   const auto dtype = tensor.scalar_type();
   TORCH_CHECK_VALUE(tensor.device().is_cpu(), name, " is on ", tensor.device(), ": expected cpu");
   TORCH_CHECK_VALUE(dtype == at::kFloat || dtype == at::kBFloat16 || dtype == at::kHalf, name, " is ", dtype,
                     ": the cpu backend takes float32, bfloat16 and float16");
-  TORCH_CHECK_VALUE(tensor.dim() >= 1 && tensor.numel() > 0, name, " is empty");
-  return tensor.reshape({tensor.size(0), -1}).contiguous();
+  TORCH_CHECK_VALUE(tensor.dim() >= 2 && tensor.numel() > 0, name, " has shape ", tensor.sizes(),
+                    ": expected [rows, *latent] with at least one element");
+  keep.push_back(tensor.contiguous());
+  return {keep.back().const_data_ptr(), dtype, tensor.size(0), tensor.numel() / tensor.size(0)};
 }
 
-cpu::Matrix matrix(const at::Tensor& flat) {
-  return {flat.const_data_ptr(), flat.scalar_type(), flat.size(0), flat.size(1)};
+void to_float(cpu::Matrix& matrix, const at::Tensor& tensor, Keep& keep) {
+  keep.push_back(tensor.to(at::kFloat).contiguous());
+  matrix.data = keep.back().const_data_ptr();
+  matrix.dtype = at::kFloat;
 }
 
-at::Tensor row_vector(const std::optional<at::Tensor>& vector, int64_t size, const char* name) {
-  if (!vector) return at::ones({size}, at::kFloat);
-  TORCH_CHECK_VALUE(vector->dim() == 1 && vector->size(0) == size, name, " has shape ", vector->sizes(),
-                    ": expected [", size, "]");
-  return vector->to(at::kFloat).contiguous();
+std::vector<float> row_vector(const std::optional<at::Tensor>& vector, int64_t size, const char* name) {
+  if (!vector) return std::vector<float>(size, 1.0f);
+  TORCH_CHECK_VALUE(vector->dim() == 1 && vector->size(0) == size && vector->is_floating_point() &&
+                        vector->device().is_cpu(),
+                    name, " is ", vector->scalar_type(), vector->sizes(), " on ", vector->device(),
+                    ": expected floating [", size, "] on cpu");
+  const at::Tensor values = vector->to(at::kFloat).contiguous();
+  return std::vector<float>(values.const_data_ptr<float>(), values.const_data_ptr<float>() + size);
 }
 
-at::Tensor index(const at::Tensor& vector, int64_t size, const char* name) {
-  TORCH_CHECK_VALUE(vector.scalar_type() == at::kLong && vector.dim() == 1 && vector.size(0) == size, name,
-                    " is ", vector.scalar_type(), vector.sizes(), ": expected int64 [", size, "]");
-  return vector.contiguous();
+const int64_t* index(const at::Tensor& vector, int64_t size, const char* name, Keep& keep) {
+  TORCH_CHECK_VALUE(vector.scalar_type() == at::kLong && vector.dim() == 1 && vector.size(0) == size &&
+                        vector.device().is_cpu(),
+                    name, " is ", vector.scalar_type(), vector.sizes(), " on ", vector.device(),
+                    ": expected int64 [", size, "] on cpu");
+  keep.push_back(vector.contiguous());
+  return keep.back().const_data_ptr<int64_t>();
 }
 
 double checked_temperature(const std::optional<at::Tensor>& tensor, double number) {
@@ -51,15 +64,12 @@ double checked_temperature(const std::optional<at::Tensor>& tensor, double numbe
 }
 
 // The cosine does not see a row's scale, so over the larger of the two: abar -> 0 cannot overflow |x0|^2.
-void bound_coefficients(at::Tensor& skip, at::Tensor& out) {
-  skip = skip.clone();
-  out = out.clone();
-  float *a = skip.mutable_data_ptr<float>(), *b = out.mutable_data_ptr<float>();
-  for (int64_t i = 0; i < skip.numel(); ++i) {
-    const float gain = std::max(std::abs(a[i]), std::abs(b[i]));
+void bound_coefficients(std::vector<float>& skip, std::vector<float>& out) {
+  for (size_t i = 0; i < skip.size(); ++i) {
+    const float gain = std::max(std::abs(skip[i]), std::abs(out[i]));
     if (gain == 0) continue;
-    a[i] /= gain;
-    b[i] /= gain;
+    skip[i] /= gain;
+    out[i] /= gain;
   }
 }
 
@@ -76,52 +86,46 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> diffusion_loss_cpu(
   const c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::autocast_dispatch_keyset);
   const at::AutoDispatchBelowADInplaceOrView no_autograd;
 
-  const at::Tensor f = flatten(prediction, "prediction");
-  const at::Tensor x = flatten(noisy, "noisy");
-  const at::Tensor y = flatten(target, "target");
-  const int64_t size = f.size(0);
-  TORCH_CHECK_VALUE(x.sizes() == f.sizes(), "noisy has shape ", noisy.sizes(), ": expected ",
+  Keep keep;
+  cpu::Problem problem;
+  problem.prediction = matrix(prediction, "prediction", keep);
+  problem.noisy = matrix(noisy, "noisy", keep);
+  problem.target = matrix(target, "target", keep);
+  const int64_t size = problem.queries = problem.prediction.rows;
+  problem.elements = problem.prediction.columns;
+  TORCH_CHECK_VALUE(noisy.sizes() == prediction.sizes(), "noisy has shape ", noisy.sizes(), ": expected ",
                     prediction.sizes());
-  TORCH_CHECK_VALUE(y.sizes() == f.sizes(), "target has shape ", target.sizes(), ": expected ",
+  TORCH_CHECK_VALUE(target.sizes() == prediction.sizes(), "target has shape ", target.sizes(), ": expected ",
                     prediction.sizes());
+  if (problem.noisy.dtype != problem.prediction.dtype || problem.target.dtype != problem.prediction.dtype) {
+    to_float(problem.prediction, prediction, keep);
+    to_float(problem.noisy, noisy, keep);
+    to_float(problem.target, target, keep);
+  }
   TORCH_CHECK_VALUE(bank_weights.size() == banks.size() &&
                         (positives.empty() || positives.size() == banks.size()) &&
                         (bank_groups.empty() || bank_groups.size() == banks.size()),
                     "expected one entry a bank in bank_weights, positives and bank_groups");
-  at::Tensor skip = row_vector(c_skip, size, "c_skip");
-  at::Tensor out = row_vector(c_out, size, "c_out");
+  std::vector<float> skip = row_vector(c_skip, size, "c_skip"), out = row_vector(c_out, size, "c_out");
   if (normalize) bound_coefficients(skip, out);
-  const at::Tensor mse_rows = row_vector(mse_weights, size, "mse_weights");
-  const at::Tensor contrastive_rows = row_vector(contrastive_weights, size, "contrastive_weights");
-
-  cpu::Problem problem;
-  problem.queries = size;
-  problem.elements = f.size(1);
-  problem.prediction = matrix(f);
-  problem.noisy = matrix(x);
-  problem.target = matrix(y);
-  problem.c_skip = skip.const_data_ptr<float>();
-  problem.c_out = out.const_data_ptr<float>();
-  problem.mse_weights = mse_rows.const_data_ptr<float>();
-  problem.contrastive_weights = contrastive_rows.const_data_ptr<float>();
+  const std::vector<float> mse_rows = row_vector(mse_weights, size, "mse_weights");
+  const std::vector<float> contrastive_rows = row_vector(contrastive_weights, size, "contrastive_weights");
+  problem.c_skip = skip.data();
+  problem.c_out = out.data();
+  problem.mse_weights = mse_rows.data();
+  problem.contrastive_weights = contrastive_rows.data();
   problem.temperature = checked_temperature(temperature_tensor, temperature);
   problem.normalize = normalize;
+  if (query_groups) problem.query_groups = index(*query_groups, size, "query_groups", keep);
 
-  std::vector<at::Tensor> keep;  // what the raw pointers point into
-  if (query_groups) {
-    keep.push_back(index(*query_groups, size, "query_groups"));
-    problem.query_groups = keep.back().const_data_ptr<int64_t>();
-  }
   for (size_t k = 0; k < banks.size(); ++k) {
     cpu::Bank bank;
-    keep.push_back(flatten(banks[k], "a bank"));
-    bank.rows = matrix(keep.back());
+    bank.rows = matrix(banks[k], "a bank", keep);
     bank.weight = bank_weights[k];
-    TORCH_CHECK_VALUE(bank.rows.columns == problem.elements, "banks[", k, "] has ", bank.rows.columns,
-                      " elements a row: expected ", problem.elements);
+    TORCH_CHECK_VALUE(banks[k].sizes().slice(1) == prediction.sizes().slice(1), "banks[", k, "] has shape ",
+                      banks[k].sizes(), ": expected [N] and ", prediction.sizes().slice(1));
     if (!positives.empty()) {
-      keep.push_back(index(positives[k], size, "positives"));
-      bank.positives = keep.back().const_data_ptr<int64_t>();
+      bank.positives = index(positives[k], size, "positives", keep);
       for (int64_t i = 0; i < size; ++i) {
         TORCH_CHECK_VALUE(bank.positives[i] >= -1 && bank.positives[i] < bank.rows.rows, "positives[", k,
                           "] holds ", bank.positives[i], ", but the bank has ", bank.rows.rows,
@@ -130,17 +134,15 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> diffusion_loss_cpu(
     }
     TORCH_CHECK_VALUE(bank.positives || bank.rows.rows >= size, "banks[", k, "] has ", bank.rows.rows,
                       " rows for ", size, " queries: pass positives");
-    if (!bank_groups.empty()) {
-      keep.push_back(index(bank_groups[k], bank.rows.rows, "bank_groups"));
-      bank.groups = keep.back().const_data_ptr<int64_t>();
-    }
+    if (!bank_groups.empty()) bank.groups = index(bank_groups[k], bank.rows.rows, "bank_groups", keep);
     problem.banks.push_back(bank);
   }
 
   std::vector<float> mse(size), cross_entropy(banks.size() * size);
   problem.mse = mse.data();
   problem.cross_entropy = cross_entropy.data();
-  const at::ScalarType gradient_dtype = f.scalar_type() == at::kHalf ? at::kFloat : f.scalar_type();
+  const at::ScalarType gradient_dtype =
+      prediction.scalar_type() == at::kHalf ? at::kFloat : prediction.scalar_type();
   const at::Tensor gradient =
       prediction_gradient ? at::empty(prediction.sizes(), gradient_dtype) : at::empty({0}, gradient_dtype);
   problem.gradient_dtype = gradient_dtype;

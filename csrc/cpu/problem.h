@@ -3,9 +3,8 @@
 #pragma once
 
 #include <c10/core/ScalarType.h>
-#include <c10/util/BFloat16.h>
-#include <c10/util/Half.h>
 
+#include <cmath>
 #include <cstdint>
 #include <vector>
 
@@ -19,27 +18,6 @@ struct Matrix {
   int64_t columns = 0;
 
   bool is_float() const { return dtype == c10::kFloat; }
-
-  // Elements [begin, begin + count) of a row as float: in place where they already are, else through
-  // `scratch`.
-  const float* read(int64_t row, int64_t begin, int64_t count, float* scratch) const {
-    const int64_t at = row * columns + begin;
-    switch (dtype) {
-      case c10::kBFloat16:
-        return convert(static_cast<const c10::BFloat16*>(data) + at, count, scratch);
-      case c10::kHalf:
-        return convert(static_cast<const c10::Half*>(data) + at, count, scratch);
-      default:
-        return static_cast<const float*>(data) + at;
-    }
-  }
-
- private:
-  template <typename T>
-  static const float* convert(const T* from, int64_t count, float* to) {
-    for (int64_t d = 0; d < count; ++d) to[d] = static_cast<float>(from[d]);
-    return to;
-  }
 };
 
 struct Bank {
@@ -52,7 +30,7 @@ struct Bank {
 struct Problem {
   int64_t queries = 0;                         // B
   int64_t elements = 0;                        // D
-  Matrix prediction, noisy, target;            // [B, D]
+  Matrix prediction, noisy, target;            // [B, D], of one dtype
   const float* c_skip = nullptr;               // [B], bounded when `normalize`
   const float* c_out = nullptr;                // [B]
   const float* mse_weights = nullptr;          // [B]
@@ -67,7 +45,16 @@ struct Problem {
   float* cross_entropy = nullptr;
   void* gradient = nullptr;
   c10::ScalarType gradient_dtype = c10::kFloat;
+
+  int64_t candidates() const {
+    int64_t sum = 0;
+    for (const Bank& bank : banks) sum += bank.rows.rows;
+    return sum;
+  }
 };
+
+// 1/|row| from its squared norm; 0 for a zero row, which then has cosine 0 and no gradient. NaN stays NaN.
+inline double inverse_norm(double squared) { return squared == 0 ? 0.0 : 1 / std::sqrt(squared); }
 
 // Small: one pass over slices of D, everything in cache. Bitwise the same for any number of threads.
 bool fits_fused(const Problem& problem);

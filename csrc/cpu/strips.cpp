@@ -1,105 +1,146 @@
-// The large regime: the library's matrix product over a strip of queries, with row kernels around it. A bank
-// that is not float is converted a block at a time, so the memory is a few strips whatever B, N and the
-// dtypes are.
+// The large regime: the library's matrix product over a strip of queries, with row kernels around it. x0 and
+// then the gradient are formed where the gradient belongs, when that is float. A bank that is not float is
+// converted a block at a time. So the memory is the logits of a strip, whatever B, N and the dtypes are.
 
 #include <ATen/Parallel.h>
+#include <ATen/ops/addmm.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/from_blob.h>
 #include <ATen/ops/mm.h>
 
-#include "rows.h"
+#include <algorithm>
+
+#include "kernels.h"
 
 namespace contrastive_i2v::cpu {
 
 namespace {
 
-constexpr int64_t kStrip = 256;   // queries
-constexpr int64_t kBlock = 1024;  // candidates
+constexpr int64_t kStrip = 1024;           // queries at most
+constexpr int64_t kStripLogits = 1 << 23;  // floats
+constexpr int64_t kBlockFloats = 1 << 22;  // of a bank that is converted
 
-// Rows [begin, begin + count) of a bank as a float matrix: a view where it is float, else through `scratch`.
-at::Tensor read_block(const Matrix& bank, int64_t begin, int64_t count, at::Tensor& scratch) {
-  if (bank.is_float()) {
-    float* data = const_cast<float*>(static_cast<const float*>(bank.data)) + begin * bank.columns;
-    return at::from_blob(data, {count, bank.columns}, at::kFloat);
-  }
-  if (!scratch.defined()) scratch = at::empty({std::min(kBlock, bank.rows), bank.columns}, at::kFloat);
-  float* to = scratch.mutable_data_ptr<float>();
-  at::parallel_for(0, count, 4, [&](int64_t first, int64_t last) {
-    for (int64_t j = first; j < last; ++j) bank.read(begin + j, 0, bank.columns, to + j * bank.columns);
-  });
-  return scratch.narrow(0, 0, count);
+at::Tensor view(const void* data, int64_t rows, int64_t columns) {
+  return at::from_blob(const_cast<void*>(data), {rows, columns}, at::kFloat);
 }
 
-std::vector<float> inverse_norms(const Matrix& bank) {
-  std::vector<float> scale(bank.rows);
-  at::parallel_for(0, bank.rows, 4, [&](int64_t first, int64_t last) {
-    std::vector<float> scratch(bank.is_float() ? 0 : bank.columns);
-    for (int64_t j = first; j < last; ++j) {
-      scale[j] = static_cast<float>(
-          inverse_norm(squared_norm(bank.read(j, 0, bank.columns, scratch.data()), bank.columns)));
+// A bank as float blocks of rows: in place where it is float, else the block that was read last.
+class Blocks {
+ public:
+  explicit Blocks(const Matrix& bank) : bank_(bank) {
+    size_ = bank.is_float() ? bank.rows : std::clamp<int64_t>(kBlockFloats / bank.columns, 1, bank.rows);
+  }
+  int64_t size() const { return size_; }
+
+  at::Tensor at(int64_t begin) {
+    const int64_t count = std::min(size_, bank_.rows - begin), columns = bank_.columns;
+    if (bank_.is_float())
+      return view(static_cast<const float*>(bank_.data) + begin * columns, count, columns);
+    if (!copy_.defined()) copy_ = at::empty({size_, columns}, at::kFloat);
+    if (begin != begin_) {
+      float* to = copy_.mutable_data_ptr<float>();
+      at::parallel_for(0, count, 4, [&](int64_t first, int64_t last) {
+        for (int64_t j = first; j < last; ++j) kernels().read(bank_, begin + j, 0, columns, to + j * columns);
+      });
+      begin_ = begin;
     }
-  });
+    return copy_.narrow(0, 0, count);
+  }
+
+ private:
+  const Matrix& bank_;
+  int64_t size_ = 0, begin_ = -1;
+  at::Tensor copy_;
+};
+
+std::vector<float> inverse_norms(Blocks& blocks, const Matrix& bank) {
+  std::vector<float> scale(bank.rows);
+  for (int64_t begin = 0; begin < bank.rows; begin += blocks.size()) {
+    const at::Tensor block = blocks.at(begin);
+    const float* rows = block.const_data_ptr<float>();
+    at::parallel_for(0, block.size(0), 4, [&](int64_t first, int64_t last) {
+      for (int64_t j = first; j < last; ++j) {
+        scale[begin + j] =
+            static_cast<float>(inverse_norm(kernels().squared_norm(rows + j * bank.columns, bank.columns)));
+      }
+    });
+  }
   return scale;
+}
+
+int64_t strip_rows(int64_t queries, int64_t candidates) {
+  const int64_t fit = std::clamp<int64_t>(kStripLogits / std::max<int64_t>(1, candidates), 64, kStrip);
+  const int64_t strips = (queries + fit - 1) / fit;
+  return (queries + strips - 1) / strips;
 }
 
 }  // namespace
 
 void run_strips(const Problem& problem) {
-  const int64_t elements = problem.elements, strip = std::min(kStrip, problem.queries);
+  const Kernels& run = kernels();
+  const int64_t elements = problem.elements, candidates = problem.candidates();
+  const int64_t strip = strip_rows(problem.queries, candidates);
+  std::vector<Blocks> blocks;
   std::vector<std::vector<float>> bank_scales;
   for (const Bank& bank : problem.banks) {
-    bank_scales.push_back(problem.normalize ? inverse_norms(bank.rows) : std::vector<float>());
+    blocks.emplace_back(bank.rows);
+    bank_scales.push_back(problem.normalize ? inverse_norms(blocks.back(), bank.rows) : std::vector<float>());
   }
-  at::Tensor x0_strip = at::empty({strip, elements}, at::kFloat);
-  at::Tensor grad_strip = problem.gradient ? at::empty({strip, elements}, at::kFloat) : at::Tensor();
-  std::vector<at::Tensor> scratch(problem.banks.size());
+  const bool in_place = problem.gradient && problem.gradient_dtype == c10::kFloat;
+  const at::Tensor work_strip = in_place ? at::Tensor() : at::empty({strip, elements}, at::kFloat);
+  const at::Tensor logits_strip = at::empty({strip * candidates}, at::kFloat);
   std::vector<double> x0_scale(strip), projection(strip);
 
   for (int64_t begin = 0; begin < problem.queries; begin += strip) {
     const int64_t count = std::min(strip, problem.queries - begin);
-    at::Tensor x0 = x0_strip.narrow(0, 0, count);
-    float* x0_data = x0.mutable_data_ptr<float>();
+    // x0 until every logit is there, then the contrastive gradient
+    at::Tensor work = in_place
+                          ? view(static_cast<float*>(problem.gradient) + begin * elements, count, elements)
+                          : work_strip.narrow(0, 0, count);
+    float* work_data = work.mutable_data_ptr<float>();
     at::parallel_for(0, count, 1, [&](int64_t first, int64_t last) {
-      std::vector<float> row_scratch(3 * elements);
       for (int64_t i = first; i < last; ++i) {
-        const RowSums sums =
-            reconstruct(problem, begin + i, 0, elements, x0_data + i * elements, row_scratch.data());
+        const RowSums sums = run.reconstruct(problem, begin + i, 0, elements, work_data + i * elements);
         problem.mse[begin + i] = static_cast<float>(sums.squared_error / static_cast<double>(elements));
         x0_scale[i] = problem.normalize ? inverse_norm(sums.squared_norm) : 1;
         projection[i] = 0;
       }
     });
 
-    at::Tensor grad;
-    if (problem.gradient) grad = grad_strip.narrow(0, 0, count).zero_();
+    std::vector<at::Tensor> logits;  // [count, N], which become the coefficients
+    float* next = logits_strip.mutable_data_ptr<float>();
     for (size_t k = 0; k < problem.banks.size(); ++k) {
-      const Matrix& bank = problem.banks[k].rows;
-      at::Tensor logits = at::empty({count, bank.rows}, at::kFloat);
-      for (int64_t j = 0; j < bank.rows; j += kBlock) {
-        const int64_t block = std::min(kBlock, bank.rows - j);
-        at::Tensor out = logits.narrow(1, j, block);
-        at::mm_out(out, x0, read_block(bank, j, block, scratch[k]).t());
+      const int64_t rows = problem.banks[k].rows.rows;
+      logits.push_back(view(next, count, rows));
+      for (int64_t j = 0; j < rows; j += blocks[k].size()) {
+        const at::Tensor block = blocks[k].at(j);
+        at::Tensor out = logits[k].narrow(1, j, block.size(0));
+        at::mm_out(out, work, block.t());
       }
-      float* row = logits.mutable_data_ptr<float>();
       at::parallel_for(0, count, 1, [&](int64_t first, int64_t last) {
         for (int64_t i = first; i < last; ++i) {
-          projection[i] += softmax_row(problem, k, begin + i, row + i * bank.rows, x0_scale[i],
-                                       problem.normalize ? bank_scales[k].data() : nullptr);
+          projection[i] += run.softmax(problem, static_cast<int64_t>(k), begin + i, next + i * rows,
+                                       x0_scale[i], problem.normalize ? bank_scales[k].data() : nullptr);
         }
       });
-      if (!problem.gradient) continue;
-      for (int64_t j = 0; j < bank.rows; j += kBlock) {
-        const int64_t block = std::min(kBlock, bank.rows - j);
-        grad.addmm_(logits.narrow(1, j, block), read_block(bank, j, block, scratch[k]));
-      }
+      next += count * rows;
     }
     if (!problem.gradient) continue;
-    const float* grad_data = grad.const_data_ptr<float>();
+
+    if (problem.banks.empty()) work.zero_();
+    for (size_t k = 0; k < problem.banks.size(); ++k) {
+      // backwards: the last block is still converted
+      const int64_t size = blocks[k].size(), last = (problem.banks[k].rows.rows - 1) / size * size;
+      for (int64_t j = last; j >= 0; j -= size) {
+        const at::Tensor block = blocks[k].at(j);
+        const bool first = k == 0 && j == last;
+        at::addmm_out(work, work, logits[k].narrow(1, j, block.size(0)), block, first ? 0 : 1);
+      }
+    }
     at::parallel_for(0, count, 1, [&](int64_t first, int64_t last) {
-      std::vector<float> row_scratch(2 * elements);
       for (int64_t i = first; i < last; ++i) {
-        finish(problem, begin + i, 0, elements, grad_data + i * elements, x0_data + i * elements,
-               projection[i], row_scratch.data());
+        run.finish(problem, begin + i, 0, elements, work_data + i * elements,
+                   static_cast<float>(projection[i]));
       }
     });
   }
