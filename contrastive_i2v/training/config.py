@@ -50,6 +50,14 @@ class LossConfig:
     """Min-SNR weights of the noise loss (arXiv 2303.09556); 5 is usual; None = unweighted."""
     false_negatives: bool = True
     """Leave other pairs of the same video out of the negatives."""
+    gather: bool = True
+    """With several processes, contrast with the latents of all of them (rounded to bfloat16)."""
+    memory_bank: int = 0
+    """Past latents that stay candidates, in each bank; 0 = none."""
+
+    def __post_init__(self) -> None:
+        if self.memory_bank < 0:
+            raise InputError(f"memory_bank: expected at least 0, got {self.memory_bank}")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -23,6 +23,7 @@ from contrastive_i2v.data.sources.folder import read_folder
 from contrastive_i2v.errors import InputError
 from contrastive_i2v.losses import ContrastiveDiffusionLoss
 from contrastive_i2v.models import InstructPix2Pix
+from contrastive_i2v.training.candidates import CandidateBanks
 from contrastive_i2v.training.checkpoint import (
     list_checkpoints,
     load_checkpoint,
@@ -72,6 +73,15 @@ class Trainer:
                 "image pixels of one latent pixel"
             )
         self.loss = build_loss(self.model.scheduler.config, config.loss)
+        side = config.data.resolution // self.model.downscale
+        self.candidates = CandidateBanks(
+            config.loss,
+            self.loss.banks,
+            latent_shape=(self.model.latent_channels, side, side),
+            device=self.accelerator.device,
+            batch_size=config.batch_size,
+            processes=self.accelerator.num_processes,
+        )
         self.dataset = self._encode()
         self.null_embeds = self.model.encode_prompts([""])  # [1, L, E]
         if config.gradient_checkpointing:
@@ -174,25 +184,19 @@ class Trainer:
         )
 
     def _loss(self, prediction: Tensor, inputs: Inputs) -> tuple[Tensor, dict[str, float]]:
-        common: dict[str, Any] = {
-            "groups": inputs.groups if self.config.loss.false_negatives else None,
-            "has_condition": inputs.has_condition,
-        }
+        candidates = {**self.candidates(inputs), "has_condition": inputs.has_condition}
         output = self.loss(
             prediction,
             inputs.noisy_latents,
             inputs.timesteps,
             inputs.clean_latents,
             inputs.noise,
-            inputs.banks,
-            **common,
+            **candidates,
         )
         values = {"loss": output.loss, "mse": output.mse}
         values |= {f"contrastive/{name}": value for name, value in output.contrastive.items()}
         if (self.step + 1) % self.config.log_every == 0:
-            accuracy = self.loss.retrieval_accuracy(
-                prediction, inputs.noisy_latents, inputs.timesteps, inputs.banks, **common
-            )
+            accuracy = self.loss.retrieval_accuracy(prediction, inputs.noisy_latents, inputs.timesteps, **candidates)
             values |= {f"retrieval/{name}": value for name, value in accuracy.items()}
         return output.loss, {name: float(value.detach()) for name, value in values.items()}
 
@@ -284,6 +288,8 @@ class Trainer:
             tensors = {"unet": self.model.unet.state_dict(), "optimizer": moments}
             state: dict[str, Any] = {"groups": groups, "nonfinite_steps": self.nonfinite_steps}
             state |= {"nonfinite_in_a_row": self.nonfinite_in_a_row, "unlogged": self.unlogged}
+            if self.candidates.memory:
+                tensors["memory_bank"] = self.candidates.memory.state_dict()
             if self.ema:
                 tensors["ema"] = {str(i): p for i, p in enumerate(self.ema.shadow_params)}
                 state["ema_step"] = self.ema.optimization_step
@@ -300,6 +306,8 @@ class Trainer:
         self.step = state["step"]
         self.nonfinite_steps, self.nonfinite_in_a_row = state["nonfinite_steps"], state["nonfinite_in_a_row"]
         self.unlogged = state["unlogged"]
+        if self.candidates.memory:
+            self.candidates.memory.load_state_dict(tensors["memory_bank"])
         if self.ema:
             shadow = [tensors["ema"][str(i)] for i in range(len(tensors["ema"]))]
             for mine, saved in zip(self.ema.shadow_params, shadow, strict=True):

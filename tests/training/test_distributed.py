@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
 
-import pytest
+import torch
 
 from contrastive_i2v.models import InstructPix2Pix
-from contrastive_i2v.training.checkpoint import list_checkpoints
+from contrastive_i2v.training.checkpoint import list_checkpoints, load_checkpoint
 from contrastive_i2v.training.config import LossConfig, TrainConfig, save_config
 from contrastive_i2v.training.inputs import batch_indices
 from contrastive_i2v.training.logs import read_log
@@ -19,24 +20,32 @@ from contrastive_i2v.training.logs import read_log
 
 def launch(config: TrainConfig, path: Path) -> None:
     save_config(config, path)
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"]
-    command += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     command += ["-m", "contrastive_i2v", "train", "--config", str(path)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr[-2000:]
 
 
 def test_two_processes_train_save_and_resume(train_config: TrainConfig, tmp_path: Path) -> None:
-    config = replace(train_config, steps=2, batch_size=2, loss=LossConfig(target_weight=0.0))
+    config = replace(train_config, steps=2, batch_size=2, checkpoint_every=1, loss=LossConfig(memory_bank=6))
     launch(config, tmp_path / "first.yaml")
-    assert [path.name for path in list_checkpoints(config.output / "checkpoints")] == ["step-00000002"]
+    first, second = list_checkpoints(config.output / "checkpoints")
+    tensors, state = load_checkpoint(second)
+    # Each step put both processes' latents into the queue of six: the first's oldest two have left.
+    assert tensors["memory_bank"]["target._extra_state"].tolist() == [2, 2, 4]
+    assert len(tensors["memory_bank"]["target.queue"].flatten(1).unique(dim=0)) == 6
     row = read_log(config.output / "log.jsonl")[-1]
     assert row["step"] == 2 and row["samples_per_second"] > 0
     InstructPix2Pix.from_pretrained(config.output / "model")
-    with pytest.raises(AssertionError, match="another config"):
-        launch(replace(config, steps=4, resume=True), tmp_path / "second.yaml")
-    launch(replace(config, resume=True, log_every=1), tmp_path / "third.yaml")
+
+    shutil.rmtree(second)  # as if killed after the first step
+    launch(replace(config, resume=True), tmp_path / "second.yaml")
+    again, state_again = load_checkpoint(second)
+    assert state_again == state
+    for group, values in tensors.items():
+        for name, value in values.items():
+            assert torch.equal(value, again[group][name]), f"{group}: {name}"
 
 
 def test_ranks_share_the_batches() -> None:

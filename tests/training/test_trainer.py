@@ -73,6 +73,22 @@ def test_a_run_repeats_itself_and_resumes_bitwise(train_config: TrainConfig, mon
         assert_same_run(config.output, other.output)
 
 
+def test_a_run_with_a_memory_bank_resumes_bitwise(train_config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = replace(train_config, steps=5, loss=LossConfig(input_weight=0.1, memory_bank=10))
+    Trainer(config).run()
+    broken = replace(config, output=config.output.with_name("broken"))
+    train_until(broken, 3, monkeypatch)
+    Trainer(replace(broken, resume=True)).run()
+    assert_same_run(config.output, broken.output)
+    saved = load_checkpoint(list_checkpoints(config.output / "checkpoints")[-1])[0]["memory_bank"]
+    assert saved.keys() == {f"{b}.{n}" for b in ("input", "target") for n in ("queue", "queue_groups", "_extra_state")}
+
+    without = replace(config, output=config.output.with_name("without"), loss=LossConfig(input_weight=0.1))
+    Trainer(without).run()
+    losses = [read_log(run.output / "log.jsonl")[-1]["contrastive/target"] for run in (config, without)]
+    assert losses[0] > losses[1]  # more negatives
+
+
 def test_a_run_killed_at_random_moments_resumes_bitwise(train_config: TrainConfig) -> None:
     config = replace(train_config, steps=40, checkpoint_every=3)
     Trainer(config).run()
@@ -210,6 +226,7 @@ def test_bad_starts_are_refused_and_nothing_is_lost(train_config: TrainConfig, c
     (tmp_path / "empty").mkdir()
     refuse("empty", data=replace(data, path=tmp_path / "empty"))
     refuse("resolution=15; expected a multiple of 2", data=replace(data, resolution=15))
+    refuse("memory_bank=3; expected 0, or at least the 4 pairs", loss=LossConfig(memory_bank=3))
     refuse("holds no run to resume", resume=True)
     Trainer(replace(train_config, steps=2)).run()
     kept = sorted(train_config.output.rglob("*"))

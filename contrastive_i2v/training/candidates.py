@@ -1,0 +1,75 @@
+"""What the loss contrasts with: the batch's own latents, those of the other processes, and past ones."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from contrastive_i2v.errors import InputError
+from contrastive_i2v.losses import MemoryBank, gather_bank
+from contrastive_i2v.training.config import LossConfig
+from contrastive_i2v.training.inputs import Inputs
+
+
+class CandidateBanks(nn.Module):
+    """From a batch to the bank arguments of the loss.
+
+    One process without a memory passes its latents on as they are. Several gather theirs, in bfloat16. The memory
+    takes in what was gathered, so it is the same in every process and one of them can save it.
+
+    Raises InputError where the memory can't be filled alike everywhere, or is smaller than one batch of all processes.
+    """
+
+    def __init__(
+        self,
+        config: LossConfig,
+        names: Iterable[str],
+        *,
+        latent_shape: Sequence[int],
+        device: torch.device,
+        batch_size: int,
+        processes: int,
+    ) -> None:
+        super().__init__()
+        self.names = list(names)
+        self.false_negatives = config.false_negatives
+        self.sizes = [batch_size] * processes
+        self.gather = config.gather and processes > 1
+        size, everyones = config.memory_bank, batch_size * processes
+        if size and processes > 1 and not config.gather:
+            raise InputError(
+                f"loss.memory_bank={size} with {processes} processes needs loss.gather: else each had its own, and a "
+                "checkpoint holds one"
+            )
+        if 0 < size < everyones:
+            raise InputError(
+                f"loss.memory_bank={size}; expected 0, or at least the {everyones} pairs of a batch of all processes"
+            )
+        banks = {name: MemoryBank(size, latent_shape, device=device) for name in self.names if size}
+        self.memory = nn.ModuleDict(banks)
+
+    def forward(self, inputs: Inputs) -> dict[str, Any]:
+        """`banks`, and where there are more than the batch's own rows `positives` and `bank_groups`, with `groups`, for
+        `ContrastiveDiffusionLoss`. The memory then takes the batch in."""
+        groups = everyones = inputs.groups if self.false_negatives else None
+        if not self.gather and not self.memory:
+            return {"banks": inputs.banks, "groups": groups}
+        banks = {name: inputs.banks[name] for name in self.names}
+        positives, bank_groups = {}, {}
+        for number, name in enumerate(self.names):
+            if self.gather:
+                bank = gather_bank(banks[name], groups if number == 0 else None, sizes=self.sizes)
+                banks[name], positives[name] = bank.latents, bank.positives
+                everyones = bank.groups if number == 0 else everyones
+            if name in self.memory:
+                past, latents = self.memory[name], banks[name]
+                banks[name], bank_groups[name] = past.candidates(latents, everyones)  # type: ignore[operator]
+                if bool(banks[name][: len(latents)].isfinite().all()):  # else this step is skipped
+                    past.enqueue(latents, everyones)  # type: ignore[operator]
+            else:
+                bank_groups[name] = everyones
+        marked = {} if groups is None else {"bank_groups": bank_groups}
+        return {"banks": banks, "groups": groups, "positives": positives, **marked}
