@@ -4,9 +4,10 @@ VENV ?= .venv
 TORCH ?= torch==2.13.0
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+CSRC := $(wildcard csrc/*.cpp csrc/*/*.cpp csrc/*/*.h csrc/*/*.cu csrc/*/*.cuh)
 export PATH := $(abspath $(BIN)):$(PATH)
 
-.PHONY: demo test lint format build clean
+.PHONY: demo test lint format build gpu bench clean
 
 demo: $(READY)
 	$(BIN)/contrastive-i2v demo
@@ -18,23 +19,31 @@ lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/clang-format --dry-run --Werror $(wildcard csrc/*.cpp csrc/*/*.cpp csrc/*/*.h)
+	$(BIN)/clang-format --dry-run --Werror $(CSRC) $(wildcard tests/csrc/*.cpp tests/csrc/*.h)
 
 format: $(READY)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
-	$(BIN)/clang-format -i $(wildcard csrc/*.cpp csrc/*/*.cpp csrc/*/*.h)
+	$(BIN)/clang-format -i $(CSRC) $(wildcard tests/csrc/*.cpp tests/csrc/*.h)
 
 build: $(READY)
 	$(BIN)/pip install --no-build-isolation --no-deps -e .
 
 # torch goes first and alone, so that nothing else picks its version; the extension is built against it
-$(READY): pyproject.toml setup.py CMakeLists.txt $(wildcard csrc/*.cpp csrc/*/*.cpp csrc/*/*.h)
+$(READY): pyproject.toml setup.py CMakeLists.txt $(CSRC)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check $(TORCH)
 	$(BIN)/pip install --quiet --disable-pip-version-check "setuptools>=77" wheel cmake ninja "pybind11>=2.13"
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-build-isolation -e ".[dev]"
 	touch $@
+
+# everything that needs a GPU: build, tests, compute-sanitizer, benchmarks; files in build/gpu or $OUT
+gpu:
+	PYTHON=$(PYTHON) benchmarks/gpu.sh
+
+bench: $(READY)
+	$(BIN)/python -m benchmarks --preset cpu --threads 2
+	$(BIN)/python -m benchmarks report
 
 clean:
 	rm -rf build dist *.egg-info contrastive_i2v/_C*.so demo

@@ -1,77 +1,61 @@
-"""Who is measured. A provider turns a problem into a function that runs forward and backward once."""
+"""Who is measured. A provider makes, for a case, a step: forward and backward together, to the prediction."""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from benchmarks import peers
+from benchmarks.problems import Case, Problem
 from contrastive_i2v.ops import available_backends, contrastive_diffusion_loss
 
-Step = Callable[[], tuple[Tensor, Tensor]]  # () -> (loss, dloss/dprediction)
+Loss = Callable[[Problem], Tensor]
+Step = Callable[[Problem], tuple[Tensor, Tensor]]  # (loss, dloss/dprediction), both new
+EAGER, COMPILE, OURS, GEMM = "eager", "torch.compile", "ours:", "bare GEMM"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Problem:
-    """Random latents of B queries, K banks of N = B candidates, D elements."""
+class Provider:
+    """One contender."""
 
-    prediction: Tensor
-    noisy: Tensor
-    target: Tensor
-    c_skip: Tensor
-    c_out: Tensor
-    banks: list[Tensor] = field(repr=False)
-    temperature: float
-    normalize: bool
-
-    @staticmethod
-    def random(
-        size: int, elements: int, banks: int, dtype: torch.dtype, device: str, normalize: bool, seed: int = 0
-    ) -> Problem:
-        generator = torch.Generator().manual_seed(seed)
-
-        def latents() -> Tensor:
-            return torch.randn(size, elements, generator=generator).to(device, dtype)
-
-        abar = torch.rand(size, generator=generator) * 0.9 + 0.05
-        return Problem(
-            prediction=latents().requires_grad_(),
-            noisy=latents(),
-            target=latents(),
-            c_skip=abar.rsqrt().to(device),
-            c_out=(-((1 - abar) / abar).sqrt()).to(device),
-            banks=[latents() for _ in range(banks)],
-            temperature=0.07 if normalize else elements**0.5,
-            normalize=normalize,
-        )
-
-    def double(self) -> Problem:
-        def wide(tensor: Tensor) -> Tensor:
-            return tensor.detach().double()
-
-        return Problem(
-            prediction=wide(self.prediction).requires_grad_(),
-            noisy=wide(self.noisy),
-            target=wide(self.target),
-            c_skip=wide(self.c_skip),
-            c_out=wide(self.c_out),
-            banks=[wide(bank) for bank in self.banks],
-            temperature=self.temperature,
-            normalize=self.normalize,
-        )
+    make: Callable[[], Step]
+    """Called once a case, so that what it compiles is compiled once."""
+    why_not: Callable[[Case], str] = lambda case: ""
+    """Why it cannot take a case; "" when it can."""
+    graph: bool = True
+    """Whether a CUDA graph can hold it; one that waits for the device cannot be captured."""
+    is_floor: bool = False
+    """A part of the work, as a yardstick: it gives no loss, so it has no accuracy to check."""
 
 
-def eager_loss(
+def with_gradient(loss: Loss) -> Step:
+    def step(problem: Problem) -> tuple[Tensor, Tensor]:
+        value = loss(problem)
+        (gradient,) = torch.autograd.grad(value, problem.prediction)
+        return value.detach(), gradient
+
+    return step
+
+
+def eager(problem: Problem) -> Tensor:
+    """What one would write without this package: everything in the dtype of the inputs, softmax in float32."""
+    p = problem
+    return _eager(
+        p.prediction, p.noisy, p.target, p.c_skip, p.c_out, p.banks, p.positives, p.temperature, p.normalize
+    )  # fmt: skip
+
+
+def _eager(
     prediction: Tensor, noisy: Tensor, target: Tensor, c_skip: Tensor, c_out: Tensor, banks: list[Tensor],
-    temperature: float, normalize: bool,
+    positives: Tensor, temperature: float, normalize: bool,
 ) -> Tensor:  # fmt: skip
-    """What one would write without this package, in the dtype of the inputs, softmax in float32."""
     dtype = prediction.dtype
     x0 = c_skip[:, None].to(dtype) * noisy + c_out[:, None].to(dtype) * prediction
-    positives = torch.arange(prediction.shape[0], device=prediction.device)
     loss = F.mse_loss(prediction, target)
     for bank in banks:
         if normalize:
@@ -83,34 +67,63 @@ def eager_loss(
     return loss
 
 
-def _step(problem: Problem, loss_of: Callable[..., Tensor]) -> Step:
-    def step() -> tuple[Tensor, Tensor]:
+def _compiled(mode: str | None) -> Loss:
+    function = torch.compile(_eager, fullgraph=True, dynamic=False, mode=mode)
+
+    def loss(problem: Problem) -> Tensor:
         p = problem
-        arguments = (p.prediction, p.noisy, p.target, p.c_skip, p.c_out, p.banks)
-        loss = loss_of(*arguments, temperature=p.temperature, normalize=p.normalize)
-        (gradient,) = torch.autograd.grad(loss, p.prediction)
-        return loss, gradient
+        if mode == "reduce-overhead":
+            torch.compiler.cudagraph_mark_step_begin()
+        result: Tensor = function(
+            p.prediction, p.noisy, p.target, p.c_skip, p.c_out, p.banks, p.positives, p.temperature, p.normalize
+        )  # fmt: skip
+        return result
 
-    return step
-
-
-def eager(problem: Problem) -> Step:
-    return _step(problem, eager_loss)
+    return loss
 
 
-def compiled(problem: Problem) -> Step:
-    return _step(problem, torch.compile(eager_loss, fullgraph=True, dynamic=False))
+def _ours(backend: str) -> Step:
+    def loss(problem: Problem) -> Tensor:
+        p = problem
+        return contrastive_diffusion_loss(
+            p.prediction, p.noisy, p.target, p.c_skip, p.c_out, p.banks, temperature=p.temperature,
+            normalize=p.normalize, backend=backend,
+        ).loss  # fmt: skip
+
+    return with_gradient(loss)
 
 
-def ours(backend: str) -> Callable[[Problem], Step]:
-    def provider(problem: Problem) -> Step:
-        return _step(problem, lambda *args, **named: contrastive_diffusion_loss(*args, **named, backend=backend).loss)
-
-    return provider
+def _peer(peer: peers.Peer) -> Step:
+    return with_gradient(peer.load())
 
 
-def providers(device: str) -> dict[str, Callable[[Problem], Step]]:
-    """Every provider that can run on `device`; eager comes first, it sets the accuracy bar."""
-    backends = [name for name, state in available_backends().items() if state == "available"]
-    usable = [name for name in backends if name != "cpu" or device == "cpu"]
-    return {"eager": eager, "torch.compile": compiled, **{f"ours:{name}": ours(name) for name in usable}}
+def bare_gemm(problem: Problem) -> tuple[Tensor, Tensor]:
+    """The matrix products alone, two a bank on the same data, by the library that PyTorch calls."""
+    with torch.no_grad():
+        out = problem.noisy
+        for bank in problem.banks:
+            out = (problem.noisy @ bank.T) @ bank
+        return out, out
+
+
+def providers(device: str) -> dict[str, Provider | str]:
+    """Every provider's name -> itself, or why it is absent here. Eager comes first: the others are compared to it."""
+    found: dict[str, Provider | str] = {
+        EAGER: Provider(make=lambda: with_gradient(eager)),
+        COMPILE: Provider(make=lambda: with_gradient(_compiled(None))),
+    }
+    if device == "cuda":
+        # it replays graphs of its own
+        name = f"{COMPILE} reduce-overhead"
+        found[name] = Provider(make=lambda: with_gradient(_compiled("reduce-overhead")), graph=False)
+    for backend, state in available_backends().items():
+        elsewhere = {"cpu": "cuda", "triton": "cpu", "cuda": "cpu"}.get(backend) == device
+        if state == "available" and elsewhere:
+            state = f"it does not run on {device}"
+        make = functools.partial(_ours, backend)
+        found[f"{OURS}{backend}"] = Provider(make=make) if state == "available" else state
+    for peer in peers.PEERS:
+        make = functools.partial(_peer, peer)
+        found[peer.name] = peer.absent(device) or Provider(make=make, why_not=peer.why_not, graph=peer.graph)
+    found[GEMM] = Provider(make=lambda: bare_gemm, is_floor=True)
+    return found
