@@ -12,8 +12,9 @@ export PATH := $(abspath $(BIN)):$(PATH)
 demo: $(READY)
 	$(BIN)/contrastive-i2v demo
 
+# a process a core: one file's tests stay together, and threads of several processes would only wait for each other
 test: $(READY)
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
 
 lint: $(READY)
 	$(BIN)/ruff check .

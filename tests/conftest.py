@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+
+# Without a GPU Triton's kernels run in its interpreter, which has to be chosen before triton is imported.
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 WORDS = ("a", "red", "ball", "rolls", "to", "the", "left", "right", "make", "it", "snow")
 

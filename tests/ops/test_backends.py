@@ -78,8 +78,12 @@ except RuntimeError as error:
     assert "Use backend=None or 'reference'" in out[4]
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="they are there")
 @pytest.mark.parametrize("backend", ["triton", "cuda"])
-def test_a_named_backend_that_is_missing_is_an_error_with_the_way_out(backend: str) -> None:
+def test_a_named_backend_that_is_missing_is_an_error_with_the_way_out(
+    backend: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     with pytest.raises(RuntimeError, match=f"backend='{backend}' cannot be used: .* Use backend=None or 'reference'"):
         contrastive_diffusion_loss(**make(2, [3], [4]), backend=backend)
 

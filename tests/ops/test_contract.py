@@ -273,6 +273,8 @@ def test_opcheck(backend: str) -> None:
         )  # fmt: skip
         if backend == "cpu":
             torch.library.opcheck(torch.ops.contrastive_i2v.diffusion_loss.default, arguments)
+        elif backend == "triton":
+            torch.library.opcheck(torch.ops.contrastive_i2v.diffusion_loss_triton.default, arguments)
         else:
             more = (*arguments[:7], torch.tensor([0.5], requires_grad=True), *arguments[8:], True, True)
             more[5][0].requires_grad_()
