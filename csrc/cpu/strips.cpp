@@ -16,44 +16,44 @@ namespace contrastive_i2v::cpu {
 
 namespace {
 
-constexpr int64_t kStrip = 1024;           // queries at most
-constexpr int64_t kStripLogits = 1 << 23;  // floats
-constexpr int64_t kBlockFloats = 1 << 22;  // of a bank that is converted
+constexpr int64_t kStrip = 1024;  // queries at most
+constexpr int64_t kStripFloats =
+    5 << 20;  // of a strip: its logits, and x0 where it has no place in the gradient
+constexpr int64_t kBlockFloats = 1 << 21;  // of a bank that is widened
 
 at::Tensor view(const void* data, int64_t rows, int64_t columns) {
   return at::from_blob(const_cast<void*>(data), {rows, columns}, at::kFloat);
 }
 
-// A bank as float blocks of rows: in place where it is float, else the block that was read last.
+// A bank as float blocks of rows: in place where it is float, else widened into memory that all banks share.
 class Blocks {
  public:
-  explicit Blocks(const Matrix& bank) : bank_(bank) {
+  Blocks(const Matrix& bank, at::Tensor& scratch) : bank_(bank), scratch_(scratch) {
     size_ = bank.is_float() ? bank.rows : std::clamp<int64_t>(kBlockFloats / bank.columns, 1, bank.rows);
   }
   int64_t size() const { return size_; }
 
-  at::Tensor at(int64_t begin) {
+  at::Tensor at(int64_t begin) const {
     const int64_t count = std::min(size_, bank_.rows - begin), columns = bank_.columns;
     if (bank_.is_float())
       return view(static_cast<const float*>(bank_.data) + begin * columns, count, columns);
-    if (!copy_.defined()) copy_ = at::empty({size_, columns}, at::kFloat);
-    if (begin != begin_) {
-      float* to = copy_.mutable_data_ptr<float>();
-      at::parallel_for(0, count, 4, [&](int64_t first, int64_t last) {
-        for (int64_t j = first; j < last; ++j) kernels().read(bank_, begin + j, 0, columns, to + j * columns);
-      });
-      begin_ = begin;
+    if (!scratch_.defined() || scratch_.numel() < count * columns) {
+      scratch_ = at::empty({size_ * columns}, at::kFloat);
     }
-    return copy_.narrow(0, 0, count);
+    float* to = scratch_.mutable_data_ptr<float>();
+    at::parallel_for(0, count, 4, [&](int64_t first, int64_t last) {
+      for (int64_t j = first; j < last; ++j) kernels().read(bank_, begin + j, 0, columns, to + j * columns);
+    });
+    return view(to, count, columns);
   }
 
  private:
   const Matrix& bank_;
-  int64_t size_ = 0, begin_ = -1;
-  at::Tensor copy_;
+  at::Tensor& scratch_;
+  int64_t size_ = 0;
 };
 
-std::vector<float> inverse_norms(Blocks& blocks, const Matrix& bank) {
+std::vector<float> inverse_norms(const Blocks& blocks, const Matrix& bank) {
   std::vector<float> scale(bank.rows);
   for (int64_t begin = 0; begin < bank.rows; begin += blocks.size()) {
     const at::Tensor block = blocks.at(begin);
@@ -68,8 +68,8 @@ std::vector<float> inverse_norms(Blocks& blocks, const Matrix& bank) {
   return scale;
 }
 
-int64_t strip_rows(int64_t queries, int64_t candidates) {
-  const int64_t fit = std::clamp<int64_t>(kStripLogits / std::max<int64_t>(1, candidates), 64, kStrip);
+int64_t strip_rows(int64_t queries, int64_t floats_each) {
+  const int64_t fit = std::clamp<int64_t>(kStripFloats / std::max<int64_t>(1, floats_each), 64, kStrip);
   const int64_t strips = (queries + fit - 1) / fit;
   return (queries + strips - 1) / strips;
 }
@@ -79,14 +79,15 @@ int64_t strip_rows(int64_t queries, int64_t candidates) {
 void run_strips(const Problem& problem) {
   const Kernels& run = kernels();
   const int64_t elements = problem.elements, candidates = problem.candidates();
-  const int64_t strip = strip_rows(problem.queries, candidates);
+  const bool in_place = problem.gradient && problem.gradient_dtype == c10::kFloat;
+  const int64_t strip = strip_rows(problem.queries, candidates + (in_place ? 0 : elements));
+  at::Tensor scratch;
   std::vector<Blocks> blocks;
   std::vector<std::vector<float>> bank_scales;
   for (const Bank& bank : problem.banks) {
-    blocks.emplace_back(bank.rows);
+    blocks.emplace_back(bank.rows, scratch);
     bank_scales.push_back(problem.normalize ? inverse_norms(blocks.back(), bank.rows) : std::vector<float>());
   }
-  const bool in_place = problem.gradient && problem.gradient_dtype == c10::kFloat;
   const at::Tensor work_strip = in_place ? at::Tensor() : at::empty({strip, elements}, at::kFloat);
   const at::Tensor logits_strip = at::empty({strip * candidates}, at::kFloat);
   std::vector<double> x0_scale(strip), projection(strip);
@@ -129,11 +130,9 @@ void run_strips(const Problem& problem) {
 
     if (problem.banks.empty()) work.zero_();
     for (size_t k = 0; k < problem.banks.size(); ++k) {
-      // backwards: the last block is still converted
-      const int64_t size = blocks[k].size(), last = (problem.banks[k].rows.rows - 1) / size * size;
-      for (int64_t j = last; j >= 0; j -= size) {
+      for (int64_t j = 0; j < problem.banks[k].rows.rows; j += blocks[k].size()) {
         const at::Tensor block = blocks[k].at(j);
-        const bool first = k == 0 && j == last;
+        const bool first = k == 0 && j == 0;
         at::addmm_out(work, work, logits[k].narrow(1, j, block.size(0)), block, first ? 0 : 1);
       }
     }
