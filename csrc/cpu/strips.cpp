@@ -19,7 +19,7 @@ namespace {
 constexpr int64_t kStrip = 1024;  // queries at most
 constexpr int64_t kStripFloats =
     5 << 20;  // of a strip: its logits, and x0 where it has no place in the gradient
-constexpr int64_t kBlockFloats = 1 << 21;  // of a bank that is widened
+constexpr int64_t kBlockFloats = 1 << 20;  // of a bank that is widened
 
 at::Tensor view(const void* data, int64_t rows, int64_t columns) {
   return at::from_blob(const_cast<void*>(data), {rows, columns}, at::kFloat);
