@@ -22,7 +22,8 @@ def peak_or_skip(function: object) -> int:
         pytest.skip(f"this system does not let a process reset its peak: {error}")
 
 
-@pytest.mark.parametrize("mib", [32, 128])
+# More than malloc ever keeps for itself, 32 MiB: below that an earlier test's freed memory may serve.
+@pytest.mark.parametrize("mib", [64, 128])
 def test_a_known_allocation_is_seen(mib: int) -> None:
     def allocate() -> None:
         torch.ones(mib * MIB, dtype=torch.uint8)  # freed at once: only the peak knows
