@@ -107,7 +107,6 @@ Outputs diffusion_loss_autograd(const Tensor& prediction, const Tensor& noisy, c
 
 // In grad_loss's own float32: float16 cannot hold a loss scale of 65536, bfloat16 rounds one third.
 Tensor scale_gradient(const Tensor& gradient, const Tensor& grad_loss, at::ScalarType dtype) {
-  if (gradient.scalar_type() == grad_loss.scalar_type()) return at::mul(gradient, grad_loss).to(dtype);
   return at::mul(gradient.to(grad_loss.scalar_type()), grad_loss).to(dtype);
 }
 

@@ -11,6 +11,7 @@
 #include <cmath>
 #include <vector>
 
+#include "../common/arguments.h"
 #include "problem.h"
 
 namespace contrastive_i2v {
@@ -20,15 +21,10 @@ namespace {
 // Keeps whatever the raw pointers point into.
 using Keep = std::vector<at::Tensor>;
 
-cpu::Matrix matrix(const at::Tensor& tensor, const char* name, Keep& keep) {
-  const auto dtype = tensor.scalar_type();
-  TORCH_CHECK_VALUE(tensor.device().is_cpu(), name, " is on ", tensor.device(), ": expected cpu");
-  TORCH_CHECK_VALUE(dtype == at::kFloat || dtype == at::kBFloat16 || dtype == at::kHalf, name, " is ", dtype,
-                    ": the cpu backend takes float32, bfloat16 and float16");
-  TORCH_CHECK_VALUE(tensor.dim() >= 2 && tensor.numel() > 0, name, " has shape ", tensor.sizes(),
-                    ": expected [rows, *latent] with at least one element");
+cpu::Matrix matrix(const at::Tensor& tensor, Keep& keep) {
   keep.push_back(tensor.contiguous());
-  return {keep.back().const_data_ptr(), dtype, tensor.size(0), tensor.numel() / tensor.size(0)};
+  return {keep.back().const_data_ptr(), tensor.scalar_type(), tensor.size(0),
+          tensor.numel() / tensor.size(0)};
 }
 
 void to_float(cpu::Matrix& matrix, const at::Tensor& tensor, Keep& keep) {
@@ -37,22 +33,14 @@ void to_float(cpu::Matrix& matrix, const at::Tensor& tensor, Keep& keep) {
   matrix.dtype = at::kFloat;
 }
 
-std::vector<float> row_vector(const std::optional<at::Tensor>& vector, int64_t size, const char* name) {
+std::vector<float> rows(const std::optional<at::Tensor>& vector, int64_t size, const char* name) {
   if (!vector) return std::vector<float>(size, 1.0f);
-  TORCH_CHECK_VALUE(vector->dim() == 1 && vector->size(0) == size && vector->is_floating_point() &&
-                        vector->device().is_cpu(),
-                    name, " is ", vector->scalar_type(), vector->sizes(), " on ", vector->device(),
-                    ": expected floating [", size, "] on cpu");
-  const at::Tensor values = vector->to(at::kFloat).contiguous();
+  const at::Tensor values = row_vector(*vector, size, name, at::kCPU);
   return std::vector<float>(values.const_data_ptr<float>(), values.const_data_ptr<float>() + size);
 }
 
-const int64_t* index(const at::Tensor& vector, int64_t size, const char* name, Keep& keep) {
-  TORCH_CHECK_VALUE(vector.scalar_type() == at::kLong && vector.dim() == 1 && vector.size(0) == size &&
-                        vector.device().is_cpu(),
-                    name, " is ", vector.scalar_type(), vector.sizes(), " on ", vector.device(),
-                    ": expected int64 [", size, "] on cpu");
-  keep.push_back(vector.contiguous());
+const int64_t* indices(const at::Tensor& vector, int64_t size, const char* name, Keep& keep) {
+  keep.push_back(index_vector(vector, size, name, at::kCPU));
   return keep.back().const_data_ptr<int64_t>();
 }
 
@@ -86,55 +74,44 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> diffusion_loss_cpu(
   const c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::autocast_dispatch_keyset);
   const at::AutoDispatchBelowADInplaceOrView no_autograd;
 
+  check_arguments(prediction, noisy, target, banks, positives, bank_weights, bank_groups, at::kCPU);
   Keep keep;
   cpu::Problem problem;
-  problem.prediction = matrix(prediction, "prediction", keep);
-  problem.noisy = matrix(noisy, "noisy", keep);
-  problem.target = matrix(target, "target", keep);
+  problem.prediction = matrix(prediction, keep);
+  problem.noisy = matrix(noisy, keep);
+  problem.target = matrix(target, keep);
   const int64_t size = problem.queries = problem.prediction.rows;
   problem.elements = problem.prediction.columns;
-  TORCH_CHECK_VALUE(noisy.sizes() == prediction.sizes(), "noisy has shape ", noisy.sizes(), ": expected ",
-                    prediction.sizes());
-  TORCH_CHECK_VALUE(target.sizes() == prediction.sizes(), "target has shape ", target.sizes(), ": expected ",
-                    prediction.sizes());
   if (problem.noisy.dtype != problem.prediction.dtype || problem.target.dtype != problem.prediction.dtype) {
     to_float(problem.prediction, prediction, keep);
     to_float(problem.noisy, noisy, keep);
     to_float(problem.target, target, keep);
   }
-  TORCH_CHECK_VALUE(bank_weights.size() == banks.size() &&
-                        (positives.empty() || positives.size() == banks.size()) &&
-                        (bank_groups.empty() || bank_groups.size() == banks.size()),
-                    "expected one entry a bank in bank_weights, positives and bank_groups");
-  std::vector<float> skip = row_vector(c_skip, size, "c_skip"), out = row_vector(c_out, size, "c_out");
+  std::vector<float> skip = rows(c_skip, size, "c_skip"), out = rows(c_out, size, "c_out");
   if (normalize) bound_coefficients(skip, out);
-  const std::vector<float> mse_rows = row_vector(mse_weights, size, "mse_weights");
-  const std::vector<float> contrastive_rows = row_vector(contrastive_weights, size, "contrastive_weights");
+  const std::vector<float> mse_rows = rows(mse_weights, size, "mse_weights");
+  const std::vector<float> contrastive_rows = rows(contrastive_weights, size, "contrastive_weights");
   problem.c_skip = skip.data();
   problem.c_out = out.data();
   problem.mse_weights = mse_rows.data();
   problem.contrastive_weights = contrastive_rows.data();
   problem.temperature = checked_temperature(temperature_tensor, temperature);
   problem.normalize = normalize;
-  if (query_groups) problem.query_groups = index(*query_groups, size, "query_groups", keep);
+  if (query_groups) problem.query_groups = indices(*query_groups, size, "query_groups", keep);
 
   for (size_t k = 0; k < banks.size(); ++k) {
     cpu::Bank bank;
-    bank.rows = matrix(banks[k], "a bank", keep);
+    bank.rows = matrix(banks[k], keep);
     bank.weight = bank_weights[k];
-    TORCH_CHECK_VALUE(banks[k].sizes().slice(1) == prediction.sizes().slice(1), "banks[", k, "] has shape ",
-                      banks[k].sizes(), ": expected [N] and ", prediction.sizes().slice(1));
     if (!positives.empty()) {
-      bank.positives = index(positives[k], size, "positives", keep);
+      bank.positives = indices(positives[k], size, "positives", keep);
       for (int64_t i = 0; i < size; ++i) {
         TORCH_CHECK_VALUE(bank.positives[i] >= -1 && bank.positives[i] < bank.rows.rows, "positives[", k,
                           "] holds ", bank.positives[i], ", but the bank has ", bank.rows.rows,
                           " rows: expected -1 (none) or a row");
       }
     }
-    TORCH_CHECK_VALUE(bank.positives || bank.rows.rows >= size, "banks[", k, "] has ", bank.rows.rows,
-                      " rows for ", size, " queries: pass positives");
-    if (!bank_groups.empty()) bank.groups = index(bank_groups[k], bank.rows.rows, "bank_groups", keep);
+    if (!bank_groups.empty()) bank.groups = indices(bank_groups[k], bank.rows.rows, "bank_groups", keep);
     problem.banks.push_back(bank);
   }
 

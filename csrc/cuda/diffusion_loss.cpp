@@ -61,19 +61,11 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> diffusion_loss_cuda(
   const at::Device device = prediction.device();
   const c10::cuda::CUDAGuard guard(device);
 
-  std::vector<at::Tensor> latents = {flat_latents(prediction, "prediction", device),
-                                     flat_latents(noisy, "noisy", device),
-                                     flat_latents(target, "target", device)};
+  check_arguments(prediction, noisy, target, banks, positives, bank_weights, bank_groups, device);
+  std::vector<at::Tensor> latents = {prediction, noisy, target};
+  latents.insert(latents.end(), banks.begin(), banks.end());
+  for (at::Tensor& tensor : latents) tensor = tensor.reshape({tensor.size(0), -1}).contiguous();
   const int64_t size = latents[0].size(0), elements = latents[0].size(1);
-  TORCH_CHECK_VALUE(latents[1].sizes() == latents[0].sizes(), "noisy has shape ", noisy.sizes(),
-                    ": expected ", prediction.sizes());
-  TORCH_CHECK_VALUE(latents[2].sizes() == latents[0].sizes(), "target has shape ", target.sizes(),
-                    ": expected ", prediction.sizes());
-  TORCH_CHECK_VALUE(bank_weights.size() == banks.size() &&
-                        (positives.empty() || positives.size() == banks.size()) &&
-                        (bank_groups.empty() || bank_groups.size() == banks.size()),
-                    "expected one entry a bank in bank_weights, positives and bank_groups");
-  for (const at::Tensor& bank : banks) latents.push_back(flat_latents(bank, "a bank", device));
   at::ScalarType dtype = latents[0].scalar_type();
   if (std::any_of(latents.begin(), latents.end(), [&](const auto& t) { return t.scalar_type() != dtype; })) {
     dtype = at::kFloat;
@@ -113,10 +105,6 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> diffusion_loss_cuda(
   problem.normalize = normalize;
   for (int k = 0; k < count; ++k) {
     const at::Tensor& rows_of_bank = latents[3 + k];
-    TORCH_CHECK_VALUE(rows_of_bank.size(1) == elements, "banks[", k, "] has ", rows_of_bank.size(1),
-                      " elements a row: expected ", elements);
-    TORCH_CHECK_VALUE(!positives.empty() || rows_of_bank.size(0) >= size, "banks[", k, "] has ",
-                      rows_of_bank.size(0), " rows for ", size, " queries: pass positives");
     TORCH_CHECK(rows_of_bank.size(0) <= kMaxRows, "banks[", k, "] has ", rows_of_bank.size(0),
                 " rows, too many for backend='cuda': use backend='triton'");
     cuda::Bank& bank = problem.banks[k];
