@@ -109,3 +109,30 @@ def error(value: Tensor, truth: Tensor) -> float:
     """|value - truth| / |truth| in float64."""
     value, truth = value.detach().double(), truth.detach().double()
     return float((value - truth).norm() / truth.norm())
+
+
+def near_uniform() -> dict[str, Any]:
+    """A bank around one shared mean: every p is about 1/N, the gradient is a small difference."""
+    arguments = make(9, [500], [252], seed=1)
+    arguments["banks"] = [3 + 0.01 * arguments["banks"][0]]
+    return arguments | {"temperature": 1.0}
+
+
+def saturated() -> dict[str, Any]:
+    """The softmax is 0 or 1, sometimes on the wrong candidate."""
+    return make(13, [31, 17], [252], seed=2) | {"temperature": 0.05}
+
+
+def vanishing_signal() -> dict[str, Any]:
+    """abar -> 0 with epsilon prediction: x0 is the difference of two large numbers."""
+    arguments = make(7, [19], [252], seed=3)
+    abar = torch.logspace(-8, -3, 7)
+    return arguments | {"c_skip": abar.rsqrt(), "c_out": -((1 - abar) / abar).sqrt(), "temperature": 30.0}
+
+
+def ragged() -> dict[str, Any]:
+    return make(5, [13, 507], [123], seed=4)
+
+
+HAZARDS = {f.__name__: f for f in (near_uniform, saturated, vanishing_signal, ragged)}
+"""Problems that are hard on the numerics; the functions say how."""

@@ -7,37 +7,11 @@ from typing import Any
 
 import pytest
 import torch
-from problems import BACKENDS, eager, error, make, run, to_double
+from problems import BACKENDS, HAZARDS, eager, error, make, run, to_double
 
 from contrastive_i2v.ops import contrastive_diffusion_loss
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
-
-
-def near_uniform() -> dict[str, Any]:
-    """A bank around one shared mean: every p is about 1/N, the gradient is a small difference."""
-    arguments = make(9, [500], [252], seed=1)
-    arguments["banks"] = [3 + 0.01 * arguments["banks"][0]]
-    return arguments | {"temperature": 1.0}
-
-
-def saturated() -> dict[str, Any]:
-    """The softmax is 0 or 1, sometimes on the wrong candidate."""
-    return make(13, [31, 17], [252], seed=2) | {"temperature": 0.05}
-
-
-def vanishing_signal() -> dict[str, Any]:
-    """abar -> 0 with epsilon prediction: x0 is the difference of two large numbers."""
-    arguments = make(7, [19], [252], seed=3)
-    abar = torch.logspace(-8, -3, 7)
-    return arguments | {"c_skip": abar.rsqrt(), "c_out": -((1 - abar) / abar).sqrt(), "temperature": 30.0}
-
-
-def ragged() -> dict[str, Any]:
-    return make(5, [13, 507], [123], seed=4)
-
-
-PROBLEMS = {f.__name__: f for f in (near_uniform, saturated, vanishing_signal, ragged)}
 
 
 def lower(arguments: dict[str, Any], dtype: torch.dtype) -> dict[str, Any]:
@@ -49,9 +23,9 @@ def lower(arguments: dict[str, Any], dtype: torch.dtype) -> dict[str, Any]:
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("normalize", [False, True])
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("name", PROBLEMS)
+@pytest.mark.parametrize("name", HAZARDS)
 def test_gradient_error_is_at_most_twice_eagers(backend: str, name: str, dtype: torch.dtype, normalize: bool) -> None:
-    arguments = lower(PROBLEMS[name](), dtype) | {"normalize": normalize}
+    arguments = lower(HAZARDS[name](), dtype) | {"normalize": normalize}
     if normalize:
         arguments["temperature"] = 0.002 if name == "saturated" else 0.07
     _, truth = run(to_double(arguments), "reference")
