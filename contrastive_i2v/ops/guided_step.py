@@ -5,17 +5,15 @@ Torch alone runs the reference; C++ registers a kernel for the CPU, and `guided_
 
 from __future__ import annotations
 
-import functools
 import importlib
 import importlib.util
 import os
-import warnings
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from contrastive_i2v.ops._backends import available_backends
+from contrastive_i2v.ops._backends import _say_once, available_backends
 
 BACKENDS = ("reference", "cpu", "triton")
 _PREDICTION_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -210,8 +208,3 @@ _WHY_MISSING = {
 }
 # Triton's interpreter, which is chosen when a kernel is defined, runs on the CPU
 _DEVICES = {"cpu": ("cpu",), "triton": ("cuda", "cpu") if os.environ.get("TRITON_INTERPRET") == "1" else ("cuda",)}
-
-
-@functools.cache
-def _say_once(message: str) -> None:
-    warnings.warn(message, RuntimeWarning, stacklevel=4)
