@@ -1,0 +1,1 @@
+"""Networks that turn frames, videos and texts into features, loaded from local paths or installed packages."""
