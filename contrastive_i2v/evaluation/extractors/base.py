@@ -31,6 +31,10 @@ class Classifier(ImageExtractor, Protocol):
         """`[N, 3, H, W]` -> `[N, classes]`, rows summing to 1."""
         ...
 
+    def classify(self, features: Tensor) -> Tensor:
+        """`[N, d]` of this extractor -> `[N, classes]`, which spares a second pass."""
+        ...
+
 
 class TextImageExtractor(ImageExtractor, Protocol):
     """Images and texts in one space (CLIP); not normalised."""
