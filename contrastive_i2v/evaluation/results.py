@@ -149,7 +149,8 @@ class Report:
 
 
 def save_report(report: Report, path: Path) -> None:
-    """Write `report.json`, whole or not at all. NaN is written as null, so that any JSON reader takes it."""
+    """Write `report.json`, whole or not at all. NaN and infinity (the PSNR of equal frames) are written as null, so
+    that any JSON reader takes it; `load_report` reads both as NaN."""
     text = json.dumps(_to_json(asdict(report)), indent=1, allow_nan=False) + "\n"
     write_whole(path, lambda part: part.write_text(text, encoding="utf-8"))
 
@@ -164,7 +165,7 @@ def load_report(path: Path) -> Report:
         raise InputError(f"{path}: not JSON ({error})") from error
     if not isinstance(values, Mapping) or values.get("format") != FORMAT:
         raise InputError(f"{path}: not a report of this version; expected a report.json of evaluate or compare")
-    hooks = {float: lambda value: math.nan if value is None else float(value)}
+    hooks = {float: lambda value: math.nan if value is None else float(value) if isinstance(value, int) else value}
     try:
         return dacite.from_dict(Report, values, dacite.Config(strict=True, type_hooks=hooks))
     except dacite.DaciteError as error:

@@ -28,13 +28,14 @@ class Series:
     """Show a centred mean over this many points, and the points themselves faintly."""
 
 
-def line_chart(series: Sequence[Series], *, x_label: str, y_label: str, from_zero: bool = False) -> str:
+def line_chart(series: Sequence[Series], *, x_label: str, y_label: str, from_zero: bool = False, key: str = "") -> str:
     """An `<svg>` with axes, ticks and one line a series; "" when no series has a point.
 
     Args:
         series: drawn in this order, the last on top.
         x_label, y_label: what the axes are, with units.
         from_zero: whether the y axis must hold 0.
+        key: what the page's script knows the chart by; it then shows the values, in place of the dots' texts.
     """
     finite = [[p for p in one.points if math.isfinite(p[0]) and math.isfinite(p[1])] for one in series]
     points = [p for line in finite for p in line]
@@ -52,7 +53,9 @@ def line_chart(series: Sequence[Series], *, x_label: str, y_label: str, from_zer
         y = HEIGHT - BOTTOM - (point[1] - y_low) / ((y_high - y_low) or 1) * (HEIGHT - TOP - BOTTOM)
         return x, y
 
-    parts = [f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(f"{y_label} by {x_label}")}">']
+    label = escape(f"{y_label} by {x_label}")
+    found = f' data-chart="{escape(key)}" data-low="{x_low:g}" data-high="{x_high:g}" tabindex="0"' if key else ""
+    parts = [f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{label}"{found}>']
     for value in y_ticks:
         y = place((x_low, value))[1]
         parts.append(f'<path class="grid" d="M{LEFT} {y:.1f}H{WIDTH - RIGHT}"/>')
@@ -70,7 +73,7 @@ def line_chart(series: Sequence[Series], *, x_label: str, y_label: str, from_zer
             parts.append(f'<path class="raw {style}" d="{_path([place(p) for p in line])}"/>')
             line = moving_mean(line, one.smooth)
         parts.append(f'<path class="line {style}" d="{_path([place(p) for p in line])}"/>')
-        if one.smooth == 1 and len(line) <= 32:
+        if one.smooth == 1 and len(line) <= (1 if key else 32):
             parts += [_dot(place(p), style, f"{one.name}, {x_label} {p[0]:g}: {p[1]:.4g}") for p in line]
     return "".join(parts) + "</svg>"
 

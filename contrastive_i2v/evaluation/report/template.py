@@ -1,8 +1,8 @@
-"""The page's style and script: no framework, nothing fetched."""
+"""The pages' style and the demo's script: no framework, nothing fetched. `BASE` is what all our pages look like."""
 
-STYLE = """
+BASE = """
 :root {
-  color-scheme: light dark;
+  color-scheme: light dark; --width: 880px;
   --page: #fbfbf9; --ink: #1d1f21; --muted: #62676c; --rule: #dcdcd6; --panel: #f2f2ee;
   --contrastive: #1b66c9; --baseline: #c2570c; --literal: #7a3fb0; --base: #62676c; --still: #8f959b;
 }
@@ -17,37 +17,13 @@ body {
   margin: 0; padding: 0 16px 64px; background: var(--page); color: var(--ink);
   font: 16px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "Liberation Sans", sans-serif;
 }
-main { max-width: 880px; margin: 0 auto; }
+main { max-width: var(--width); margin: 0 auto; }
 h1 { font-size: 1.75rem; line-height: 1.2; font-weight: 600; margin: 48px 0 8px; letter-spacing: -0.01em; }
 h2 { font-size: 1.125rem; font-weight: 600; margin: 48px 0 12px; }
 h3 { font-size: 0.875rem; font-weight: 600; margin: 0 0 4px; }
 p { margin: 0 0 12px; max-width: 68ch; }
 .muted, figcaption, small { color: var(--muted); font-size: 0.875rem; }
 code, pre { font: 0.8125rem/1.6 ui-monospace, SFMono-Regular, Menlo, "DejaVu Sans Mono", monospace; }
-
-.controls {
-  position: sticky; top: 0; z-index: 1; display: flex; gap: 12px; align-items: center; padding: 10px 0;
-  background: var(--page); border-bottom: 1px solid var(--rule);
-}
-.controls button {
-  font: inherit; font-size: 0.875rem; color: inherit; background: var(--panel); border: 1px solid var(--rule);
-  border-radius: 6px; padding: 5px 12px; min-width: 76px; cursor: pointer;
-}
-.controls input { flex: 1; min-width: 0; max-width: 260px; accent-color: var(--contrastive); }
-.controls output { font-size: 0.875rem; color: var(--muted); font-variant-numeric: tabular-nums; white-space: nowrap; }
-
-.clip {
-  display: grid; grid-template-columns: minmax(150px, 1fr) minmax(0, calc(var(--columns) * 200px - 8px)); gap: 6px 20px;
-  margin: 20px 0 0;
-}
-.clip p { margin: 0; font-size: 0.9375rem; line-height: 1.4; }
-.videos { display: grid; grid-template-columns: repeat(var(--columns), minmax(0, 1fr)); gap: 8px; }
-.videos figure { margin: 0; }
-.videos video {
-  display: block; width: 100%; aspect-ratio: 1; background: var(--panel); border-radius: 4px;
-  image-rendering: pixelated;
-}
-.videos figcaption { font-size: 0.8125rem; margin-top: 2px; }
 
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; font-size: 0.9375rem; font-variant-numeric: tabular-nums; width: 100%; }
@@ -90,13 +66,44 @@ pre span { white-space: nowrap; }
 @media (max-width: 640px) {
   h1 { margin-top: 28px; font-size: 1.4rem; }
   .charts { grid-template-columns: minmax(0, 1fr); }
+  dl { grid-template-columns: minmax(0, 1fr); gap: 0; } dd { margin-bottom: 8px; }
+}
+"""
+
+STYLE = (
+    BASE
+    + """
+.controls {
+  position: sticky; top: 0; z-index: 1; display: flex; gap: 12px; align-items: center; padding: 10px 0;
+  background: var(--page); border-bottom: 1px solid var(--rule);
+}
+.controls button {
+  font: inherit; font-size: 0.875rem; color: inherit; background: var(--panel); border: 1px solid var(--rule);
+  border-radius: 6px; padding: 5px 12px; min-width: 76px; cursor: pointer;
+}
+.controls input { flex: 1; min-width: 0; max-width: 260px; accent-color: var(--contrastive); }
+.controls output { font-size: 0.875rem; color: var(--muted); font-variant-numeric: tabular-nums; white-space: nowrap; }
+
+.clip {
+  display: grid; grid-template-columns: minmax(150px, 1fr) minmax(0, calc(var(--columns) * 200px - 8px)); gap: 6px 20px;
+  margin: 20px 0 0;
+}
+.clip p { margin: 0; font-size: 0.9375rem; line-height: 1.4; }
+.videos { display: grid; grid-template-columns: repeat(var(--columns), minmax(0, 1fr)); gap: 8px; }
+.videos figure { margin: 0; }
+.videos video {
+  display: block; width: 100%; aspect-ratio: 1; background: var(--panel); border-radius: 4px;
+  image-rendering: pixelated;
+}
+.videos figcaption { font-size: 0.8125rem; margin-top: 2px; }
+@media (max-width: 640px) {
   .clip { grid-template-columns: minmax(0, 1fr); }
   .videos { gap: 5px; }
   th, td { padding-left: 5px; font-size: 0.8125rem; }
   th { font-size: 0.6875rem; } th small, td small { font-size: 0.65rem; }
-  dl { grid-template-columns: minmax(0, 1fr); gap: 0; } dd { margin-bottom: 8px; }
 }
 """
+)
 
 # One clock for all videos: they start together, hold their last frame for a moment, and start again.
 SCRIPT = """
