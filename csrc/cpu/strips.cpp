@@ -1,6 +1,7 @@
 // The large regime: the library's matrix product over a strip of queries, with row kernels around it. x0 and
 // then the gradient are formed where the gradient belongs, when that is float. A bank that is not float is
-// converted a block at a time. So the memory is the logits of a strip, whatever B, N and the dtypes are.
+// converted a block at a time, or multiplied as it is where the processor can (bf16_products.h). So the
+// memory is the logits of a strip, whatever B, N and the dtypes are.
 
 #include <ATen/Parallel.h>
 #include <ATen/ops/addmm.h>
@@ -10,6 +11,7 @@
 
 #include <algorithm>
 
+#include "bf16_products.h"
 #include "kernels.h"
 
 namespace contrastive_i2v::cpu {
@@ -74,6 +76,12 @@ int64_t strip_rows(int64_t queries, int64_t floats_each) {
   return (queries + strips - 1) / strips;
 }
 
+// A float prediction keeps products in float.
+const TileProduct* tile_product(const Problem& problem, const Matrix& bank, int64_t strip) {
+  const bool is_bf16 = problem.prediction.dtype == at::kBFloat16 && bank.dtype == at::kBFloat16;
+  return is_bf16 ? find_tile_product(strip, bank.rows, bank.columns) : nullptr;
+}
+
 }  // namespace
 
 void run_strips(const Problem& problem) {
@@ -84,9 +92,12 @@ void run_strips(const Problem& problem) {
   at::Tensor scratch;
   std::vector<Blocks> blocks;
   std::vector<std::vector<float>> bank_scales;
+  std::vector<const TileProduct*> tiles;
   for (const Bank& bank : problem.banks) {
     blocks.emplace_back(bank.rows, scratch);
     bank_scales.push_back(problem.normalize ? inverse_norms(blocks.back(), bank.rows) : std::vector<float>());
+    tiles.push_back(tile_product(problem, bank.rows, strip));
+    if (tiles.back()) scratch.reset();  // was for the norms only
   }
   const at::Tensor work_strip = in_place ? at::Tensor() : at::empty({strip, elements}, at::kFloat);
   const at::Tensor logits_strip = at::empty({strip * candidates}, at::kFloat);
@@ -113,7 +124,8 @@ void run_strips(const Problem& problem) {
     for (size_t k = 0; k < problem.banks.size(); ++k) {
       const int64_t rows = problem.banks[k].rows.rows;
       logits.push_back(view(next, count, rows));
-      for (int64_t j = 0; j < rows; j += blocks[k].size()) {
+      if (tiles[k]) tiled_logits(*tiles[k], {work_data, elements, count}, problem.banks[k].rows, next, rows);
+      for (int64_t j = 0; j < rows && !tiles[k]; j += blocks[k].size()) {
         const at::Tensor block = blocks[k].at(j);
         at::Tensor out = logits[k].narrow(1, j, block.size(0));
         at::mm_out(out, work, block.t());
@@ -130,7 +142,12 @@ void run_strips(const Problem& problem) {
 
     if (problem.banks.empty()) work.zero_();
     for (size_t k = 0; k < problem.banks.size(); ++k) {
-      for (int64_t j = 0; j < problem.banks[k].rows.rows; j += blocks[k].size()) {
+      const Matrix& bank = problem.banks[k].rows;
+      if (tiles[k]) {
+        const Rows coefficients = {logits[k].const_data_ptr<float>(), bank.rows, count};
+        tiled_weighted_sums(*tiles[k], coefficients, bank, k > 0, work_data);
+      }
+      for (int64_t j = 0; j < bank.rows && !tiles[k]; j += blocks[k].size()) {
         const at::Tensor block = blocks[k].at(j);
         const bool first = k == 0 && j == 0;
         at::addmm_out(work, work, logits[k].narrow(1, j, block.size(0)), block, first ? 0 : 1);
