@@ -1,6 +1,7 @@
 """Sampling: guidance and rollouts, as functions over a denoiser and a diffusers scheduler."""
 
 from contrastive_i2v.sampling.guidance import Denoiser, guided_prediction, three_way_guidance
+from contrastive_i2v.sampling.interpolation import resample_trajectory
 from contrastive_i2v.sampling.linear_steps import LinearSteps, linear_steps
 from contrastive_i2v.sampling.rollout import frame_generator, frame_noise, rollout
 
@@ -11,6 +12,7 @@ __all__ = [
     "frame_noise",
     "guided_prediction",
     "linear_steps",
+    "resample_trajectory",
     "rollout",
     "three_way_guidance",
 ]
