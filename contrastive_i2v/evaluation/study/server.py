@@ -1,0 +1,235 @@
+"""The study over HTTP: a page, its videos, and a small JSON interface, for raters on this machine or network.
+
+Votes can't be forged by other web pages: a request must name this server as its Host (no DNS rebinding), a POST must
+come from its own origin and be JSON, and a rater is known by a header, not by a cookie.
+"""
+
+from __future__ import annotations
+
+import io
+import ipaddress
+import json
+import re
+import socket
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from http import HTTPStatus
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from contrastive_i2v.evaluation.study.pairs import MIME_TYPES, read_picture
+from contrastive_i2v.evaluation.study.session import Refused, Session
+
+PAGE = {
+    "/": ("index.html", "text/html; charset=utf-8"),
+    "/study.css": ("study.css", "text/css; charset=utf-8"),
+    "/study.js": ("study.js", "text/javascript; charset=utf-8"),
+}
+MAX_BODY = 4096
+CHUNK = 1 << 16
+HEADERS = {
+    "Content-Security-Policy": "default-src 'self'; img-src 'self' data:; object-src 'none'; base-uri 'none'; "
+    "form-action 'none'; frame-ancestors 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Resource-Policy": "same-origin",
+}
+
+
+class StudyServer(ThreadingHTTPServer):
+    """Serves one study. `server_port` says where, also for port 0.
+
+    Args:
+        session: the study.
+        address: host and port.
+        allowed_hosts: further names that raters may know this machine by.
+        say: gets a line when a rater comes or is done.
+    """
+
+    daemon_threads = True
+
+    def __init__(
+        self,
+        session: Session,
+        address: tuple[str, int],
+        *,
+        allowed_hosts: Sequence[str] = (),
+        say: Callable[[str], object] = lambda line: None,
+    ) -> None:
+        self.session = session
+        self.say = say
+        named = {"localhost", address[0], socket.gethostname(), f"{socket.gethostname()}.local", *allowed_hosts}
+        self.allowed_hosts = {name.lower() for name in named}
+        self.address_family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
+        super().__init__(address, Handler)
+
+    def knows_host(self, host: str) -> bool:
+        """Whether a Host header means this machine. An address always does: rebinding needs a name."""
+        name = urlsplit(f"//{host}").hostname or ""
+        try:
+            ipaddress.ip_address(name)
+        except ValueError:
+            return name in self.allowed_hosts
+        return True
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Stay quiet about browsers that hang up in mid-video."""
+
+
+class Handler(BaseHTTPRequestHandler):
+    """One connection of a browser."""
+
+    server: StudyServer
+    protocol_version = "HTTP/1.1"
+    server_version = "study"
+    sys_version = ""
+    timeout = 60
+
+    def do_GET(self) -> None:
+        self._answer(self._get)
+
+    def do_POST(self) -> None:
+        self._answer(self._post)
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Nothing: a line for each piece of a video says nothing."""
+
+    def _answer(self, serve: Callable[[], None]) -> None:
+        try:
+            if not _host_is_valid(self.headers) or not self.server.knows_host(self.headers["Host"]):
+                raise Refused(
+                    HTTPStatus.FORBIDDEN,
+                    "This address isn't known to the study; whoever serves it can allow it with --allowed-hosts NAME.",
+                )
+            serve()
+        except Refused as refused:
+            self.close_connection = self.command == "POST"  # its body may be unread
+            self._send_json({"error": refused.message}, refused.status)
+
+    def _get(self) -> None:
+        session, path = self.server.session, self.path.partition("?")[0]
+        if path in PAGE:
+            name, kind = PAGE[path]
+            self._send(_page_file(name), kind)
+        elif path == "/welcome":
+            self._send_json(session.welcome())
+        elif path == "/progress":
+            self._send_json(session.progress(session.identify(self.headers["Rater"])))
+        elif found := re.fullmatch(r"/pair/([0-9]{1,9})", path):
+            self._send_json(session.pair(session.identify(self.headers["Rater"]), int(found[1])))
+        elif found := re.fullmatch(r"/video/([0-9a-f]{24})", path):
+            self._send_file(session.file(found[1]))
+        elif found := re.fullmatch(r"/image/([0-9a-f]{24})", path):
+            self._send(_png(session.file(found[1])), "image/png", cache=True)
+        else:
+            raise Refused(HTTPStatus.NOT_FOUND, "No such page.")
+
+    def _post(self) -> None:
+        session, path = self.server.session, self.path
+        origin = self.headers["Origin"]
+        if origin is not None and urlsplit(origin).netloc.lower() != self.headers["Host"].lower():
+            raise Refused(HTTPStatus.FORBIDDEN, "Another page may not vote here.")
+        if path == "/join":
+            joined = session.join(self._json())
+            self.server.say(f"{joined['name']}: {joined['done']} of {joined['total']} votes")
+            self._send_json(joined)
+        elif path == "/vote":
+            rater = session.identify(self.headers["Rater"])
+            progress = session.vote(rater, self._json())
+            if progress["next"] is None:
+                self.server.say(f"{rater.name}: done, {progress['total']} votes")
+            self._send_json(progress)
+        else:
+            raise Refused(HTTPStatus.NOT_FOUND, "No such page.")
+
+    def _json(self) -> Any:
+        if self.headers.get_content_type() != "application/json":
+            raise Refused(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "Expected application/json.")
+        length = self.headers["Content-Length"] or ""
+        if not re.fullmatch(r"[0-9]{1,9}", length):
+            raise Refused(HTTPStatus.LENGTH_REQUIRED, "Expected a Content-Length.")
+        if int(length) > MAX_BODY:
+            raise Refused(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"Expected at most {MAX_BODY} bytes.")
+        try:
+            return json.loads(self.rfile.read(int(length)))
+        except (ValueError, RecursionError):
+            raise Refused(HTTPStatus.BAD_REQUEST, "Expected JSON in UTF-8.") from None
+
+    def _send_json(self, value: object, status: HTTPStatus = HTTPStatus.OK) -> None:
+        self._send(json.dumps(value, ensure_ascii=False).encode(), "application/json; charset=utf-8", status)
+
+    def _send(self, body: bytes, kind: str, status: HTTPStatus = HTTPStatus.OK, *, cache: bool = False) -> None:
+        self._send_head(status, {"Content-Type": kind, "Content-Length": str(len(body))}, cache=cache)
+        self.wfile.write(body)
+
+    def _send_head(self, status: HTTPStatus, headers: dict[str, str], *, cache: bool = False) -> None:
+        self.send_response(status)
+        kept = {"Cache-Control": "private, max-age=3600" if cache else "no-store"}
+        for key, value in {**HEADERS, **kept, **headers}.items():
+            self.send_header(key, value)
+        if self.close_connection:
+            self.send_header("Connection", "close")
+        self.end_headers()
+
+    def _send_file(self, path: Path) -> None:
+        """The file, or the part of it that a Range header asks for (RFC 9110, section 14; one range)."""
+        try:
+            file = path.open("rb")
+        except OSError:
+            raise Refused(HTTPStatus.NOT_FOUND, "This video is gone; tell whoever runs the study.") from None
+        with file:
+            size = file.seek(0, io.SEEK_END)
+            wanted = parse_range(self.headers["Range"], size)
+            headers = {"Content-Type": MIME_TYPES[path.suffix.lower()], "Accept-Ranges": "bytes"}
+            if wanted is not None and not wanted:
+                headers |= {"Content-Range": f"bytes */{size}", "Content-Length": "0"}
+                self._send_head(HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE, headers)
+                return
+            part = range(size) if wanted is None else wanted
+            headers["Content-Length"] = str(len(part))
+            if wanted is not None:
+                headers["Content-Range"] = f"bytes {part.start}-{part.stop - 1}/{size}"
+            self._send_head(HTTPStatus.OK if wanted is None else HTTPStatus.PARTIAL_CONTENT, headers, cache=True)
+            file.seek(part.start)
+            left = len(part)
+            while left and (block := file.read(min(CHUNK, left))):
+                self.wfile.write(block)
+                left -= len(block)
+
+
+def parse_range(header: str | None, size: int) -> range | None:
+    """The bytes that a Range header asks for, of `size`; None = all, empty = none of those there are.
+
+    What isn't a single range of bytes counts as no header, as RFC 9110 allows.
+    """
+    found = re.fullmatch(r"bytes=([0-9]{0,18})-([0-9]{0,18})", header or "")
+    if not found or not (found[1] or found[2]):
+        return None
+    if not found[1]:
+        return range(max(0, size - int(found[2])), size)
+    first, last = int(found[1]), int(found[2]) if found[2] else size - 1
+    if found[2] and last < first:
+        return None
+    return range(first, min(last + 1, size))
+
+
+@lru_cache(maxsize=8)
+def _page_file(name: str) -> bytes:
+    return (files("contrastive_i2v.evaluation.study") / "page" / name).read_bytes()
+
+
+@lru_cache(maxsize=32)
+def _png(path: Path) -> bytes:
+    """The picture alone: an image file's own bytes may name who made it."""
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    Image.fromarray(read_picture(path).permute(1, 2, 0).contiguous().numpy()).save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+def _host_is_valid(headers: Any) -> bool:
+    return re.fullmatch(r"[\w.-]+(:[0-9]{1,5})?|\[[0-9a-fA-F:.]+\](:[0-9]{1,5})?", headers["Host"] or "") is not None

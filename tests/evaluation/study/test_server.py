@@ -1,0 +1,237 @@
+"""Over HTTP: what raters get, what is refused, and ranges of a video."""
+
+from __future__ import annotations
+
+import http.client
+import io
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from contrastive_i2v.evaluation.study.assignment import left_method, shuffled
+from contrastive_i2v.evaluation.study.server import StudyServer, parse_range
+from contrastive_i2v.evaluation.study.session import Session
+from contrastive_i2v.evaluation.study.store import Store
+
+GOOD = {"position": 0, "question": "quality", "side": "left", "reasons": ["sharpness"]}
+
+
+class Client:
+    """A rater without a browser."""
+
+    def __init__(self, port: int) -> None:
+        self.port = port
+        self.key: str | None = None
+
+    def send(self, method: str, path: str, body: Any = None, **headers: str) -> tuple[int, dict[str, str], bytes]:
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=10)
+        if body is not None and not isinstance(body, bytes):
+            body, headers = json.dumps(body).encode(), {"Content-Type": "application/json", **headers}
+        if self.key:
+            headers.setdefault("Rater", self.key)
+        connection.request(method, path, body, headers)
+        response = connection.getresponse()
+        answer = response.status, dict(response.getheaders()), response.read()
+        connection.close()
+        return answer
+
+    def ask(self, path: str, body: Any = None) -> Any:
+        status, _, content = self.send("GET" if body is None else "POST", path, body)
+        assert status == 200, content
+        return json.loads(content)
+
+    def refused(self, method: str, path: str, body: Any = None, **headers: str) -> tuple[int, str]:
+        status, _, content = self.send(method, path, body, **headers)
+        return status, json.loads(content)["error"]
+
+    def join(self, name: str) -> Any:
+        joined = self.ask("/join", {"name": name})
+        self.key = joined.pop("key")
+        return joined
+
+
+@pytest.fixture
+def client(store: Store, serve: Callable[[Store], int]) -> Client:
+    return Client(serve(store))
+
+
+def test_a_rater_votes_and_is_recorded(client: Client, store: Store, folders: tuple[Path, Path]) -> None:
+    assert client.join(" ana  Maria ") == {
+        "name": "ana Maria",
+        "done": 0,
+        "total": 8,
+        "next": {"position": 0, "question": "quality"},
+    }
+    order = shuffled(0, "ana maria", [pair.name for pair in store.design.pairs])
+    pair = client.ask("/pair/2")
+    assert set(pair) == {"position", "left", "right", "image", "caption", "answers"}
+    assert pair["caption"] == store.design.pairs[int(order[2])].caption and pair["answers"] == {}
+    left = left_method(0, "ana maria", order[2])
+    zebra, quagga = ((folder / f"{order[2]}.mp4").read_bytes() for folder in folders)
+    shown = [client.send("GET", pair[side])[2] for side in ("left", "right")]
+    assert shown == ([zebra, quagga] if left == "a" else [quagga, zebra])
+
+    reasons = ["amount_of_motion", "sharpness", "sharpness"]
+    vote = {"position": 2, "question": "quality", "side": "right", "reasons": reasons}
+    assert client.ask("/vote", vote)["done"] == 1
+    assert client.ask("/pair/2")["answers"] == {
+        "quality": {"side": "right", "reasons": ["sharpness", "amount_of_motion"]}
+    }
+    (kept,) = store.votes()
+    assert (kept.rater, kept.pair, kept.question) == ("ana Maria", order[2], "quality")
+    assert (kept.left, kept.choice) == (left, "b" if left == "a" else "a")
+    assert client.ask("/progress")["next"] == {"position": 0, "question": "quality"}
+
+
+def test_the_end_and_who_may_still_come(client: Client) -> None:
+    for name in ("Ana", "Ben", "Cyd", "Dee", "Eva"):
+        client.join(name)
+    for position in range(4):
+        for question, reason in (("quality", "sharpness"), ("faithfulness", "temporal_alignment")):
+            vote = {"position": position, "question": question, "side": "left", "reasons": [reason]}
+            progress = client.ask("/vote", vote)
+    assert progress == {"name": "Eva", "done": 8, "total": 8, "next": None}
+    status, message = client.refused("POST", "/join", {"name": "Fay"})
+    assert status == 409 and "already has its 5 raters" in message
+    assert client.join("eva")["done"] == 8
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"position": 4}, "No pair 4"),
+        ({"position": -1}, "No pair -1"),
+        ({"position": True}, "position is True; expected a whole number"),
+        ({"position": "0"}, "position is '0'; expected a whole number"),
+        ({"question": "beauty"}, "question is 'beauty'; expected one of quality, faithfulness"),
+        ({"question": ["quality"]}, "question is"),
+        ({"side": "a"}, "side is 'a'; expected left or right"),
+        ({"reasons": []}, "reasons is []; expected one or more of sharpness"),
+        ({"reasons": ["spatial_alignment"]}, "expected one or more of sharpness"),
+        ({"reasons": "sharpness"}, "reasons is 'sharpness'"),
+        ({"reasons": [{}]}, "reasons is"),
+        ({"extra": 1}, "Expected a JSON object with position, question, reasons, side"),
+    ],
+)
+def test_votes_that_make_no_sense(client: Client, store: Store, change: dict[str, Any], message: str) -> None:
+    client.join("Ana")
+    status, said = client.refused("POST", "/vote", {**GOOD, **change})
+    assert status == (404 if "No pair" in message else 400) and message in said
+    assert store.votes() == []
+
+
+@pytest.mark.parametrize("name", ["", "   ", "x" * 41, "=cmd()", "<b>", "a\nb\x00", 7, None, "a;b"])
+def test_names_that_are_none(client: Client, store: Store, name: Any) -> None:
+    status, message = client.refused("POST", "/join", {"name": name})
+    assert (status, store.raters()) == (400, []) and "Please enter a name" in message
+
+
+def test_names_of_all_languages(client: Client) -> None:
+    names = ["Zoë", "Łukasz Żak", "李小龙", "O’Neil", "J. R. R."]
+    assert [client.join(name)["name"] for name in names] == names
+
+
+def test_strangers_are_asked_who_they_are(client: Client) -> None:
+    client.join("Ana")
+    key = client.key or ""
+    for wrong in (None, "", "1.", key[:-1], key + "0", f"2{key[1:]}", "é.1", "1" * 30):
+        client.key = wrong
+        assert client.refused("GET", "/pair/0") == (401, "Please enter your name.")
+        assert client.refused("POST", "/vote", GOOD)[0] == 401
+        assert client.refused("GET", "/progress")[0] == 401
+
+
+def test_other_pages_may_neither_vote_nor_read(client: Client, store: Store) -> None:
+    client.join("Ana")
+    for origin in ("http://evil.example", "null", f"http://127.0.0.1:{client.port + 1}"):
+        assert client.refused("POST", "/vote", GOOD, Origin=origin)[0] == 403
+    for host in (f"evil.example:{client.port}", "", "a b", "[::1", "localhost.evil.example"):
+        assert client.refused("GET", "/welcome", Host=host)[0] == 403
+        assert client.refused("POST", "/vote", GOOD, Host=host, Origin=f"http://{host}")[0] == 403
+    assert store.votes() == []
+    for host in ("localhost:9000", "LOCALHOST", "192.168.0.7:8000", "[::1]:8000"):
+        assert client.send("POST", "/vote", GOOD, Host=host, Origin=f"http://{host}")[0] == 200
+
+
+def test_further_names_can_be_allowed(store: Store, pairs: list[Any]) -> None:
+    server = StudyServer(Session(store, pairs), ("127.0.0.1", 0), allowed_hosts=["Lab.example"])
+    assert server.knows_host("lab.example:8000") and not server.knows_host("b.example")
+    server.server_close()
+
+
+def test_bodies_are_bounded_json(client: Client) -> None:
+    client.join("Ana")
+    kind = {"Content-Type": "application/json"}
+    assert client.refused("POST", "/vote", b"{", **kind) == (400, "Expected JSON in UTF-8.")
+    assert client.refused("POST", "/vote", b"\xff\xfe\x00", **kind) == (400, "Expected JSON in UTF-8.")
+    assert client.refused("POST", "/vote", b"[" * 4000, **kind)[0] == 400
+    assert client.refused("POST", "/vote", b"[]", **kind)[0] == 400
+    assert client.refused("POST", "/vote", b" " * 4097, **kind) == (413, "Expected at most 4096 bytes.")
+    assert client.refused("POST", "/vote", b"position=0", **{"Content-Type": "text/plain"})[0] == 415
+    assert client.refused("POST", "/vote", **{**kind, "Content-Length": "-1"})[0] == 411
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["/../store.py", "/video/../../study.sqlite", "/video/" + "0" * 24, "/video/00000.mp4", "/page/study.js",
+     "/pair/x", "/%2e%2e/index.html", "/study.sqlite"],
+)  # fmt: skip
+def test_nothing_else_is_served(client: Client, path: str) -> None:
+    client.join("Ana")
+    assert client.refused("GET", path)[0] == 404
+
+
+def test_video_by_ranges(client: Client, folders: tuple[Path, Path]) -> None:
+    client.join("Ana")
+    url = client.ask("/pair/0")["left"]
+    status, headers, whole = client.send("GET", url)
+    size = len(whole)
+    assert (status, headers["Accept-Ranges"], headers["Content-Type"]) == (200, "bytes", "video/mp4")
+    assert whole in [path.read_bytes() for folder in folders for path in folder.glob("*.mp4")]
+    for wanted, part in (("0-99", whole[:100]), ("100-", whole[100:]), ("-7", whole[-7:]), (f"5-{size}", whole[5:])):
+        status, headers, body = client.send("GET", url, Range=f"bytes={wanted}")
+        start = whole.index(part)
+        assert (status, body) == (206, part)
+        assert headers["Content-Range"] == f"bytes {start}-{start + len(part) - 1}/{size}"
+    status, headers, body = client.send("GET", url, Range=f"bytes={size}-")
+    assert (status, headers["Content-Range"], body) == (416, f"bytes */{size}", b"")
+    for ignored in ("bytes=9-3", "bytes=0-1,3-4", "pixels=0-1", "bytes=-"):
+        assert client.send("GET", url, Range=ignored)[2] == whole
+
+
+def test_parse_range_at_the_edges() -> None:
+    assert parse_range("bytes=0-0", 10) == range(1)
+    assert parse_range("bytes=-20", 10) == range(10)
+    assert parse_range(None, 10) is None
+    for nothing in ("bytes=10-", "bytes=-0"):
+        assert parse_range(nothing, 10) is not None and len(parse_range(nothing, 10) or ()) == 0
+
+
+def test_pages_and_images_say_nothing_but_themselves(client: Client, folders: tuple[Path, Path]) -> None:
+    client.join("Ana")
+    pair = client.ask("/pair/0")
+    received = [client.send("GET", path) for path in ("/", "/study.css", "/study.js", "/welcome", pair["image"])]
+    for status, headers, body in received:
+        assert status == 200 and headers["X-Content-Type-Options"] == "nosniff"
+        assert headers["Content-Security-Policy"].startswith("default-src 'self'; ")
+        assert headers["Server"].strip() == "study" and "Last-Modified" not in headers
+        text = (str(headers) + body.decode("latin-1")).lower()
+        assert "zebra" not in text and "quagga" not in text and "http://" not in text.replace("http://127", "")
+    assert Image.open(io.BytesIO(received[-1][2])).size == (72, 48)
+
+
+def test_a_video_that_went_missing(client: Client, pairs: list[Any], tmp_path: Path, store: Store) -> None:
+    session = Session(store, pairs)
+    token = next(iter(session._files))
+    session._files[token] = tmp_path / "gone.mp4"
+    server = StudyServer(session, ("127.0.0.1", 0))
+    import threading
+
+    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
+    assert Client(server.server_port).refused("GET", f"/video/{token}")[0] == 404
+    server.shutdown()
+    server.server_close()
