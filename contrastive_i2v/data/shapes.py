@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
-from contrastive_i2v.data.video import write_video
+from contrastive_i2v.data.video import write_video, write_whole
 from contrastive_i2v.errors import InputError
 
 Array = NDArray[np.float32]
@@ -161,7 +162,7 @@ def make_shapes(root: Path, config: ShapesConfig, *, progress: bool = True) -> N
         rows[split].append(json.dumps({"file_name": path.name, "text": scene.caption, **asdict(scene)}))
     for split, lines in rows.items():
         if lines:
-            (root / split / "metadata.jsonl").write_text("\n".join(lines) + "\n")
+            write_whole(root / split / "metadata.jsonl", partial(Path.write_text, data="\n".join(lines) + "\n"))
 
 
 def _wrap(distance: Array, size: int) -> Array:
