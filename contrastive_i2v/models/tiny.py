@@ -7,7 +7,7 @@ Images are 64x64, latents 4x16x16 (each latent pixel is 4x4 image pixels), promp
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -73,15 +73,20 @@ def text_config(tokenizer: Any) -> Any:
     )
 
 
-def build_unet() -> Any:
-    """UNet2DConditionModel in InstructPix2Pix form (8 input channels), 5.5 M parameters."""
+def build_unet(widths: Sequence[int] = (64, 96, 128), attention: Sequence[bool] = (False, True, True)) -> Any:
+    """UNet2DConditionModel in InstructPix2Pix form (8 input channels); by default 5.5 M parameters.
+
+    Args:
+        widths: channels of each level, the finest first, multiples of 16.
+        attention: whether a level attends to the prompt.
+    """
     return UNet2DConditionModel(
         sample_size=RESOLUTION // 4,
         in_channels=8,
         out_channels=4,
-        block_out_channels=(64, 96, 128),
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        block_out_channels=tuple(widths),
+        down_block_types=tuple("CrossAttnDownBlock2D" if attends else "DownBlock2D" for attends in attention),
+        up_block_types=tuple("CrossAttnUpBlock2D" if attends else "UpBlock2D" for attends in reversed(attention)),
         layers_per_block=1,
         cross_attention_dim=PROMPT_FEATURES,
         attention_head_dim=4,

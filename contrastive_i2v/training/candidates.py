@@ -10,6 +10,7 @@ from torch import nn
 
 from contrastive_i2v.errors import InputError
 from contrastive_i2v.losses import MemoryBank, gather_bank
+from contrastive_i2v.losses.memory_bank import NO_GROUP
 from contrastive_i2v.training.config import LossConfig
 from contrastive_i2v.training.inputs import Inputs
 
@@ -18,7 +19,9 @@ class CandidateBanks(nn.Module):
     """From a batch to the bank arguments of the loss.
 
     One process without a memory passes its latents on as they are. Several gather theirs, in bfloat16. The memory
-    takes in what was gathered, so it is the same in every process and one of them can save it.
+    takes in what was gathered, so it is the same in every process and one of them can save it. With displacement every
+    candidate is taken relative to its own input frame. Hard negatives, made from the query's own latents, come last and
+    belong to no group, so `false_negatives` doesn't leave them out; they are neither gathered nor remembered.
 
     Raises InputError where the memory can't be filled alike everywhere, or is smaller than one batch of all processes.
     """
@@ -36,6 +39,8 @@ class CandidateBanks(nn.Module):
         super().__init__()
         self.names = list(names)
         self.false_negatives = config.false_negatives
+        self.displacement = config.displacement
+        self.hard_negatives = config.hard_negatives if "target" in self.names else ()
         self.sizes = [batch_size] * processes
         self.gather = config.gather and processes > 1
         size, everyones = config.memory_bank, batch_size * processes
@@ -52,12 +57,24 @@ class CandidateBanks(nn.Module):
         self.memory = nn.ModuleDict(banks)
 
     def forward(self, inputs: Inputs) -> dict[str, Any]:
-        """`banks`, and where there are more than the batch's own rows `positives` and `bank_groups`, with `groups`, for
-        `ContrastiveDiffusionLoss`. The memory then takes the batch in."""
+        """The arguments of `ContrastiveDiffusionLoss` that say what to contrast with: `banks`, `groups`, and where they
+        are needed `positives`, `bank_groups` and `origins`. The memory then takes the batch in."""
+        candidates = self._candidates(inputs)
+        if self.hard_negatives:
+            self._append_hard_negatives(candidates, inputs)
+        if self.displacement:
+            candidates["origins"] = inputs.banks["input"]
+        return candidates
+
+    def _candidates(self, inputs: Inputs) -> dict[str, Any]:
+        """The latents of all processes and of past batches."""
         groups = everyones = inputs.groups if self.false_negatives else None
+        own = inputs.banks
+        if self.displacement:
+            own = own | {"target": own["target"] - own["input"]}
         if not self.gather and not self.memory:
-            return {"banks": inputs.banks, "groups": groups}
-        banks = {name: inputs.banks[name] for name in self.names}
+            return {"banks": own, "groups": groups}
+        banks = {name: own[name] for name in self.names}
         positives, bank_groups = {}, {}
         for number, name in enumerate(self.names):
             if self.gather:
@@ -73,3 +90,16 @@ class CandidateBanks(nn.Module):
                 bank_groups[name] = everyones
         marked = {} if groups is None else {"bank_groups": bank_groups}
         return {"banks": banks, "groups": groups, "positives": positives, **marked}
+
+    def _append_hard_negatives(self, candidates: dict[str, Any], inputs: Inputs) -> None:
+        target, source = inputs.banks["target"], inputs.banks["input"]
+        origin = source if self.displacement else torch.zeros_like(source)
+        rows = {"input": source, "drift": target + inputs.drift}
+        hard = torch.cat([rows[name] - origin for name in self.hard_negatives])  # [negatives * B, C, h, w]
+        bank = candidates["banks"]["target"]
+        candidates["banks"] = candidates["banks"] | {"target": torch.cat([bank, hard.to(bank.dtype)])}
+        if candidates["groups"] is not None:
+            marks = candidates.get("bank_groups", {})
+            mark = marks.get("target", candidates["groups"])
+            nobody = mark.new_full((len(hard),), NO_GROUP)
+            candidates["bank_groups"] = marks | {"target": torch.cat([mark, nobody])}

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -11,6 +12,7 @@ import dacite
 import yaml
 
 from contrastive_i2v.data.frames import FramePairConfig
+from contrastive_i2v.data.video import write_whole
 from contrastive_i2v.errors import InputError
 
 T = TypeVar("T")
@@ -50,6 +52,11 @@ class LossConfig:
     """Min-SNR weights of the noise loss (arXiv 2303.09556); 5 is usual; None = unweighted."""
     false_negatives: bool = True
     """Leave other pairs of the same video out of the negatives."""
+    displacement: bool = False
+    """Contrast x0 minus the input frame with the other pairs' displacements: where things move, not what is shown."""
+    hard_negatives: tuple[Literal["input", "drift"], ...] = ()
+    """More candidates of the target bank, from each pair itself: input = the input frame (what a frozen video shows),
+    drift = the target with the condition's noise (what a model that copies its input's errors shows)."""
     gather: bool = True
     """With several processes, contrast with the latents of all of them (rounded to bfloat16)."""
     memory_bank: int = 0
@@ -58,6 +65,11 @@ class LossConfig:
     def __post_init__(self) -> None:
         if self.memory_bank < 0:
             raise InputError(f"memory_bank: expected at least 0, got {self.memory_bank}")
+        if self.displacement and (self.input_weight != 0 or "input" in self.hard_negatives):
+            raise InputError(
+                "displacement: the input frame's own displacement is 0; expected --loss.input-weight 0 and no "
+                "hard negative input with it"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,6 +123,9 @@ class TrainConfig:
     """Batches a step."""
     conditioning_dropout: float = 0.05
     """p: the prompt is dropped with probability 2p, the image with 2p, both with p."""
+    condition_noise: float = 0.0
+    """Noise on the conditioning latents, its standard deviation uniform between 0 and this (latents have about 1): the
+    model then forgives its own errors in a rollout; 0 = none."""
     mixed_precision: Literal["no", "fp16", "bf16"] = "no"
     gradient_checkpointing: bool = False
     """Less memory for more time."""
@@ -145,6 +160,12 @@ class TrainConfig:
                 raise InputError(f"{name}: expected at least 1, got {getattr(self, name)}")
         if not 0 <= self.conditioning_dropout <= 1 / 3:
             raise InputError(f"conditioning_dropout: expected 0 to 1/3, got {self.conditioning_dropout}")
+        if not 0 <= self.condition_noise < math.inf:
+            raise InputError(f"condition_noise: expected a number >= 0, got {self.condition_noise}")
+        if "drift" in self.loss.hard_negatives and self.condition_noise == 0:
+            raise InputError(
+                "loss.hard_negatives: drift is the target with the condition's noise; expected condition_noise > 0"
+            )
         if not 0 <= self.ema_decay < 1:
             raise InputError(f"ema_decay: expected 0 <= decay < 1, got {self.ema_decay}")
 
@@ -164,8 +185,8 @@ _FREE = {
 
 def save_config(config: Any, path: Path) -> None:
     """Write a config dataclass as YAML."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(yaml.safe_dump(_plain(asdict(config)), sort_keys=False))
+    text = yaml.safe_dump(_plain(asdict(config)), sort_keys=False)
+    write_whole(path, lambda part: part.write_text(text))
 
 
 def load_config(cls: type[T], path: Path) -> T:

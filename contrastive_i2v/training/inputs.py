@@ -26,6 +26,7 @@ class Inputs:
     has_condition: Tensor  # bool [B]
     banks: dict[str, Tensor]  # name -> [B, C, h, w]
     groups: Tensor  # int64 [B]
+    drift: Tensor  # [B, C, h, w], what was added to the scaled condition; zero without condition noise
 
 
 def make_inputs(
@@ -35,12 +36,14 @@ def make_inputs(
     scaling_factor: float,
     null_embeds: Tensor,
     conditioning_dropout: float,
+    condition_noise: float = 0.0,
     generator: torch.Generator,
 ) -> Inputs:
     """Draw a batch's posterior sample, noise, timesteps and dropped conditions from `generator` (on the CPU).
 
     The target is a posterior sample times the scaling factor, the condition the posterior mode, unscaled, as
-    InstructPix2Pix has it. With one uniform r a pair: no prompt if r < 2p, no image if p <= r < 3p.
+    InstructPix2Pix has it. With one uniform r a pair: no prompt if r < 2p, no image if p <= r < 3p. Condition noise s
+    adds u s e to the scaled condition, u uniform in [0, 1] a pair and e normal: a rollout's own errors look like it.
     """
     device, p = batch.source_moments.device, conditioning_dropout
     source = batch.source_moments.chunk(2, dim=1)[0]  # [B, C, h, w]
@@ -50,16 +53,22 @@ def make_inputs(
     timesteps = schedule.sample_timesteps(len(mean), generator, device)
     r = torch.rand(len(mean), generator=generator).to(device)
     has_prompt, has_condition = r >= 2 * p, (r < p) | (r >= 3 * p)
+    condition, drift = source, torch.zeros_like(source)
+    if condition_noise > 0:
+        amount = condition_noise * torch.rand(len(mean), 1, 1, 1, generator=generator)
+        drift = (amount * torch.randn(mean.shape, generator=generator)).to(device)
+        condition = source + drift / scaling_factor
     return Inputs(
         noisy_latents=schedule.add_noise(clean, noise, timesteps),
         timesteps=timesteps,
         clean_latents=clean,
         noise=noise,
-        image_latents=source * has_condition[:, None, None, None],
+        image_latents=condition * has_condition[:, None, None, None],
         prompt_embeds=torch.where(has_prompt[:, None, None], batch.prompt_embeds, null_embeds),
         has_condition=has_condition,
         banks={"target": clean, "input": source * scaling_factor},
         groups=batch.group,
+        drift=drift,
     )
 
 

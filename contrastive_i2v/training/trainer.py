@@ -180,6 +180,7 @@ class Trainer:
             scaling_factor=self.model.scaling_factor,
             null_embeds=self.null_embeds,
             conditioning_dropout=self.config.conditioning_dropout,
+            condition_noise=self.config.condition_noise,
             generator=seeded(self.config.seed, "step", self.step, micro_batch, rank),
         )
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 
 from contrastive_i2v.errors import InputError
+from contrastive_i2v.losses.memory_bank import NO_GROUP
 from contrastive_i2v.training.candidates import CandidateBanks
 from contrastive_i2v.training.config import LossConfig
 from contrastive_i2v.training.inputs import Inputs
@@ -19,7 +21,7 @@ def batch(start: int) -> Inputs:
     latents = torch.arange(start, start + 3).float()[:, None, None, None].expand(3, *SHAPE)
     groups, has_condition = torch.arange(start, start + 3), torch.ones(3, dtype=torch.bool)
     banks = {"target": latents, "input": -latents}
-    return Inputs(latents, groups, latents, latents, latents, latents, has_condition, banks, groups)
+    return Inputs(latents, groups, latents, latents, latents, latents, has_condition, banks, groups, latents)
 
 
 def build(config: LossConfig, processes: int = 1) -> CandidateBanks:
@@ -46,6 +48,30 @@ def test_past_latents_follow_the_batch_with_their_groups() -> None:
         assert out["groups"].tolist() == rows[:3] and out["positives"] == {}
     banks = build(LossConfig(memory_bank=4, false_negatives=False))
     assert banks(batch(0))["groups"] is None and "bank_groups" not in banks(batch(1))
+
+
+def test_hard_negatives_come_last_and_are_left_out_for_nobody() -> None:
+    inputs = batch(1)  # targets 1, 2, 3; inputs -1, -2, -3; drift 1, 2, 3
+    config = LossConfig(hard_negatives=("input", "drift"))
+    out = build(config)(inputs)
+    assert out["banks"]["target"][:, 0, 0, 0].tolist() == [1, 2, 3, -1, -2, -3, 2, 4, 6]
+    assert out["banks"]["input"] is inputs.banks["input"]
+    assert out["bank_groups"]["target"].tolist() == [1, 2, 3] + [NO_GROUP] * 6
+    banks = build(replace(config, memory_bank=4))
+    banks(inputs)
+    assert banks(batch(1))["banks"]["target"][:, 0, 0, 0].tolist() == [1, 2, 3, 1, 2, 3, -1, -2, -3, 2, 4, 6]
+    out = build(replace(config, false_negatives=False))(inputs)
+    assert out["groups"] is None and "bank_groups" not in out
+
+
+def test_displacements_are_from_each_rows_own_input() -> None:
+    inputs = batch(1)
+    out = build(LossConfig(displacement=True, hard_negatives=("drift",)))(inputs)
+    assert out["banks"]["target"][:, 0, 0, 0].tolist() == [2, 4, 6, 3, 6, 9]
+    assert out["origins"] is inputs.banks["input"]
+    banks = build(LossConfig(displacement=True, memory_bank=3))
+    banks(batch(10))
+    assert banks(inputs)["banks"]["target"][:, 0, 0, 0].tolist() == [2, 4, 6, 20, 22, 24]
 
 
 def test_what_is_not_finite_is_not_remembered() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -47,3 +48,23 @@ def test_differences_are_those_that_change_the_weights() -> None:
 
 def test_the_baseline_differs_from_the_contrastive_recipe_in_the_loss_alone() -> None:
     assert differences(recipes.contrastive(), recipes.baseline()) == ["loss.target_weight: 0.2 -> 0.0"]
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: TrainConfig(condition_noise=-1.0), "condition_noise: expected a number >= 0, got -1.0"),
+        (lambda: TrainConfig(loss=LossConfig(hard_negatives=("drift",))), "expected condition_noise > 0"),
+        (lambda: LossConfig(displacement=True, input_weight=0.1), "the input frame's own displacement is 0"),
+        (lambda: LossConfig(displacement=True, hard_negatives=("input",)), "no hard negative input"),
+    ],
+)
+def test_settings_that_contradict_each_other(make: Callable[[], object], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        make()
+
+
+def test_hard_negatives_survive_the_file(tmp_path: Path) -> None:
+    config = TrainConfig(condition_noise=0.5, loss=LossConfig(hard_negatives=("input", "drift")))
+    save_config(config, tmp_path / "config.yaml")
+    assert load_config(TrainConfig, tmp_path / "config.yaml") == config

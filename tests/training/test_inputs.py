@@ -11,7 +11,9 @@ from contrastive_i2v.training.inputs import Inputs, batch_indices, make_inputs, 
 SCHEDULE = NoiseSchedule.from_config({"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012})
 
 
-def inputs(size: int, dropout: float, seed: int = 0, logvar: float = -30.0) -> tuple[LatentPair, Inputs]:
+def inputs(
+    size: int, dropout: float, seed: int = 0, logvar: float = -30.0, condition_noise: float = 0.0
+) -> tuple[LatentPair, Inputs]:
     generator = torch.Generator().manual_seed(1)
     moments = [torch.randn(size, 4, 4, 4, generator=generator) for _ in range(2)]
     moments = [torch.cat([mean, torch.full_like(mean, logvar)], dim=1) for mean in moments]
@@ -22,6 +24,7 @@ def inputs(size: int, dropout: float, seed: int = 0, logvar: float = -30.0) -> t
         scaling_factor=0.5,
         null_embeds=torch.zeros(1, 3, 5),
         conditioning_dropout=dropout,
+        condition_noise=condition_noise,
         generator=torch.Generator().manual_seed(seed),
     )
     return pair, made
@@ -44,6 +47,22 @@ def test_the_target_is_a_posterior_sample() -> None:
     pair, _ = inputs(4000, 0.0, logvar=0.0)
     deviation = (made.clean_latents / 0.5 - pair.target_moments[:, :4]).std()
     assert abs(float(deviation) - 1) < 0.01
+
+
+def test_condition_noise_is_uniform_in_strength_and_spares_everything_else() -> None:
+    _, clean = inputs(6000, 0.1)
+    pair, made = inputs(6000, 0.1, condition_noise=0.8)
+    assert torch.equal(clean.drift, torch.zeros_like(clean.drift))
+    for name in ("noisy_latents", "timesteps", "clean_latents", "noise", "prompt_embeds", "has_condition"):
+        assert torch.equal(getattr(made, name), getattr(clean, name)), name  # so it can be compared pair by pair
+    assert torch.equal(made.banks["input"], clean.banks["input"])
+    kept = made.has_condition
+    shown = (made.image_latents - pair.source_moments[:, :4]) * 0.5  # on the scale of x0
+    torch.testing.assert_close(shown[kept], made.drift[kept], atol=1e-6, rtol=0)
+    assert torch.equal(made.image_latents[~kept], torch.zeros_like(made.image_latents[~kept]))
+    strength = made.drift.flatten(1).square().mean(1)  # mean over pairs: E[u^2] 0.8^2 = 0.64 / 3
+    assert abs(float(strength.mean()) - 0.64 / 3) < 0.01
+    assert abs(float(strength.sqrt().mean()) - 0.4) < 0.02 and float(strength.max()) < 0.64 * 2
 
 
 def test_dropped_conditions_have_the_documented_rates_and_nulls() -> None:

@@ -251,3 +251,22 @@ def test_a_cut_last_line_and_later_rows_leave_the_log_on_resume(tmp_path: Path) 
         file.write('{"step": 4, "lo')
     RunLog(tmp_path, from_step=2).write(3, {"loss": 30.0})
     assert [row["loss"] for row in read_log(tmp_path / "log.jsonl")] == [1.0, 2.0, 30.0]
+
+
+def test_displacements_and_drift_reach_the_loss(train_config: TrainConfig) -> None:
+    loss = LossConfig(displacement=True, hard_negatives=("drift",), gate="none", false_negatives=False)
+    trainer = Trainer(replace(train_config, condition_noise=0.5, loss=loss))
+    inputs = trainer._inputs(next(iter(trainer._loader())), 0)
+    prediction = torch.randn(inputs.noise.shape, generator=torch.Generator().manual_seed(0))
+    _, values = trainer._loss(prediction, inputs)
+
+    abar = trainer.loss.schedule.alphas_cumprod[inputs.timesteps][:, None, None, None]
+    x0 = (inputs.noisy_latents - (1 - abar).sqrt() * prediction) / abar.sqrt()  # the random model predicts noise
+    source, target = inputs.banks["input"], inputs.banks["target"]
+    shown = torch.cat([target - source, target + inputs.drift - source]).double().flatten(1)
+    moved = (x0 - source).double().flatten(1)
+    logits = torch.nn.functional.cosine_similarity(moved[:, None], shown[None], dim=2) / 0.07
+    expected = torch.nn.functional.cross_entropy(logits, torch.arange(len(logits)))
+    assert trainer.model.scheduler.config.prediction_type == "epsilon"
+    assert values["contrastive/target"] == pytest.approx(float(expected), rel=1e-4)
+    assert float(inputs.drift.abs().amax(dim=(1, 2, 3)).min()) > 0

@@ -1,0 +1,57 @@
+"""The forms of the loss that `contrastive-i2v experiment` holds against each other, by name."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from contrastive_i2v.training import recipes
+from contrastive_i2v.training.config import LossConfig
+
+_DEFAULT = recipes.contrastive().loss
+
+
+@dataclass(frozen=True, kw_only=True)
+class Form:
+    """A loss and what it is there to show."""
+
+    loss: LossConfig
+    about: str
+    condition_noise: float | None = None
+    """None = as in the whole experiment."""
+
+
+FORMS: dict[str, Form] = {
+    "baseline": Form(loss=recipes.baseline().loss, about="no contrastive term"),
+    "contrastive": Form(loss=_DEFAULT, about="the default: target bank, cosine, temperature 0.07, weight 0.2, gated"),
+    "literal": Form(loss=recipes.literal().loss, about="the published form: dot products, both banks, 1/D, every step"),
+    "weight-1": Form(loss=replace(_DEFAULT, target_weight=1.0), about="the default at five times the weight"),
+    "no-gate": Form(loss=replace(_DEFAULT, gate="none"), about="the default at every timestep alike"),
+    "both-banks": Form(loss=replace(_DEFAULT, input_weight=0.2), about="the default, and the input frame's bank"),
+    "temperature-0.03": Form(loss=replace(_DEFAULT, temperature=0.03), about="the default, sharper"),
+    "temperature-1": Form(
+        loss=replace(_DEFAULT, temperature=1.0, gate="none"), about="cosines at temperature 1, every timestep"
+    ),
+    "dot-product": Form(
+        loss=replace(_DEFAULT, normalize=False, temperature=1.0, target_weight=None), about="dot products, 1/D, gated"
+    ),
+    "same-clip-negatives": Form(
+        loss=replace(_DEFAULT, false_negatives=False), about="other pairs of the same clip stay negatives"
+    ),
+    "input-negative": Form(
+        loss=replace(_DEFAULT, gate="none", hard_negatives=("input",)), about="repelled from the input frame"
+    ),
+    "displacement": Form(
+        loss=replace(_DEFAULT, gate="none", displacement=True), about="contrast of x0 minus the input frame"
+    ),
+    "drift-negative": Form(
+        loss=replace(_DEFAULT, gate="none", hard_negatives=("drift",)),
+        about="repelled from the target that carries the condition's noise on",
+    ),
+    "pull": Form(
+        loss=replace(_DEFAULT, input_weight=0.3, temperature=1.0, gate="none"),
+        about="cosines at temperature 1 to the target and, for coherence, the input frame, every timestep",
+    ),
+    "no-noise": Form(
+        loss=recipes.baseline().loss, condition_noise=0.0, about="no contrastive term, no noise on the condition"
+    ),
+}
