@@ -1,0 +1,264 @@
+"""Metrics over time on clips made by hand: still, flickering, moving by k pixels, and shuffled in time."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from contrastive_i2v.evaluation.frames import motion
+from contrastive_i2v.evaluation.results import Extractor
+from contrastive_i2v.evaluation.temporal import (
+    consistency,
+    feature_coherence,
+    flicker_by_frame,
+    frame_weighted,
+    image_to_video_consistency,
+    is_dynamic,
+    pixel_coherence,
+    temporal_flickering,
+    video_weighted,
+)
+
+SIZE, FRAMES = 32, 16
+
+
+class KnownFlow:
+    """Says what it is told: one displacement (x, y) for each pair, on a share of the pixels; 0 elsewhere."""
+
+    about = Extractor(name="known", dimension=2, weights="", resize="")
+
+    def __init__(self, displacements: list[tuple[float, float]], pixels: int) -> None:
+        self.displacements, self.pixels = displacements, pixels
+        self.seen: list[Tensor] = []
+
+    def __call__(self, first: Tensor, second: Tensor) -> Tensor:
+        self.seen = [first, second]
+        flow = torch.zeros(len(first), 2, *first.shape[-2:])
+        for pair, (dx, dy) in zip(flow.flatten(2), self.displacements, strict=True):
+            pair[:, : self.pixels] = torch.tensor([[dx], [dy]])
+        return flow
+
+
+class ShiftFlow:
+    """Block matching for whole-pixel shifts with wrap-around: the roll in x that fits best, for every pixel."""
+
+    about = Extractor(name="shift", dimension=2, weights="", resize="")
+
+    def __call__(self, first: Tensor, second: Tensor) -> Tensor:
+        rolls = range(-SIZE // 2, SIZE // 2)
+        errors = torch.stack([(first.roll(k, dims=-1) - second).square().mean(dim=(1, 2, 3)) for k in rolls])
+        best = errors.argmin(dim=0) - SIZE // 2  # [P]
+        errors_still = (first - second).square().mean(dim=(1, 2, 3))
+        best = torch.where(errors_still <= errors.amin(dim=0), 0, best)
+        flow = torch.zeros(len(first), 2, SIZE, SIZE)
+        flow[:, 0] = best[:, None, None]
+        return flow
+
+
+def colours_and_layout(videos: Tensor) -> Tensor:
+    """A dummy network: 1 and the mean colour (blind to where things are), beside a blurred layout."""
+    frames = videos.flatten(0, 1)
+    layout = F.avg_pool2d(frames, SIZE // 4).flatten(1)
+    return torch.cat([torch.ones(len(frames), 1), frames.mean(dim=(2, 3)), layout], dim=1).unflatten(
+        0, videos.shape[:2]
+    )
+
+
+def textured() -> Tensor:
+    """A picture `[3, SIZE, SIZE]` within [-0.7, 0.7] in which no two columns are alike."""
+    noise = torch.rand(3, SIZE, SIZE, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    return 0.7 * noise
+
+
+def still() -> Tensor:
+    return textured().expand(1, FRAMES, 3, SIZE, SIZE).clone()
+
+
+def flickering() -> Tensor:
+    """Brighter by 0.2 in every other frame."""
+    return still() + 0.2 * (torch.arange(FRAMES) % 2)[None, :, None, None, None]
+
+
+def shifted(k: int) -> Tensor:
+    """To the right by k pixels a frame, coming back on the left."""
+    return torch.stack([textured().roll(k * frame, dims=-1) for frame in range(FRAMES)])[None]
+
+
+def shuffled(video: Tensor) -> Tensor:
+    """The same frames; the given one stays in front."""
+    order = 1 + torch.randperm(FRAMES - 1, generator=torch.Generator().manual_seed(1))
+    return video[:, torch.cat([torch.tensor([0]), order])]
+
+
+def numbers(video: Tensor) -> dict[str, float]:
+    features = colours_and_layout(video)
+    return {
+        "flickering": float(temporal_flickering(video)),
+        "pixels": float(pixel_coherence(video).mean()),
+        "coherence": float(feature_coherence(features).mean()),
+        "consistency": video_weighted(consistency(features)),
+        "to the image": float(image_to_video_consistency(features)),
+        "dynamic": float(is_dynamic(video[0], ShiftFlow(), 8).dynamic),
+    }
+
+
+# --- which metric moves on which clip
+
+
+def test_a_still_clip_is_perfect_in_all_but_the_dynamic_degree() -> None:
+    assert numbers(still()) == pytest.approx(
+        {"flickering": 1, "pixels": 0, "coherence": 1, "consistency": 1, "to the image": 1, "dynamic": 0}, abs=1e-12
+    )
+
+
+def test_flicker_moves_flickering_and_features_but_is_no_motion() -> None:
+    found = numbers(flickering())
+    assert found["flickering"] == pytest.approx(1 - 0.2 / 2, abs=1e-7)
+    assert found["pixels"] == pytest.approx(0.04, abs=1e-7)
+    assert found["dynamic"] == 0
+    assert found["coherence"] < 0.999 and found["consistency"] < 0.999
+    # frames 2, 4, .. are the input again, which the metric's first term is content with
+    assert found["to the image"] == pytest.approx(0.4 + 0.6 * found["coherence"], rel=1e-9)
+
+
+@pytest.mark.parametrize(("k", "dynamic"), [(0, 0.0), (1, 1.0), (4, 1.0)])
+def test_a_shift_by_k_pixels_is_motion(k: int, dynamic: float) -> None:
+    """The threshold of 32 pixels is 6 * 32 / 256 = 0.75 pixels a pair."""
+    found, picture = numbers(shifted(k)), textured().double()
+    step = picture.roll(k, dims=-1) - picture
+    assert found["flickering"] == pytest.approx(1 - float(step.abs().mean()) / 2, rel=1e-12)
+    assert found["pixels"] == pytest.approx(float(step.square().mean()), rel=1e-12, abs=1e-12)
+    assert found["dynamic"] == dynamic
+    assert is_dynamic(shifted(k)[0], ShiftFlow(), 8).magnitudes == [float(k)] * (FRAMES - 1)
+
+
+def test_features_blind_to_place_do_not_see_the_shift() -> None:
+    colours = colours_and_layout(shifted(3))[..., :4]
+    assert consistency(colours).tolist() == [pytest.approx([1.0] * (FRAMES - 1), abs=1e-9)]
+    assert float(image_to_video_consistency(colours)) == pytest.approx(1, abs=1e-9)
+
+
+def test_shuffling_moves_what_is_between_frames_and_nothing_of_single_frames() -> None:
+    ordered = shifted(1)
+    # a shift of smooth content, so that neighbours in time are alike
+    ordered = F.avg_pool2d(F.pad(ordered[0], (4, 4, 4, 4), mode="circular"), 9, stride=1)[None]
+    mixed = shuffled(ordered)
+    before, after = numbers(ordered), numbers(mixed)
+    assert after["flickering"] < before["flickering"]
+    assert after["pixels"] > 2 * before["pixels"]
+    for name in ("coherence", "consistency", "to the image"):
+        assert after[name] < before[name]
+    to_first = colours_and_layout(ordered)[0], colours_and_layout(mixed)[0]
+    sims = [F.cosine_similarity(one[:1], one[1:]).sort().values for one in to_first]
+    torch.testing.assert_close(sims[0], sims[1])
+    still_mixed = numbers(shuffled(still()))
+    assert still_mixed == numbers(still())
+
+
+# --- formulas by hand
+
+
+def test_flickering_is_in_parts_of_255() -> None:
+    """From pixel 100 to 151 everywhere: (255 - 51) / 255."""
+    values = torch.tensor([100.0, 151.0, 151.0]) / 127.5 - 1
+    video = values[None, :, None, None, None].expand(1, 3, 3, 4, 4)
+    assert flicker_by_frame(video).tolist() == [pytest.approx([204 / 255, 1.0], abs=1e-7)]
+    assert temporal_flickering(video).tolist() == pytest.approx([(204 / 255 + 1) / 2], abs=1e-7)
+    assert temporal_flickering(video).tolist() == pytest.approx((1 - motion(video) / 2).tolist(), rel=1e-12)
+
+
+def test_pixel_coherence_keeps_clips_and_pairs_apart() -> None:
+    values = torch.tensor([[0.0, 0.5, 0.5], [1.0, 0.0, -1.0]])
+    video = values[:, :, None, None, None].expand(2, 3, 3, 4, 5)
+    assert pixel_coherence(video).tolist() == [[0.25, 0.0], [1.0, 1.0]]
+
+
+def directions(*degrees: float) -> Tensor:
+    angles = torch.tensor(degrees, dtype=torch.float64).deg2rad()
+    return torch.stack([angles.cos(), angles.sin()], dim=-1)[None] * torch.arange(1, len(degrees) + 1)[None, :, None]
+
+
+def test_consistency_by_hand() -> None:
+    """At 0, 60, 180 and 180 degrees: cosines to the one before 1/2, -1/2 -> 0, 1; to the first 1/2, -1 -> 0, 0."""
+    features = directions(0, 60, 180, 180)
+    assert feature_coherence(features).tolist() == [pytest.approx([0.5, -0.5, 1.0])]
+    assert consistency(features).tolist() == [pytest.approx([0.5, 0.0, 0.5], abs=1e-12)]
+
+
+def test_image_to_video_consistency_by_hand() -> None:
+    """The best of frames 1.. against the input: 1/2. Consecutive, negative ones as 0: 1/2, 0, 1."""
+    features = directions(0, 60, 180, 180)
+    expected = 0.4 * 0.5 + 0.3 * 0.5 + 0.3 * 0
+    assert image_to_video_consistency(features).tolist() == pytest.approx([expected])
+    assert image_to_video_consistency(features, weights=(0.5, 0.5, 0)).tolist() == pytest.approx([0.5])
+
+
+def test_video_weighted_and_frame_weighted_differ_by_length() -> None:
+    scores = [torch.tensor([1.0, 1.0, 1.0]), torch.tensor([0.0])]
+    assert video_weighted(scores) == 0.5
+    assert frame_weighted(scores) == 0.75
+    alike = torch.tensor([[1.0, 0.0], [0.5, 0.1]])
+    assert video_weighted(alike) == pytest.approx(frame_weighted(alike))
+    with pytest.raises(ValueError, match="scores: expected a vector of frames for each video"):
+        video_weighted([])
+
+
+# --- dynamic degree
+
+
+def test_a_pair_moves_by_its_fastest_twentieth() -> None:
+    """32 x 32: the top 5 % are 51 pixels. Displacement (3, 4) on 30 of them: 5 * 30 / 51 pixels."""
+    flow = KnownFlow([(3, 4)] * 3, pixels=30)
+    found = is_dynamic(still()[0, :4], flow, fps=8)
+    assert found.magnitudes == pytest.approx([150 / 51] * 3)
+    assert (found.dynamic, found.moving_pairs, found.pairs) == (True, 3, 3)
+
+
+@pytest.mark.parametrize(("moving", "dynamic"), [(3, False), (4, True)])
+def test_sixteen_frames_move_if_four_pairs_do(moving: int, dynamic: bool) -> None:
+    pairs = [(0.76, 0.0)] * moving + [(0.75, 0.0)] * (15 - moving)  # the threshold itself is not beyond it
+    found = is_dynamic(still()[0], KnownFlow(pairs, SIZE * SIZE), fps=8)
+    assert (found.dynamic, found.moving_pairs, found.pairs) == (dynamic, moving, 15)
+
+
+def test_frames_are_taken_eight_a_second() -> None:
+    video = torch.arange(16.0)[:, None, None, None].expand(16, 3, SIZE, SIZE) / 16
+    flow = KnownFlow([(9, 0)] * 5, SIZE * SIZE)
+    assert is_dynamic(video, flow, fps=25).pairs == 5  # every third
+    assert [float(frame[0, 0, 0]) * 16 for frame in flow.seen[0]] == [0, 3, 6, 9, 12]
+    assert [float(frame[0, 0, 0]) * 16 for frame in flow.seen[1]] == [3, 6, 9, 12, 15]
+    assert is_dynamic(video[:2], KnownFlow([(0, 0)], 1), fps=2).dynamic is False  # 4 * 2 / 16 rounds to 0 pairs
+
+
+def test_the_threshold_goes_by_the_shorter_side() -> None:
+    wide = torch.zeros(2, 3, 64, 256)
+    assert is_dynamic(wide, KnownFlow([(0, 1.6)], 64 * 256), fps=8).dynamic  # beyond 6 * 64 / 256 = 1.5
+    assert not is_dynamic(wide, KnownFlow([(0, 1.4)], 64 * 256), fps=8).dynamic
+
+
+# --- bad input
+
+
+def test_bad_input_is_named() -> None:
+    video, features = still(), torch.ones(2, 4, 3)
+    with pytest.raises(ValueError, match="videos: expected .* F >= 2"):
+        temporal_flickering(video[:, :1])
+    video[0, 3, 0, 0, 0] = math.nan
+    with pytest.raises(ValueError, match="videos: expected finite pixels, got NaN or infinity in clip 0"):
+        pixel_coherence(video)
+    features[1, 2, 0] = math.inf
+    for metric in (feature_coherence, consistency, image_to_video_consistency):
+        with pytest.raises(ValueError, match="features: NaN or infinity in 1 frames, the first is frame 2 of clip 1"):
+            metric(features)
+        with pytest.raises(ValueError, match=r"features: expected .* got \[2, 1, 3\]"):
+            metric(features[:, :1])
+    with pytest.raises(ValueError, match="every 3.; expected 2 or more"):
+        is_dynamic(still()[0, :3], ShiftFlow(), fps=25)
+    with pytest.raises(ValueError, match="fps > 0"):
+        is_dynamic(still()[0], ShiftFlow(), fps=0)
+    with pytest.raises(ValueError, match="flow: expected finite"):
+        is_dynamic(still()[0, :2], KnownFlow([(math.nan, 0)], 5), fps=8)
