@@ -14,6 +14,11 @@ COMMANDS = {
     "demo": "make clips, fine-tune with and without the contrastive loss, and open the page that compares them",
     "train": "fine-tune a model on a folder of captioned videos",
     "sample": "turn still images and prompts into videos",
+    "interpolate": "give rollouts and videos another frame rate, along their path in latent space",
+    "evaluate": "measure a model's videos of held-out clips, with intervals, into a report",
+    "compare": "measure several models on the same clips, and say which differences are real",
+    "study": "let people compare two folders of videos in the browser, and count their votes",
+    "experiment": "train with and without the contrastive term over several seeds, and compare",
     "encode": "fill the cache of latents and prompt embeddings that training reads",
     "shapes": "write captioned clips of moving shapes, to try things on",
     "info": "print versions, devices, and what was built",
@@ -23,7 +28,7 @@ USAGE = f"""contrastive-i2v {__version__}: a still image and a sentence become a
 
 usage: contrastive-i2v COMMAND [OPTIONS]      (COMMAND --help lists its options)
 
-{chr(10).join(f"  {name:<8}{text}" for name, text in COMMANDS.items())}
+{chr(10).join(f"  {name:<12}{text}" for name, text in COMMANDS.items())}
 
 Start with:  contrastive-i2v demo
 """

@@ -1,0 +1,55 @@
+"""`contrastive-i2v evaluate`: every metric of one method's videos, with intervals, in a report worth looking at."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import tyro
+
+from contrastive_i2v.cli.evaluation_methods import build_method, build_networks, load_reference
+from contrastive_i2v.cli.evaluation_options import SuiteOptions
+from contrastive_i2v.cli.evaluation_table import format_table
+from contrastive_i2v.evaluation.suite import evaluate
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options(SuiteOptions):
+    """Measure a method's videos of held-out clips: FID, KID, FVD, CLIP scores, consistency, motion, fidelity, latents.
+
+    The same command goes on where it was stopped. Look at OUTPUT/report.html; the numbers are in OUTPUT/report.json.
+    """
+
+    method: str = "tiny"
+    """[NAME=]SPEC: "tiny", a folder that train wrote, an InstructPix2Pix folder or hub id, a folder of another
+    diffusers image-to-video pipeline, or a folder of finished videos named like the clips."""
+    baselines: tuple[Literal["first-frame", "retrieval"], ...] = ("first-frame",)
+    """What to read it beside: the first frame repeated; the training clip with the nearest caption (--train-data)."""
+
+
+def run(arguments: Sequence[str]) -> None:
+    """Parse the options, evaluate, and print the table and where the report is."""
+    options = tyro.cli(Options, prog="contrastive-i2v evaluate", args=arguments)
+    evaluate_methods(options, (options.method, *options.baselines), command="evaluate", arguments=arguments)
+
+
+def evaluate_methods(options: SuiteOptions, specs: Sequence[str], *, command: str, arguments: Sequence[str]) -> None:
+    """What evaluate and compare share."""
+    reference = load_reference(options, specs)
+    warnings: list[str] = []
+    methods = [build_method(spec, options, reference, warnings) for spec in specs]
+    networks, about = build_networks(options, specs)
+    report = evaluate(
+        reference,
+        methods,
+        networks,
+        options.output,
+        title=f"{' against '.join(method.name for method in methods)} on {reference.folder.name}",
+        command=shlex.join(["contrastive-i2v", command, *arguments]),
+        batch_size=options.batch_size,
+        about=about,
+        warnings=warnings,
+    )
+    print("\n".join(["", *format_table(report), "", f"report: {options.output / 'report.html'}"]))

@@ -1,0 +1,243 @@
+"""From what the command line names to the objects of an evaluation: methods, networks, the true clips."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from contrastive_i2v.cli.evaluation_options import SuiteOptions
+from contrastive_i2v.data.video import VIDEO_EXTENSIONS, probe
+from contrastive_i2v.errors import InputError
+from contrastive_i2v.evaluation import generators
+from contrastive_i2v.evaluation.extractors import loading
+from contrastive_i2v.evaluation.fidelity import load_lpips
+from contrastive_i2v.evaluation.generators import Generator, Method, Sampler
+from contrastive_i2v.evaluation.results import Extractor
+from contrastive_i2v.evaluation.suite import Networks
+from contrastive_i2v.evaluation.videos import ReferenceSet, read_reference_set
+from contrastive_i2v.models import InstructPix2Pix
+from contrastive_i2v.models.loading import TINY
+
+BASELINES = ("first-frame", "retrieval")
+ROLLED_OUT = ("StableDiffusionInstructPix2PixPipeline", "StableDiffusionPipeline")
+
+
+def split_name(spec: str) -> tuple[str, str]:
+    """NAME=SPEC -> (name, spec); without a name, one made from the spec: runs/a/model is "a".
+
+    Raises InputError for a name that can't be a folder's.
+    """
+    name, equals, rest = spec.partition("=")
+    if not equals or Path(spec).exists():
+        path = Path(spec)
+        own = [part for part in path.parts if part not in ("model", "videos", "/", ".", "..")]
+        return re.sub(r"[^\w.-]", "-", own[-1] if own else "method"), spec
+    if not re.fullmatch(r"[\w.-]+", name) or not rest:
+        raise InputError(f"method {spec!r}: expected NAME=SPEC with a NAME of letters, digits, '.', '-' and '_'")
+    return name, rest
+
+
+def kind_of(spec: str) -> str:
+    """ "checkpoint", "pipeline", "videos", "first-frame" or "retrieval". Raises InputError for what is none."""
+    if spec in BASELINES:
+        return spec
+    if spec == "tiny":
+        return "checkpoint"
+    folder = _model_folder(spec)
+    index = folder / "model_index.json"
+    if index.is_file():
+        return "checkpoint" if _read_class(index) in ROLLED_OUT else "pipeline"
+    if folder.is_dir() and any(file.suffix.lower() in VIDEO_EXTENSIONS for file in folder.rglob("*")):
+        return "videos"
+    if not folder.exists() and spec.count("/") == 1 and not spec.startswith((".", "~")):
+        return "checkpoint"  # a hub id
+    raise InputError(
+        f"method {spec!r} is unknown; expected 'tiny', a folder that train wrote, a diffusers folder (with "
+        "model_index.json), a hub id like 'owner/name', a folder of finished videos, 'first-frame' or 'retrieval'"
+    )
+
+
+def load_reference(options: SuiteOptions, specs: Sequence[str]) -> ReferenceSet:
+    """The true clips, at the size asked for or that of the first method which has one."""
+    specs = [split_name(spec)[1] for spec in specs]
+    resolution = options.resolution or next(filter(None, map(_native_size, specs)), None)
+    if resolution is None:
+        raise InputError("resolution: nothing here says which; give --resolution")
+    for spec in specs:
+        if kind_of(spec) == "checkpoint" and resolution % (step := _model(spec).downscale):
+            raise InputError(f"--resolution {resolution}: expected a multiple of {step} for model {spec!r}")
+    return read_reference_set(
+        options.data,
+        frames=options.frames,
+        resolution=resolution,
+        frame_rate=options.frame_rate,
+        limit=options.clips,
+    )
+
+
+def build_method(spec: str, options: SuiteOptions, reference: ReferenceSet, warnings: list[str]) -> Method:
+    """A method from [NAME=]SPEC; what should be said about it is added to `warnings`."""
+    name, spec = split_name(spec)
+    kind = kind_of(spec)
+    if kind == "first-frame":
+        return replace(generators.first_frame(), name=name)
+    if kind == "retrieval":
+        if options.train_data is None:
+            raise InputError("retrieval: answers with training clips; give their folder as --train-data")
+        text = loading.load_text_extractor(options.text, _device())
+        return replace(generators.retrieval(options.train_data, text, reference), name=name)
+    if kind == "videos":
+        method, extra = generators.finished_videos(name, Path(spec).expanduser(), reference)
+        if extra:
+            warnings.append(f"{name}: {len(extra)} videos answer no clip, {extra[0].name} among them.")
+        return method
+    if kind == "pipeline":
+        return _pipeline(name, spec, options)
+    sampler = Sampler(
+        steps=options.steps,
+        guidance_scale=options.guidance_scale,
+        image_guidance_scale=options.image_guidance_scale,
+    )
+    identity = {
+        "weights": _weights(spec),
+        "sampler": f"{options.steps} steps, {_model(spec).scheduler.__class__.__name__}",
+        "guidance": f"text {options.guidance_scale:g}, image {options.image_guidance_scale:g}",
+    }
+    return Method(
+        name,
+        "checkpoint",
+        identity,
+        lambda: generators.roll_out(_model(spec), sampler),
+        seeds=options.seeds,
+        about={"model": spec, **_training(spec)},
+    )
+
+
+def build_networks(options: SuiteOptions, specs: Sequence[str]) -> tuple[Networks, dict[str, str]]:
+    """The networks of the metrics, and provenance of them."""
+    device = _device()
+    encoder = options.latents
+    if encoder is None:
+        named = (split_name(spec)[1] for spec in specs)
+        encoder = next((spec for spec in named if kind_of(spec) == "checkpoint"), "none")
+    try:
+        lpips = None if options.lpips is None else load_lpips(options.lpips)
+    except ImportError as error:
+        raise InputError(f"lpips: {error}") from error
+    networks = Networks(
+        image=loading.load_image_extractor(options.image, device),
+        subject=None if options.subject is None else loading.load_image_extractor(options.subject, device),
+        video=loading.load_video_extractor(options.video, device),
+        clip=loading.load_clip(options.clip, device),
+        flow=loading.load_flow(options.flow, device),
+        latents=None if encoder == "none" else Latents(encoder),
+        lpips=lpips,
+    )
+    return networks, {"latents of": encoder} if encoder != "none" else {}
+
+
+class Latents:
+    """Scaled latents of a model's VAE: mean of the posterior times its scaling factor."""
+
+    def __init__(self, spec: str) -> None:
+        self.model = _model(spec)
+        self.about = Extractor(
+            name=f"VAE of {spec}",
+            dimension=self.model.latent_channels,
+            weights=f"sha256 {self.model.fingerprint}",
+            resize="none",
+        )
+
+    def __call__(self, frames: Tensor) -> Tensor:
+        mean = self.model.encode_images(frames).chunk(2, dim=1)[0]
+        return (mean * self.model.scaling_factor).float().cpu()
+
+
+def _pipeline(name: str, spec: str, options: SuiteOptions) -> Method:
+    folder = _model_folder(spec)
+    arguments = generators.parse_arguments(options.pipeline_arguments)
+
+    def load() -> Generator:
+        import diffusers
+
+        try:
+            pipeline: Any = diffusers.DiffusionPipeline.from_pretrained(str(folder), use_safetensors=True)
+        except Exception as error:  # of whichever of its parts can't be loaded
+            reason = " ".join(str(error).split())[:300]
+            raise InputError(f"method {spec!r}: diffusers can't load this pipeline: {reason}") from error
+        pipeline.set_progress_bar_config(disable=True)
+        return generators.call_pipeline(pipeline.to(_device()), name=name, arguments=arguments)
+
+    identity = {
+        "weights": f"sha256 {generators.folder_hash(folder)}",
+        "pipeline": _read_class(folder / "model_index.json"),
+        "arguments": json.dumps(arguments, sort_keys=True),
+    }
+    return Method(name, "pipeline", identity, load, seeds=options.seeds, about={"model": spec})
+
+
+@cache
+def _model(spec: str) -> InstructPix2Pix:
+    source = spec if spec == "tiny" or not (folder := _model_folder(spec)).is_dir() else folder
+    return InstructPix2Pix.from_pretrained(source, device=_device())
+
+
+@cache
+def _weights(spec: str) -> str:
+    """A hash of a folder's files; of a hub id's, of the parameters as loaded."""
+    folder = TINY if spec == "tiny" else _model_folder(spec)
+    if folder.is_dir():
+        return f"sha256 {generators.folder_hash(folder)}"
+    digest = hashlib.sha256(_model(spec).fingerprint.encode())
+    for key, value in sorted(_model(spec).unet.state_dict().items()):
+        digest.update(key.encode())
+        digest.update(value.detach().cpu().float().contiguous().numpy())
+    return f"sha256 of parameters {digest.hexdigest()}"
+
+
+def _training(spec: str) -> dict[str, str]:
+    """The config of the run that wrote a model, where it lies beside it."""
+    config = _model_folder(spec).parent / "config.yaml"
+    try:
+        return {"training config": config.read_text(encoding="utf-8")} if spec != "tiny" else {}
+    except (OSError, UnicodeDecodeError):
+        return {}
+
+
+def _model_folder(spec: str) -> Path:
+    """The diffusers folder of a spec: itself, or the model of a run."""
+    folder = Path(spec).expanduser()
+    return folder / "model" if (folder / "model" / "model_index.json").is_file() else folder
+
+
+def _read_class(index: Path) -> str:
+    try:
+        return str(json.loads(index.read_text(encoding="utf-8")).get("_class_name"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{index}: can't be read ({error}); expected the model_index.json of diffusers") from error
+
+
+def _native_size(spec: str) -> int | None:
+    """Pixels that a method was made for: a model's training size, or a square finished video's."""
+    kind = kind_of(spec)
+    if kind == "checkpoint":
+        model = _model(spec)
+        return int(model.unet.config.sample_size) * model.downscale
+    if kind == "videos":
+        folder = Path(spec).expanduser()
+        info = probe(min(file for file in folder.rglob("*") if file.suffix.lower() in VIDEO_EXTENSIONS))
+        return info.height if info.height == info.width else None
+    return None
+
+
+def _device() -> str:
+    return "cuda" if torch.cuda.is_available() else "cpu"

@@ -1,0 +1,68 @@
+"""The options that evaluate and compare share."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+from contrastive_i2v.errors import InputError
+
+
+@dataclass(frozen=True, kw_only=True)
+class SuiteOptions:
+    """Clips, sampling and networks."""
+
+    data: Path
+    """Folder of held-out videos with captions: NAME.txt beside each, or one metadata.csv / metadata.jsonl."""
+    output: Path = Path("evaluation")
+    """Folder of everything: report.html, report.json, videos/, and what a later run takes up again."""
+    clips: int | None = None
+    """The first so many clips; None = all."""
+    frames: int = 16
+    """Length of each video, the given first frame included."""
+    frame_rate: float = 5.0
+    """True frames a second."""
+    resolution: int | None = None
+    """Pixels; None = what the first model was trained at, or the size of the first finished videos."""
+    seeds: tuple[int, ...] = (0,)
+    """Sampling seeds; clips are averaged over them, so more seeds mean less sampling noise."""
+    steps: int = 20
+    """Scheduler steps a frame of a rollout."""
+    guidance_scale: float = 7.5
+    """Of a rollout, towards the prompt; 1 = off."""
+    image_guidance_scale: float = 1.5
+    """Of a rollout, towards the image; 1 = off. With both off a step costs a third."""
+    pipeline_arguments: str = ""
+    """JSON object of arguments for another diffusers pipeline, e.g. '{"num_inference_steps": 25, "fps": 7}'."""
+    train_data: Path | None = None
+    """Folder of captioned training videos, which retrieval answers from."""
+    image: str = "efficientnet-lite0"
+    """Image features of FID, KID and Inception Score: efficientnet-lite0, inception:FILE, dino:..., clip:..."""
+    subject: str | None = None
+    """Image features of subject consistency, e.g. dino:FOLDER; None = those of --image."""
+    video: str = "transnetv2"
+    """Video features of FVD: transnetv2, i3d:FILE."""
+    clip: str | None = None
+    """CLIP's folder or hub id; None = no CLIP scores."""
+    text: str = "minilm"
+    """Text features of the retrieval baseline."""
+    flow: str = "dis"
+    """Optical flow of the dynamic degree: dis (a proxy), raft:FILE."""
+    lpips: str | None = None
+    """Backbone of LPIPS: alex, vgg or squeeze; None = no LPIPS."""
+    latents: str | None = None
+    """Model whose VAE encodes frames for the latent-space metrics; None = the first model's, "none" = no metrics."""
+    batch_size: int = 8
+    """Videos made and measured at a time."""
+
+    def __post_init__(self) -> None:
+        for name, least in (("clips", 1), ("frames", 2), ("resolution", 8), ("steps", 1), ("batch_size", 1)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise InputError(f"{name}: expected at least {least}, got {value}")
+        if not 0 < self.frame_rate < math.inf:
+            raise InputError(f"frame_rate: expected frames a second > 0, got {self.frame_rate}")
+        if not self.seeds or len(set(self.seeds)) < len(self.seeds):
+            shown = " ".join(map(str, self.seeds)) or "none"
+            raise InputError(f"seeds: expected one at least, and none twice, got {shown}")

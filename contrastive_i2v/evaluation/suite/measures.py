@@ -1,0 +1,154 @@
+"""What is looked at in a batch of videos, and kept on disk: pixels, motion, and the features of each network.
+
+A measure maps videos `[B, F, 3, H, W]` in [-1, 1], the true ones of the same clips and their captions to tensors with a
+leading B. It knows nothing of metrics, which come from what it kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from contrastive_i2v.evaluation.extractors.base import (
+    FlowExtractor,
+    ImageExtractor,
+    TextImageExtractor,
+    VideoExtractor,
+)
+from contrastive_i2v.evaluation.fidelity import lpips, psnr, ssim
+from contrastive_i2v.evaluation.frames import frame_mse, motion
+from contrastive_i2v.evaluation.results import Extractor
+from contrastive_i2v.evaluation.temporal import flicker_by_frame, is_dynamic, pixel_coherence
+from contrastive_i2v.evaluation.videos import digest
+
+
+class LatentEncoder(Protocol):
+    """Frames to latents, as a model's VAE does it."""
+
+    about: Extractor
+
+    def __call__(self, frames: Tensor) -> Tensor:
+        """`[N, 3, H, W]` in [-1, 1] -> `[N, C, h, w]`."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Networks:
+    """The networks of an evaluation; a metric whose network is None is left out."""
+
+    image: ImageExtractor | None = None
+    """FID, KID and, where it classifies, the Inception Score; the subject's consistency unless `subject` is there."""
+    subject: ImageExtractor | None = None
+    """Subject consistency, DINO by the benchmark's definition."""
+    video: VideoExtractor | None = None
+    clip: TextImageExtractor | None = None
+    flow: FlowExtractor | None = None
+    latents: LatentEncoder | None = None
+    lpips: Any = None
+    """An `lpips.LPIPS` module."""
+
+
+@dataclass(frozen=True)
+class Measure:
+    """One look at videos, and the name of the folder that keeps what it saw."""
+
+    key: str
+    compute: Callable[[Tensor, Tensor, Sequence[str]], Mapping[str, Tensor]]
+    against_truth: bool = False
+    """Compares with the true videos, so it has nothing to say of these themselves."""
+    finite: bool = True
+    """Whether infinity is a fault; it isn't in a PSNR."""
+
+
+def build_measures(networks: Networks, *, frame_rate: float) -> dict[str, Measure]:
+    """The measures that these networks allow, by role; dynamic degree needs the frames' rate."""
+    measures = {
+        "motion": Measure("motion-1", _motion),
+        "fidelity": Measure("fidelity-1", _fidelity, against_truth=True, finite=False),
+    }
+    if networks.lpips is not None:
+        network = networks.lpips
+        measures["lpips"] = Measure("lpips-1", lambda v, t, p: {"distance": lpips(v, t, network)}, against_truth=True)
+    for role, network in (("image", networks.image), ("subject", networks.subject)):
+        if network is not None:
+            measures[role] = Measure(network_key(role, network.about), _image(network))
+    if networks.clip is not None:
+        measures["clip"] = Measure(network_key("clip", networks.clip.about), _clip(networks.clip))
+    if networks.video is not None:
+        measures["video"] = Measure(network_key("video", networks.video.about), _video(networks.video))
+    if networks.flow is not None:
+        key = f"{network_key('flow', networks.flow.about)}-{frame_rate:g}"
+        measures["flow"] = Measure(key, _flow(networks.flow, frame_rate))
+    if networks.latents is not None:
+        measures["latents"] = Measure(network_key("latents", networks.latents.about), _latents(networks.latents))
+    return measures
+
+
+def network_key(role: str, about: Extractor) -> str:
+    """A folder name that changes with the role, the network's weights and what it does to frames."""
+    name = "".join(c if c.isalnum() or c in "-_." else "-" for c in about.name)
+    return f"{role}-{name}-{digest([about.name, about.weights, about.resize, about.dimension])[:8]}"
+
+
+def _motion(videos: Tensor, truth: Tensor, prompts: Sequence[str]) -> dict[str, Tensor]:
+    return {
+        "flicker": flicker_by_frame(videos),  # [B, F - 1]
+        "pixel_coherence": pixel_coherence(videos),  # [B, F - 1]
+        "motion": motion(videos),  # [B]
+    }
+
+
+def _fidelity(videos: Tensor, truth: Tensor, prompts: Sequence[str]) -> dict[str, Tensor]:
+    return {"mse": frame_mse(videos, truth), "psnr": psnr(videos, truth), "ssim": ssim(videos, truth)}  # [B, F] each
+
+
+def _image(network: ImageExtractor) -> Callable[[Tensor, Tensor, Sequence[str]], Mapping[str, Tensor]]:
+    def compute(videos: Tensor, truth: Tensor, prompts: Sequence[str]) -> Mapping[str, Tensor]:
+        found = {"features": _by_frame(network, videos)}
+        if (classify := getattr(network, "classify", None)) is not None:  # the classes from the features at hand
+            found["probabilities"] = _by_frame(classify, found["features"])
+        elif (probabilities := getattr(network, "probabilities", None)) is not None:
+            found["probabilities"] = _by_frame(probabilities, videos)
+        return found
+
+    return compute
+
+
+def _clip(network: TextImageExtractor) -> Callable[[Tensor, Tensor, Sequence[str]], Mapping[str, Tensor]]:
+    def compute(videos: Tensor, truth: Tensor, prompts: Sequence[str]) -> Mapping[str, Tensor]:
+        return {"features": _by_frame(network, videos), "text": network.text(prompts)}
+
+    return compute
+
+
+def _video(network: VideoExtractor) -> Callable[[Tensor, Tensor, Sequence[str]], Mapping[str, Tensor]]:
+    return lambda videos, truth, prompts: {"features": network(videos)}
+
+
+def _flow(network: FlowExtractor, fps: float) -> Callable[[Tensor, Tensor, Sequence[str]], Mapping[str, Tensor]]:
+    def compute(videos: Tensor, truth: Tensor, prompts: Sequence[str]) -> Mapping[str, Tensor]:
+        found = [is_dynamic(video, network, fps) for video in videos]
+        return {
+            "dynamic": torch.tensor([one.dynamic for one in found], dtype=torch.float64),
+            "magnitudes": torch.tensor([one.magnitudes for one in found], dtype=torch.float64),  # [B, pairs]
+        }
+
+    return compute
+
+
+def _latents(encode: LatentEncoder) -> Callable[[Tensor, Tensor, Sequence[str]], Mapping[str, Tensor]]:
+    return lambda videos, truth, prompts: {"latents": _by_frame(encode, videos)}
+
+
+def _by_frame(network: Callable[[Tensor], Tensor], videos: Tensor) -> Tensor:
+    """`[B, F, ...]` -> `[B, F, ...]`; equal frames, as a still video has, go through the network once."""
+    frames = videos.flatten(0, 1).contiguous()
+    places: dict[bytes, int] = {}
+    place = torch.tensor([places.setdefault(frame.numpy().tobytes(), len(places)) for frame in frames])
+    first = torch.tensor([int((place == index).nonzero()[0]) for index in range(len(places))])
+    found = network(frames[first])[place]
+    return found.reshape(*videos.shape[:2], *found.shape[1:])

@@ -1,0 +1,1 @@
+"""From what was measured to metrics, a group a file."""

@@ -1,0 +1,62 @@
+"""How close generated frames are to the true ones, frame by frame: MSE, PSNR, SSIM, LPIPS."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from contrastive_i2v.evaluation.suite.samples import Samples
+from contrastive_i2v.evaluation.suite.scored import About, Scored, score_clips
+
+GROUP = "Fidelity"
+MOST_DECIBELS = 100.0
+MSE = About(
+    name="frame_mse",
+    title="Frame MSE",
+    group=GROUP,
+    better="lower",
+    definition="Mean squared error against the true frame, pixels in [-1, 1], over frames 1 to F - 1.",
+)
+PSNR = About(
+    name="psnr",
+    title="PSNR",
+    group=GROUP,
+    better="higher",
+    definition="10 log10(4 / MSE) of each frame, a mean over frames 1 to F - 1; a frame counts "
+    f"{MOST_DECIBELS:g} dB at most, an exact one too.",
+    unit="dB",
+)
+SSIM = About(
+    name="ssim",
+    title="SSIM",
+    group=GROUP,
+    better="higher",
+    definition="Structural similarity to the true frame in a Gaussian window of 11 pixels (Wang et al., "
+    "2004), a mean over frames 1 to F - 1.",
+)
+LPIPS = About(
+    name="lpips",
+    title="LPIPS",
+    group=GROUP,
+    better="lower",
+    definition="Learned perceptual distance to the true frame (Zhang et al., 2018), a mean over frames 1 to F - 1.",
+)
+
+
+def fidelity_metrics(ours: Samples) -> list[Scored]:
+    """LPIPS where its network is there."""
+    found = [
+        _by_frame(ours, "fidelity", "mse", MSE),
+        _by_frame(ours, "fidelity", "psnr", PSNR),
+        _by_frame(ours, "fidelity", "ssim", SSIM),
+    ]
+    return [*found, _by_frame(ours, "lpips", "distance", LPIPS)] if ours.has("lpips") else found
+
+
+def _by_frame(ours: Samples, role: str, name: str, about: About) -> Scored:
+    def read(kept: Mapping[str, Tensor]) -> Tensor:
+        return kept[name].clamp(max=MOST_DECIBELS)  # the others are far below
+
+    curves = ours.each(role, read)  # [N, F]
+    return score_clips(about, curves[:, 1:].mean(dim=1), curves=curves)

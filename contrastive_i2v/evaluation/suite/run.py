@@ -1,0 +1,178 @@
+"""An evaluation from end to end: make and measure what isn't yet, compute every metric, write the report."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from datetime import datetime, timezone
+from itertools import combinations
+from pathlib import Path
+
+from tqdm import tqdm
+
+from contrastive_i2v.data.video import write_whole
+from contrastive_i2v.errors import InputError
+from contrastive_i2v.evaluation.generators import Method
+from contrastive_i2v.evaluation.report.evaluation_page import build_evaluation_page
+from contrastive_i2v.evaluation.results import (
+    Difference,
+    Evaluated,
+    EvaluatedClip,
+    Extractor,
+    LatentMap,
+    Metric,
+    Report,
+    save_report,
+)
+from contrastive_i2v.evaluation.suite import provenance
+from contrastive_i2v.evaluation.suite.measures import Networks, build_measures
+from contrastive_i2v.evaluation.suite.metrics import distribution, fidelity, latent, over_time, prompt
+from contrastive_i2v.evaluation.suite.samples import Samples
+from contrastive_i2v.evaluation.suite.scored import FEW_CLIPS, Scored, difference
+from contrastive_i2v.evaluation.suite.work import Work
+from contrastive_i2v.evaluation.videos import ReferenceSet
+
+ROLES = ("image", "subject", "video", "clip", "flow", "latents")
+
+
+def evaluate(
+    reference: ReferenceSet,
+    methods: Sequence[Method],
+    networks: Networks,
+    output: Path,
+    *,
+    title: str,
+    command: str,
+    batch_size: int = 8,
+    about: dict[str, str] | None = None,
+    warnings: Sequence[str] = (),
+    progress: bool = True,
+) -> Report:
+    """Evaluate methods on the same clips; writes `output/report.json`, `output/report.html` and the videos.
+
+    Run again with the same arguments it goes on where it was stopped; what changed is made anew.
+
+    Args:
+        command: how to run it again, for the report.
+        about: more provenance of the whole evaluation.
+        warnings: said in the report before its own.
+
+    Raises:
+        InputError: two methods of one name, and what generators and measures raise; what is finished stays.
+    """
+    began = time.perf_counter()
+    names = [method.name for method in methods]
+    if twice := sorted({name for name in names if names.count(name) > 1 or name == "truth"}):
+        raise InputError(f"methods: {', '.join(twice)} is taken already; name them apart with NAME=...")
+    measures = build_measures(networks, frame_rate=reference.frame_rate)
+    work = Work(output, reference, methods, measures, batch_size, reference.frame_rate, progress)
+    work.run()
+
+    extractors = _extractors(networks)
+    truth = Samples(work.jobs["truth"], reference.clips)
+    scored: dict[str, list[Scored]] = {}
+    evaluated = []
+    for method in tqdm(methods, desc="metrics", unit="method", disable=not progress):
+        ours = Samples(work.jobs[method.name], reference.clips)
+        with work.clock("metrics"), work.clock(method.name):
+            scored[method.name] = _score(ours, truth, {role: one.name for role, one in extractors.items()})
+        with work.clock("maps"), work.clock(method.name):
+            maps = latent.maps(ours, truth)
+        metrics = [one.metric for one in scored[method.name]]
+        evaluated.append(_evaluated(work, method, metrics, maps))
+    with work.clock("differences"):
+        differences = _differences(scored)
+    parts = {name: spent for name, spent in work.seconds.items() if name not in work.jobs}
+    report = Report(
+        title=title,
+        command=command,
+        created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        methods=evaluated,
+        extractors={one.name: one for one in extractors.values()},
+        provenance={
+            **provenance.data(reference),
+            **provenance.environment(),
+            **(about or {}),
+            "seconds": f"{time.perf_counter() - began:.1f}",
+            "seconds by part": ", ".join(f"{name} {spent:.1f}" for name, spent in parts.items()),
+        },
+        differences=differences,
+        warnings=[*warnings, *_warnings(reference, networks)],
+    )
+    save_report(report, output / "report.json")
+    page = build_evaluation_page(report, output)
+    write_whole(output / "report.html", lambda part: part.write_text(page, encoding="utf-8"))
+    return report
+
+
+def _score(ours: Samples, truth: Samples, extractors: dict[str, str]) -> list[Scored]:
+    return [
+        *distribution.distribution_metrics(ours, truth, extractors),
+        *prompt.prompt_metrics(ours, truth, extractors),
+        *over_time.over_time_metrics(ours, truth, extractors),
+        *fidelity.fidelity_metrics(ours),
+        *latent.latent_metrics(ours, truth, extractors),
+    ]
+
+
+def _differences(scored: dict[str, list[Scored]]) -> list[Difference]:
+    """Of every pair of methods, for the metrics that both have."""
+    found = []
+    for a, b in combinations(scored, 2):
+        others = {one.metric.name: one for one in scored[b]}
+        for one in scored[a]:
+            if (other := others.get(one.metric.name)) is not None:
+                found.append(difference(one.metric.name, (a, one), (b, other)))
+    return found
+
+
+def _extractors(networks: Networks) -> dict[str, Extractor]:
+    found = {role: getattr(networks, role) for role in ROLES}
+    return {role: network.about for role, network in found.items() if network is not None}
+
+
+def _evaluated(work: Work, method: Method, metrics: list[Metric], maps: list[LatentMap]) -> Evaluated:
+    job = work.jobs[method.name][0]
+    seeds = {"seeds": " ".join(map(str, method.seeds))} if method.seeds else {}
+    clips = [
+        EvaluatedClip(
+            name=clip.name,
+            caption=clip.caption,
+            video=job.video(clip).relative_to(work.output).as_posix(),
+            truth=work.truth.video(clip).relative_to(work.output).as_posix(),
+        )
+        for clip in work.reference.clips
+    ]
+    return Evaluated(
+        name=method.name,
+        kind=method.kind,
+        provenance={**method.about, **method.identity, **seeds},
+        metrics=metrics,
+        clips=clips,
+        maps=maps,
+        seconds=work.seconds.get(method.name, 0.0),
+    )
+
+
+def _warnings(reference: ReferenceSet, networks: Networks) -> list[str]:
+    found = []
+    count = len(reference.clips)
+    if count < FEW_CLIPS:
+        found.append(f"{count} clip{'s' * (count > 1)}: too few to tell methods apart; take {FEW_CLIPS} or more.")
+    if reference.skipped:
+        shown = "; ".join(f"{one.path.name}: {one.reason}" for one in reference.skipped[:3])
+        more = f" and {len(reference.skipped) - 3} more" if len(reference.skipped) > 3 else ""
+        found.append(f"Left out of {reference.folder}: {shown}{more}.")
+    if networks.clip is None:
+        found.append(
+            "CLIP scores and CLIPSIM are left out, and backgrounds are compared on the image extractor's features: no "
+            "CLIP was given. Download one, say openai/clip-vit-base-patch32, and give its folder as --clip."
+        )
+    if networks.lpips is None:
+        found.append("LPIPS is left out: give --lpips alex, with the packages lpips and torchvision installed.")
+    if networks.latents is None:
+        found.append("Latent-space metrics are left out: give --latents MODEL, the model whose VAE encodes frames.")
+    stand_ins = {one.name: one.stands_in_for for one in _extractors(networks).values() if one.stands_in_for}
+    for name, original in stand_ins.items():
+        found.append(f"{name} stands in for {original}: no number on it compares with published ones.")
+    return found

@@ -1,0 +1,82 @@
+"""Reading back what was measured, a clip at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from contrastive_i2v.errors import InputError
+from contrastive_i2v.evaluation.distribution import Moments
+from contrastive_i2v.evaluation.suite.store import load_tensors
+from contrastive_i2v.evaluation.suite.work import Job
+from contrastive_i2v.evaluation.videos import ReferenceClip
+
+ROWS_HELD = 8192
+"""Features of one set in memory at most; beyond, moments stream and the rest sees a subset."""
+
+
+@dataclass(frozen=True)
+class Samples:
+    """The measured videos of one method: N clips, S seeds."""
+
+    jobs: Sequence[Job]
+    clips: Sequence[ReferenceClip]
+
+    @property
+    def name(self) -> str:
+        return self.jobs[0].method.name
+
+    def has(self, role: str) -> bool:
+        return role in self.jobs[0].measures
+
+    def read(self, role: str, clip: ReferenceClip) -> dict[str, Tensor]:
+        """What a measure found in a clip's videos, `[S, ...]` each."""
+        found = []
+        for job in self.jobs:
+            path = job.features(role, clip)
+            tensors = load_tensors(path, job.stamp(clip))
+            if tensors is None:
+                raise InputError(f"{path}: is gone, and was there before; run the command again")
+            found.append(tensors)
+        return {name: torch.stack([tensors[name] for tensors in found]) for name in found[0]}
+
+    def each(self, role: str, value: Callable[[Mapping[str, Tensor]], Tensor]) -> Tensor:
+        """`value` of each clip's `[S, ...]` tensors, a mean over its seeds: `[N, ...]` float64."""
+        return torch.stack([value(self.read(role, clip)).double().mean(dim=0) for clip in self.clips])
+
+    def held(self, role: str, name: str, frames: slice | None) -> int:
+        """How many clips' features fit in memory."""
+        return max(1, ROWS_HELD // len(self._rows_of(self.clips[0], role, name, frames)))
+
+    def rows(self, role: str, name: str, frames: slice | None, kept: Sequence[int]) -> Tensor:
+        """Features `[n, R, d]` of the n clips `kept`: R = S, or S x the number of frames."""
+        return torch.stack([self._rows_of(self.clips[index], role, name, frames) for index in kept])
+
+    def by_frame(self, role: str, name: str, kept: Sequence[int]) -> Tensor:
+        """Features `[n, S, F, d]` of the n clips `kept`."""
+        return torch.stack([self.read(role, self.clips[index])[name] for index in kept])
+
+    def moments(self, role: str, name: str, frames: slice | None) -> Moments:
+        """Moments over all clips, streamed."""
+        moments = Moments()
+        for batch in self._batches(role, name, frames):
+            moments.update(batch)
+        return moments
+
+    def _batches(self, role: str, name: str, frames: slice | None) -> Iterator[Tensor]:
+        for start in range(0, len(self.clips), 64):
+            yield torch.cat([self._rows_of(c, role, name, frames) for c in self.clips[start : start + 64]])
+
+    def _rows_of(self, clip: ReferenceClip, role: str, name: str, frames: slice | None) -> Tensor:
+        found = self.read(role, clip)[name]  # [S, d] or [S, F, d]
+        return found if frames is None else found[:, frames].flatten(0, 1)
+
+
+def spread(count: int, most: int) -> list[int]:
+    """At most `most` of `count` indices, evenly spaced."""
+    if count <= most:
+        return list(range(count))
+    return [index * count // most for index in range(most)]

@@ -1,0 +1,233 @@
+"""The true videos of an evaluation, and finished videos that answer them: which frames of which file, as uint8.
+
+A clip's true video is the first F valid frames (`data.frames.valid_frames`: so many a second, whatever the file's
+rate), centre-cropped and resized. Nothing is held in memory but the list of clips; frames are read when asked for.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from contrastive_i2v.data.frames import FramePairConfig, skip_reason, valid_frames
+from contrastive_i2v.data.sources.folder import read_folder
+from contrastive_i2v.data.types import Clip, Skipped
+from contrastive_i2v.data.video import VIDEO_EXTENSIONS, VideoInfo, probe, read_frames, resize_frames, to_uint8
+from contrastive_i2v.errors import InputError
+
+
+@dataclass(frozen=True)
+class ReferenceClip:
+    """One true video: a captioned stretch of a file, and which of its frames are shown."""
+
+    name: str
+    """Its path below the folder, without the suffix; slashes become dashes. Unique within the set."""
+    clip: Clip
+    info: VideoInfo
+    indices: tuple[int, ...]
+    """F native frame indices."""
+    content: str
+    """Hash of the file."""
+
+    @property
+    def caption(self) -> str:
+        return self.clip.caption
+
+    @property
+    def stamp(self) -> str:
+        """Changes with the file, the frames taken from it or the caption; not with where the file lies."""
+        return digest([self.content, self.indices, self.caption])
+
+
+@dataclass(frozen=True)
+class ReferenceSet:
+    """The clips that every method is evaluated on, in order."""
+
+    folder: Path
+    clips: list[ReferenceClip]
+    frames: int
+    """F, the given first frame included."""
+    resolution: int
+    frame_rate: float
+    """Frames a second."""
+    skipped: list[Skipped]
+    """Videos without a caption, and clips shorter than F frames."""
+
+    @property
+    def setting(self) -> dict[str, str]:
+        """What every method's videos depend on beside the clip."""
+        return {
+            "frames": str(self.frames),
+            "resolution": str(self.resolution),
+            "frame_rate": f"{self.frame_rate:g} a second",
+        }
+
+
+def read_reference_set(
+    folder: Path, *, frames: int, resolution: int, frame_rate: float = 5.0, limit: int | None = None
+) -> ReferenceSet:
+    """The captioned clips below `folder` that hold `frames` frames at `frame_rate` a second; the first `limit` of them.
+
+    Raises:
+        InputError: what `read_folder` raises; a file that can't be decoded; no clip that is long enough.
+    """
+    if frames < 2:
+        raise InputError(f"frames: expected at least 2, the given one and a generated one, got {frames}")
+    config = FramePairConfig(frame_rate=frame_rate, max_seconds=math.inf)
+    found, skipped = read_folder(folder)
+    clips: list[ReferenceClip] = []
+    names: dict[str, int] = {}
+    for clip in found:
+        if limit is not None and len(clips) == limit:
+            break
+        info = probe(clip.path)
+        indices = () if skip_reason(info, clip, config) else tuple(valid_frames(info, clip, config)[:frames])
+        if len(indices) < frames:
+            reason = skip_reason(info, clip, config)
+            reason = reason or f"holds {len(indices)} frames at {frame_rate:g} a second, not {frames}"
+            skipped.append(Skipped(clip.path, reason))
+            continue
+        name = _name(clip.path, folder)
+        names[name] = names.get(name, 0) + 1
+        name += f"-{names[name]}" * (names[name] > 1)
+        clips.append(ReferenceClip(name, clip, info, indices, file_hash(clip.path)))
+    if not clips:
+        first = skipped[0]
+        raise InputError(
+            f"{folder}: none of its {len(found)} clips can be evaluated, the first: {first.path.name}: {first.reason}; "
+            "take fewer --frames, a higher --frame-rate, or longer videos"
+        )
+    return ReferenceSet(Path(folder), clips, frames, resolution, frame_rate, skipped)
+
+
+def read_true_frames(clip: ReferenceClip, resolution: int) -> Tensor:
+    """uint8 `[F, 3, resolution, resolution]`. Raises VideoError naming the file."""
+    return to_uint8(resize_frames(read_frames(clip.clip.path, clip.indices), resolution))
+
+
+def file_hash(path: Path) -> str:
+    """sha256 of a file's bytes. Raises InputError naming the file."""
+    total = hashlib.sha256()
+    try:
+        with path.open("rb") as file:
+            while block := file.read(1 << 22):
+                total.update(block)
+    except OSError as error:
+        raise InputError(f"{path}: can't be read ({error.strerror})") from error
+    return total.hexdigest()
+
+
+def digest(value: object) -> str:
+    """16 hex digits of sha256 over a value's JSON, keys sorted."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def match_videos(folder: Path, clips: Sequence[ReferenceClip]) -> tuple[dict[str, Path], list[Path]]:
+    """The finished video of each clip, by the clip's name, and the videos that belong to none.
+
+    A video belongs to the clip whose name is its path below `folder` without the suffix (as this package writes
+    them), or, where no two clips share it, whose file has the same stem. A `metadata.csv` / `metadata.jsonl` with
+    `file_name` and `clip` (name or stem of the clip) goes before that.
+
+    Raises:
+        InputError: no such folder, no videos in it, metadata that names what isn't there, or clips without a video.
+    """
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such folder; expected finished videos, one for each clip")
+    videos = sorted(f for f in folder.rglob("*") if f.suffix.lower() in VIDEO_EXTENSIONS and not f.name.startswith("."))
+    if not videos:
+        raise InputError(f"{folder}: holds no videos; looked in it and below for {', '.join(VIDEO_EXTENSIONS)}")
+    by_name = {_name(video, folder): video for video in videos}
+    by_stem = {video.stem: video for video in videos}
+    by_clip = {Path(clip).with_suffix("").as_posix(): video for clip, video in _metadata(folder).items()}
+    stems = [clip.clip.path.stem for clip in clips]
+    found: dict[str, Path] = {}
+    missing = []
+    for clip, stem in zip(clips, stems, strict=True):
+        unique = stems.count(stem) == 1
+        video = by_clip.get(clip.name) or by_name.get(clip.name)
+        if video is None and unique:
+            video = by_clip.get(stem) or by_stem.get(stem)
+        if video is None:
+            missing.append(clip.name)
+        else:
+            found[clip.name] = video
+    if missing:
+        raise InputError(
+            f"{folder}: has no video for {len(missing)} of {len(clips)} clips ({_some(missing)}); expected "
+            f"{missing[0]}.mp4 there, or a metadata.csv with the columns file_name,clip"
+        )
+    taken = set(found.values())
+    return found, [video for video in videos if video not in taken]
+
+
+def read_finished_frames(path: Path, clip: ReferenceClip, resolution: int) -> Tensor:
+    """A finished video as uint8 `[F, 3, resolution, resolution]`, frame i answering frame i of the clip.
+
+    A video of F frames is taken whole. One with as many frames at the same rate as the clip's own file (a filtered
+    copy, say) gives the same frames as that. A video of the clip's own size is cropped and resized like it; any other
+    must have the evaluation's size already.
+
+    Raises:
+        InputError: another number of frames or another size, or a file that can't be decoded.
+    """
+    info, frames = probe(path), len(clip.indices)
+    if info.frames == frames:
+        indices: Sequence[int] = range(frames)
+    elif info.frames == clip.info.frames and math.isclose(info.fps, clip.info.fps, rel_tol=1e-3):
+        indices = clip.indices
+    else:
+        raise InputError(
+            f"{path}: has {info.frames} frames; expected {frames}, one for each frame that is evaluated (or "
+            f"{clip.info.frames} at {clip.info.fps:g} a second, like {clip.clip.path.name}): give --frames "
+            f"{info.frames} if all the videos have as many"
+        )
+    size = (info.height, info.width)
+    if size == (resolution, resolution):
+        return read_frames(path, indices)
+    if size == (clip.info.height, clip.info.width):
+        return to_uint8(resize_frames(read_frames(path, indices), resolution))
+    raise InputError(
+        f"{path}: is {info.width}x{info.height} pixels; expected {resolution}x{resolution}, or "
+        f"{clip.info.width}x{clip.info.height} as {clip.clip.path.name} has: give the --resolution of the videos, or "
+        "resize them"
+    )
+
+
+def _metadata(folder: Path) -> Mapping[str, Path]:
+    """clip -> video, from metadata.csv or metadata.jsonl in the folder, where their rows have both columns."""
+    rows: list[Mapping[str, object]] = []
+    for path in (folder / "metadata.csv", folder / "metadata.jsonl"):
+        if not path.is_file():
+            continue
+        try:
+            text = path.read_text(encoding="utf-8-sig")
+            rows += csv.DictReader(text.splitlines()) if path.suffix == ".csv" else map(json.loads, text.splitlines())
+        except (OSError, ValueError, csv.Error) as error:
+            raise InputError(f"{path}: can't be read ({error})") from error
+    found = {}
+    for row in rows:
+        clip, name = row.get("clip"), row.get("file_name")
+        if not (clip and name):
+            continue
+        video = folder / str(name)
+        if not video.is_file():
+            raise InputError(f"{folder}: its metadata names {name} for clip {clip}, and no such file is there")
+        found[str(clip)] = video
+    return found
+
+
+def _name(path: Path, folder: Path) -> str:
+    relative = path.relative_to(folder) if path.is_relative_to(folder) else Path(path.name)
+    return "-".join(relative.with_suffix("").parts)
+
+
+def _some(items: Sequence[str], show: int = 3) -> str:
+    return ", ".join(items[:show]) + (f" and {len(items) - show} more" if len(items) > show else "")

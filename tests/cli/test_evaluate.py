@@ -1,0 +1,247 @@
+"""evaluate and compare from the command line, with small fixed networks: what is written, printed, kept and refused."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from torch import Tensor
+
+from contrastive_i2v.cli import compare, evaluate, evaluation_methods
+from contrastive_i2v.cli.evaluation_methods import kind_of, split_name
+from contrastive_i2v.cli.evaluation_table import format_table
+from contrastive_i2v.data.video import read_frames, write_video
+from contrastive_i2v.errors import InputError
+from contrastive_i2v.evaluation.results import (
+    Difference,
+    Evaluated,
+    Extractor,
+    Interval,
+    Metric,
+    Report,
+    load_report,
+)
+
+FAST = ["--frames", "4", "--steps", "2", "--guidance-scale", "1", "--image-guidance-scale", "1"]
+
+
+class Colours:
+    about = Extractor(name="colours", dimension=3, weights="fixed", resize="none")
+
+    def __call__(self, frames: Tensor) -> Tensor:
+        return frames.mean(dim=(-2, -1)).flatten(1)[:, :3]
+
+    def classify(self, features: Tensor) -> Tensor:
+        return features.softmax(dim=1)
+
+
+@pytest.fixture(autouse=True)
+def _small_networks(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setitem(sys.modules, "umap", None)
+    monkeypatch.setattr(evaluation_methods.loading, "load_image_extractor", lambda name, device: Colours())
+    monkeypatch.setattr(evaluation_methods.loading, "load_video_extractor", lambda name, device: Colours())
+    monkeypatch.setattr(evaluation_methods.loading, "load_flow", lambda name, device: None)
+    yield
+    evaluation_methods._model.cache_clear()
+    evaluation_methods._weights.cache_clear()
+
+
+def arguments(clips: Path, output: Path, *more: str) -> list[str]:
+    return ["--data", str(clips / "test"), "--output", str(output), *FAST, *more]
+
+
+def test_evaluate_writes_report_videos_and_table(
+    pipeline_folder: Path, clips: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "my-run"
+    run.mkdir()
+    (run / "model").symlink_to(pipeline_folder)
+    (run / "config.yaml").write_text("steps: 100\n")
+    command = arguments(clips, tmp_path / "out", "--method", str(run / "model"), "--seeds", "0", "1")
+    evaluate.run(command)
+    shown = capsys.readouterr()
+    report = load_report(tmp_path / "out" / "report.json")
+    assert [(m.name, m.kind, len(m.clips)) for m in report.methods] == [
+        ("my-run", "checkpoint", 2),
+        ("first-frame", "first-frame", 2),
+    ]
+    made = report.methods[0].provenance
+    assert re.fullmatch(r"sha256 [0-9a-f]{64}", made["weights"])
+    assert made["training config"] == "steps: 100\n"
+    assert made["sampler"] == "2 steps, DDIMScheduler"
+    assert made["seeds"] == "0 1"
+    assert report.provenance["resolution"] == "16"  # what the model was made for
+    assert {"torch", "device", "data hash", "seconds"} <= set(report.provenance)
+    assert report.command.startswith("contrastive-i2v evaluate --data ")
+    still = {m.name: m for m in report.methods[1].metrics}
+    assert still["motion_ratio"].estimate.value == 0
+    truth = read_frames(clips / "test" / "00000.mp4", [0, 5, 10, 15]).double() / 127.5 - 1
+    error = (truth[1:] - truth[:1]).square().mean()
+    assert still["frame_mse"].per_clip[0] == pytest.approx(float(error), rel=1e-6)  # float32 pixels
+    assert {p.name for p in (tmp_path / "out" / "videos" / "my-run").glob("*.mp4")} == {
+        "00000.mp4",
+        "00000.seed1.mp4",
+        "00001.mp4",
+        "00001.seed1.mp4",
+    }
+    assert "↓ Frame MSE" in shown.out
+    assert shown.out.splitlines()[-1] == f"report: {tmp_path / 'out' / 'report.html'}"
+    assert "my-run" in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_killed_it_goes_on_without_repeating(pipeline_folder: Path, clips: Path, tmp_path: Path) -> None:
+    """A process of its own, killed in its second batch; the first batch's frames stay as they are."""
+    out = tmp_path / "out"
+    command = [*arguments(clips, out, "--batch-size", "1"), "--method", f"ours={pipeline_folder}"]
+    code = f"""
+import sys, time
+sys.modules["umap"] = None
+from contrastive_i2v.cli import evaluate, evaluation_methods
+from contrastive_i2v.evaluation import generators
+from contrastive_i2v.evaluation.suite import Networks
+evaluation_methods.build_networks = evaluate.build_networks = lambda options, specs: (Networks(), {{}})
+roll_out = generators.roll_out
+def slow(model, sampler):
+    generate = roll_out(model, sampler)
+    def one(batch):
+        if batch.clips[0].name == "00001":
+            print("second", flush=True)
+            time.sleep(100)
+        return generate(batch)
+    return one
+generators.roll_out = slow
+evaluate.run({command!r})
+"""
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    try:
+        assert process.stdout is not None
+        assert process.stdout.readline().strip() == b"second"
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    [first] = (out / "frames" / "ours").glob("*/00000.seed0.safetensors")
+    assert not (out / "report.json").exists()
+    before = first.stat().st_mtime_ns
+    evaluate.run(command)
+    assert first.stat().st_mtime_ns == before
+    assert len(list((out / "frames" / "ours").glob("*/*.safetensors"))) == 2
+    assert (out / "report.json").exists()
+
+
+def test_compare_says_which_is_better(clips: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name, shown in (("true", [0, 5, 10, 15]), ("backwards", [15, 10, 5, 0])):
+        for clip in ("00000", "00001"):
+            frames = read_frames(clips / "test" / f"{clip}.mp4", shown)
+            write_video(tmp_path / name / f"{clip}.mp4", frames, 5, crf=0)
+    folders = [str(tmp_path / "true"), f"reverse={tmp_path / 'backwards'}", "still=first-frame"]
+    compare.run(arguments(clips, tmp_path / "out", "--methods", *folders, "--image", "colours"))
+    report = load_report(tmp_path / "out" / "report.json")
+    assert [m.name for m in report.methods] == ["true", "reverse", "still"]
+    found = {(d.metric, d.a, d.b): d for d in report.differences}
+    assert len({(d.a, d.b) for d in report.differences}) == 3
+    assert found["frame_mse", "true", "reverse"].estimate.value < 0
+    table = capsys.readouterr().out
+    assert re.search(r"↓ Frame MSE +\S+ \[\S+, \S+\]( \*)? !", table)
+    assert any("latents" in text.lower() for text in report.warnings)  # no model here, so no encoder
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--method", "nothing"], "method 'nothing' is unknown; expected 'tiny', a folder that train wrote"),
+        (["--method", "a b=tiny"], "expected NAME=SPEC with a NAME of letters"),
+        (["--method", "tiny", "--resolution", "17"], "--resolution 17: expected a multiple of 4 for model 'tiny'"),
+        (["--baselines", "retrieval"], "give their folder as --train-data"),
+        (["--frames", "9"], "test: none of its 2 clips can be evaluated"),
+        (["--method", "first-frame", "--baselines", "first-frame"], "resolution: nothing here says which"),
+        (
+            ["--method", "first-frame", "--resolution", "16", "--baselines", "first-frame"],
+            "methods: first-frame is taken already",
+        ),
+        (["--lpips", "alex"], "lpips"),
+    ],
+)
+def test_bad_input_is_one_error(clips: Path, tmp_path: Path, more: list[str], message: str) -> None:
+    with pytest.raises(InputError, match=re.escape(message)):
+        evaluate.run(arguments(clips, tmp_path / "out", *more))
+    assert not (tmp_path / "out" / "report.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"seeds": (1, 1)}, "seeds: expected one at least, and none twice, got 1 1"),
+        ({"frames": 1}, "frames: expected at least 2, got 1"),
+        ({"clips": 0}, "clips: expected at least 1, got 0"),
+        ({"frame_rate": 0.0}, "frame_rate: expected frames a second > 0, got 0.0"),
+        ({"methods": ("tiny",)}, "methods: expected two or more, got tiny"),
+    ],
+)
+def test_options_are_checked(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=re.escape(message)):
+        replace(compare.Options(data=Path("clips"), methods=("a", "b")), **changes)
+
+
+def test_names() -> None:
+    assert split_name("runs/ours/model") == ("ours", "runs/ours/model")
+    assert split_name("base=owner/model") == ("base", "owner/model")
+    assert split_name("eval/videos/theirs") == ("theirs", "eval/videos/theirs")
+    assert split_name("first-frame") == ("first-frame", "first-frame")
+
+
+def test_kinds(pipeline_folder: Path, clips: Path, tmp_path: Path) -> None:
+    assert kind_of("tiny") == kind_of(str(pipeline_folder)) == kind_of("owner/model") == "checkpoint"
+    assert kind_of(str(clips / "test")) == "videos"
+    (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": "StableVideoDiffusionPipeline"}))
+    assert kind_of(str(tmp_path)) == "pipeline"
+    (tmp_path / "model_index.json").write_text("{")
+    with pytest.raises(InputError, match=r"model_index\.json: can't be read"):
+        kind_of(str(tmp_path))
+
+
+def test_a_pipeline_that_can_not_be_loaded_says_why(clips: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "svd"
+    folder.mkdir()
+    (folder / "model_index.json").write_text(json.dumps({"_class_name": "StableVideoDiffusionPipeline"}))
+    with pytest.raises(InputError, match=r"svd': diffusers can't load this pipeline: "):
+        evaluate.run(arguments(clips, tmp_path / "out", "--method", str(folder), "--resolution", "16"))
+
+
+def test_table_marks_and_lines_up() -> None:
+    def method(name: str, value: float, warning: str = "") -> Evaluated:
+        metric = Metric(
+            name="m",
+            title="M",
+            group="G",
+            better="lower",
+            definition="",
+            estimate=Interval(value=value, low=value - 1, high=value + 1),
+            truth=0.25,
+            warning=warning,
+        )
+        bare = replace(metric, name="n", title="N", better="truth", estimate=Interval(value=2.0), truth=float("nan"))
+        return Evaluated(name=name, kind="videos", provenance={}, metrics=[metric, bare], clips=[])
+
+    report = Report(
+        title="",
+        command="",
+        created="",
+        methods=[method("a", 3.0), method("b", 123456.0, "careful")],
+        extractors={},
+        provenance={},
+        differences=[Difference(metric="m", a="a", b="b", estimate=Interval(value=-1), better="a")],
+        warnings=["be careful"],
+    )
+    lines = format_table(report)
+    assert lines[1] == "G"
+    assert lines[2] == "  ↓ M  3 [2, 4] *  1.235e+05 [1.235e+05, 1.235e+05] !  0.25"
+    assert lines[3].split() == ["→", "N", "2", "2", "!"]
+    assert lines[-2].endswith("* = better of a and b, by the paired interval")
+    assert lines[-1] == "note: be careful"
