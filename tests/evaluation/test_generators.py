@@ -226,7 +226,7 @@ def _tiny_svd() -> Any:
         layers_per_block=1,
     )
     config = CLIPVisionConfig(
-        hidden_size=32, projection_dim=32, num_hidden_layers=1, num_attention_heads=2, image_size=16, patch_size=8
+        hidden_size=32, projection_dim=32, num_hidden_layers=1, num_attention_heads=2, image_size=224, patch_size=56
     )
     pipeline = diffusers.StableVideoDiffusionPipeline(
         vae=vae,

@@ -7,6 +7,7 @@ import gc
 import json
 import math
 import os
+import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -307,6 +308,39 @@ def test_interrupted_it_goes_on(reference: ReferenceSet, tmp_path: Path) -> None
     whole = run(reference, [changed("ours", flicker, calls)], tmp_path, batch_size=2)
     assert len(calls) == 4
     assert values(whole, "ours") == pytest.approx(values(finished, "ours"), nan_ok=True)
+
+
+KILLED = """
+import sys, time
+import torch
+sys.modules["umap"] = None
+from pathlib import Path
+from contrastive_i2v.evaluation.generators import Method
+from contrastive_i2v.evaluation.suite import Networks, evaluate
+from contrastive_i2v.evaluation.videos import read_reference_set
+def generate(batch):
+    if batch.clips[0].name == "00002":
+        print("there", flush=True)
+        time.sleep(100)
+    return torch.stack([batch.read(clip)[[0, 0, 0, 0]] for clip in batch.clips])
+reference = read_reference_set(Path(sys.argv[1]), frames=4, resolution=16)
+method = Method("ours", "videos", {"change": "ours"}, lambda: generate)
+evaluate(reference, [method], Networks(), Path(sys.argv[2]), title="t", command="c", batch_size=2)
+"""
+
+
+def test_killed_it_goes_on(reference: ReferenceSet, tmp_path: Path) -> None:
+    """A process of its own, by SIGKILL in its second batch."""
+    command = [sys.executable, "-c", KILLED, str(reference.folder), str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline().strip() == b"there"
+        process.kill()
+    assert not (tmp_path / "report.json").exists()
+    calls: list[list[str]] = []
+    finished = run(reference, [changed("ours", still, calls)], tmp_path, networks=Networks())
+    assert calls == [["00002", "00003"], ["00004", "00005"]]
+    assert values(finished, "ours")["motion_ratio"] == 0
 
 
 def test_another_identity_is_made_anew_beside_the_old(reference: ReferenceSet, tmp_path: Path) -> None:
