@@ -134,11 +134,11 @@ def build_networks(options: SuiteOptions, specs: Sequence[str]) -> tuple[Network
     except ImportError as error:
         raise InputError(f"lpips: {error}") from error
     networks = Networks(
-        image=loading.load_image_extractor(options.image, device),
+        image=None if options.image == "none" else loading.load_image_extractor(options.image, device),
         subject=None if options.subject is None else loading.load_image_extractor(options.subject, device),
-        video=loading.load_video_extractor(options.video, device),
+        video=None if options.video == "none" else loading.load_video_extractor(options.video, device),
         clip=loading.load_clip(options.clip, device),
-        flow=loading.load_flow(options.flow, device),
+        flow=None if options.flow == "none" else loading.load_flow(options.flow, device),
         latents=None if encoder == "none" else Latents(encoder),
         lpips=lpips,
     )

@@ -38,17 +38,18 @@ class SuiteOptions:
     train_data: Path | None = None
     """Folder of captioned training videos, which retrieval answers from."""
     image: str = "efficientnet-lite0"
-    """Image features of FID, KID and Inception Score: efficientnet-lite0, inception:FILE, dino:..., clip:..."""
+    """Image features of FID, KID and Inception Score: efficientnet-lite0, inception:FILE, dino:..., clip:...,
+    or none."""
     subject: str | None = None
     """Image features of subject consistency, e.g. dino:FOLDER; None = those of --image."""
     video: str = "transnetv2"
-    """Video features of FVD: transnetv2, i3d:FILE."""
+    """Video features of FVD: transnetv2, i3d:FILE, or none."""
     clip: str | None = None
     """CLIP's folder or hub id; None = no CLIP scores."""
     text: str = "minilm"
     """Text features of the retrieval baseline."""
     flow: str = "dis"
-    """Optical flow of the dynamic degree: dis (a proxy), raft:FILE."""
+    """Optical flow of the dynamic degree: dis (a proxy), raft:FILE, or none."""
     lpips: str | None = None
     """Backbone of LPIPS: alex, vgg or squeeze; None = no LPIPS."""
     latents: str | None = None

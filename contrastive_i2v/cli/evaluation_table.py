@@ -6,7 +6,7 @@ import math
 
 from contrastive_i2v.evaluation.results import Interval, Metric, Report
 
-ARROWS = {"lower": "↓", "higher": "↑", "truth": "→", "none": " "}
+ARROWS = {"lower": "↓", "higher": "↑", "truth": "≈", "none": " "}
 
 
 def format_table(report: Report) -> list[str]:
@@ -30,7 +30,7 @@ def format_table(report: Report) -> list[str]:
         rows.append([f"  {ARROWS[metric.better]} {metric.title}", *cells, _number(metric.truth)])
     widths = [max(len(row[i]) for row in rows if i < len(row)) for i in range(len(rows[0]))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=False)).rstrip() for row in rows]
-    legend = "↓ lower, ↑ higher, → as the truth is better; [95 % interval]; ! = read its warning in the report"
+    legend = "↓ lower, ↑ higher, ≈ nearer to the truth is better; [95 % interval]; ! = read its warning in the report"
     if any(side in ("a", "b") for side in better.values()):
         legend += f"; * = better of {names[0]} and {names[1]}, by the paired interval"
     return [*lines, "", legend, *(f"note: {text}" for text in report.warnings)]
@@ -48,7 +48,7 @@ def _cell(metric: Metric | None, *, mark: bool) -> str:
 
 def _interval(estimate: Interval) -> str:
     if math.isnan(estimate.low):
-        return _number(estimate.value)
+        return _number(estimate.value) or "-"
     return f"{_number(estimate.value)} [{_number(estimate.low)}, {_number(estimate.high)}]"
 
 

@@ -96,8 +96,11 @@ def test_evaluate_writes_report_videos_and_table(
 
 
 def test_the_same_command_makes_nothing_twice(pipeline_folder: Path, clips: Path, tmp_path: Path) -> None:
-    command = arguments(clips, tmp_path / "out", "--method", f"ours={pipeline_folder}")
+    command = arguments(clips, tmp_path / "out", "--method", f"ours={pipeline_folder}", "--video", "none")
     evaluate.run(command)
+    names = {metric.name for metric in load_report(tmp_path / "out" / "report.json").methods[0].metrics}
+    assert "fid" in names
+    assert "fvd" not in names
     made = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*.safetensors")}
     evaluate.run(command)
     evaluate.run([*command, "--steps", "3"])
@@ -214,6 +217,6 @@ def test_table_marks_and_lines_up() -> None:
     lines = format_table(report)
     assert lines[1] == "G"
     assert lines[2] == "  ↓ M  3 [2, 4] *  1.235e+05 [1.235e+05, 1.235e+05] !  0.25"
-    assert lines[3].split() == ["→", "N", "2", "2", "!"]
+    assert lines[3].split() == ["≈", "N", "2", "2", "!"]
     assert lines[-2].endswith("* = better of a and b, by the paired interval")
     assert lines[-1] == "note: be careful"

@@ -339,7 +339,7 @@ def test_killed_it_goes_on(reference: ReferenceSet, tmp_path: Path) -> None:
     assert not (tmp_path / "report.json").exists()
     calls: list[list[str]] = []
     finished = run(reference, [changed("ours", still, calls)], tmp_path, networks=Networks())
-    assert calls == [["00002", "00003"], ["00004", "00005"]]
+    assert calls == [["00002", "00003", "00004", "00005"]]
     assert values(finished, "ours")["motion_ratio"] == 0
 
 
@@ -492,6 +492,7 @@ def test_jackknife_of_a_mean_is_its_standard_error() -> None:
     half = 2.571 * float(data.std()) / math.sqrt(6)  # Student's t with 5 degrees of freedom
     assert (found.low, found.high) == (pytest.approx(found.value - half), pytest.approx(found.value + half))
     assert math.isnan(interval(1.0, leave_out(2, lambda kept: 0.0)).low)
+    assert interval(float(data.mean()), left_out, least=4.0).low == 4
 
 
 def test_jackknife_leaves_out_a_tenth() -> None:
@@ -531,15 +532,17 @@ def test_slopes() -> None:
 def test_verdicts(better: Any, a: list[float], b: list[float], verdict: str) -> None:
     about = replace(ABOUT, better=better)
     truth = torch.tensor([1.0, 2.0, 3.0]).double()
-    x, y = (score_clips(about, torch.tensor(one).double(), truth=truth) for one in (a, b))
+    few = [score_clips(about, torch.tensor(one).double(), truth=truth) for one in (a, b)]
+    x, y = (score_clips(about, torch.tensor(one * 2).double(), truth=truth.repeat(2)) for one in (a, b))
     found = difference("m", ("x", x), ("y", y))
     assert found.estimate.value == pytest.approx(sum(a) / 3 - sum(b) / 3)
     assert found.better == verdict
+    assert difference("m", ("x", few[0]), ("y", few[1])).better == ""  # three clips agree by chance
 
 
 def test_verdict_of_a_set_is_by_the_same_clips_left_out() -> None:
     def of(value: float, left_out: list[float]) -> Scored:
-        return score_set(ABOUT, value, torch.tensor(left_out).double(), samples=3, sample="clip")
+        return score_set(ABOUT, value, torch.tensor(left_out * 2).double(), samples=6, sample="clip")
 
     shared = of(5.0, [4.0, 5.0, 6.0]), of(6.0, [5.0, 6.0, 7.01])  # both move with the clips, their gap doesn't
     assert difference("m", ("x", shared[0]), ("y", shared[1])).better == "a"

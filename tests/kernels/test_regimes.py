@@ -9,9 +9,9 @@ import pytest
 import torch
 from calls import positional, run, to_device
 from contrastive_i2v.kernels import diffusion_loss, dispatch
-from problems import eager, error, make, to_double
+from problems import HAZARDS, eager, error, make, to_double
 from problems import run as run_op
-from test_numerics import PROBLEMS, lower
+from test_numerics import lower
 from torch import Tensor
 
 from contrastive_i2v.ops.reference import diffusion_loss_reference
@@ -32,13 +32,13 @@ def truth_of(arguments: dict[str, Any]) -> tuple[Tensor, Tensor]:
 
 
 # Calls of the interpreter take a second: each case below covers what no other does.
-HAZARDS = [(dtype, False) for dtype in DTYPES] + [(torch.bfloat16, True)]
+CASES = [(dtype, False) for dtype in DTYPES] + [(torch.bfloat16, True)]
 
 
-@pytest.mark.parametrize(("dtype", "normalize"), HAZARDS)
-@pytest.mark.parametrize("name", PROBLEMS)
+@pytest.mark.parametrize(("dtype", "normalize"), CASES)
+@pytest.mark.parametrize("name", HAZARDS)
 def test_large_gradient_error_is_at_most_twice_eagers(large: None, name: str, dtype: Any, normalize: bool) -> None:
-    arguments = lower(PROBLEMS[name](), dtype) | {"normalize": normalize}
+    arguments = lower(HAZARDS[name](), dtype) | {"normalize": normalize}
     if normalize:
         arguments["temperature"] = 0.002 if name == "saturated" else 0.07
     loss, _, contrastive, gradient = run(arguments)

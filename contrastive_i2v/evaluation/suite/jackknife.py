@@ -34,17 +34,19 @@ def leave_out(count: int, statistic: Callable[[Tensor], float]) -> Tensor:
     return torch.tensor([statistic(clips[clips % groups != g]) for g in range(groups)], dtype=torch.float64)
 
 
-def interval(value: float, left_out: Tensor) -> Interval:
+def interval(value: float, left_out: Tensor, *, least: float = -math.inf) -> Interval:
     """95 % interval of `value` by the delete-a-group jackknife.
 
         error^2 = (G - 1) / G * sum_g (left_out[g] - mean(left_out))^2,  interval = value +- t(0.975, G - 1) error
 
-    Without bounds where `left_out` is empty or isn't finite. Source: Shao and Wu, "A general theory for jackknife
-    variance estimation" (1989); Kott, "The delete-a-group jackknife" (2001).
+    Without bounds where `left_out` is empty or isn't finite; `least` is the smallest value the metric can have.
+
+    Source: Shao and Wu, "A general theory for jackknife variance estimation" (1989); Kott, "The delete-a-group
+    jackknife" (2001).
     """
     count = len(left_out)
     if count < 2 or not math.isfinite(value) or not bool(left_out.isfinite().all()):
         return Interval(value=value)
     error = float(((count - 1) / count * (left_out - left_out.mean()).square().sum()).sqrt())
     half = T_QUANTILES[min(count - 2, len(T_QUANTILES) - 1)] * error
-    return Interval(value=value, low=value - half, high=value + half)
+    return Interval(value=value, low=max(value - half, least), high=value + half)

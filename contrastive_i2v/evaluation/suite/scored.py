@@ -16,6 +16,8 @@ from contrastive_i2v.evaluation.suite import jackknife
 Verdict: TypeAlias = Literal["a", "b", "neither", ""]
 FEW_CLIPS = 30
 """Below this many the intervals are rough, and the metric says so."""
+FEWEST_FOR_A_VERDICT = 6
+"""Five clips all agree by chance one time in 16, which is too often."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,6 +95,7 @@ def score_set(
     curve: Tensor | None = None,
     curve_left_out: Tensor | None = None,
     truth_curve: Tensor | None = None,
+    least: float = -math.inf,
     extractor: str = "",
     warning: str = "",
 ) -> Scored:
@@ -102,6 +105,7 @@ def score_set(
         left_out: `[G]` from `jackknife.leave_out`; empty = no interval.
         curve: `[F]` over frame indices; the slope is over frames 1 to F - 1.
         curve_left_out: `[G, F]`, for the slope's interval.
+        least: the smallest value that the metric can have.
     """
     gradient = None
     if curve is not None and len(curve) > 2:
@@ -109,7 +113,7 @@ def score_set(
         gradient = jackknife.interval(float(_least_squares(curve[None, 1:])[0]), replicates)
     metric = Metric(
         **_fields(about),
-        estimate=jackknife.interval(value, left_out),
+        estimate=jackknife.interval(value, left_out, least=least),
         truth=truth,
         samples=samples,
         sample=sample,
@@ -131,14 +135,15 @@ def difference(name: str, a: tuple[str, Scored], b: tuple[str, Scored]) -> Diffe
     """One metric of method a minus method b's on the same clips; by pairs of clips, or with the same clips left out.
 
     Of a metric that should be as the truth's the better one is nearer to it: the jackknife's interval of
-    `|a - truth| - |b - truth|` decides.
+    `|a - truth| - |b - truth|` decides. Below six clips nothing is said.
     """
     (name_a, one), (name_b, other) = a, b
     better, truth = one.metric.better, one.metric.truth
     gap = judged = Interval(value=one.metric.estimate.value - other.metric.estimate.value)
+    count = 0
     if one.values is not None and other.values is not None:
         present = one.values.isfinite() & other.values.isfinite()
-        if present.any():
+        if count := int(present.sum()):
             x, y = one.values[present], other.values[present]
             gap = judged = paired_bootstrap(x, y)
             if better == "truth":
@@ -146,13 +151,15 @@ def difference(name: str, a: tuple[str, Scored], b: tuple[str, Scored]) -> Diffe
                 left_out = jackknife.leave_out(len(x), lambda kept: _nearer(x[kept], y[kept], true[kept]))
                 judged = jackknife.interval(_nearer(x, y, true), left_out)
     elif one.left_out is not None and other.left_out is not None and len(one.left_out) == len(other.left_out):
+        count = len(one.left_out)
         gap = judged = jackknife.interval(gap.value, one.left_out - other.left_out)
         if better == "truth":
             apart = abs(one.metric.estimate.value - truth) - abs(other.metric.estimate.value - truth)
             judged = jackknife.interval(apart, (one.left_out - truth).abs() - (other.left_out - truth).abs())
     if better == "higher":
         judged = Interval(value=-judged.value, low=-judged.high, high=-judged.low)
-    return Difference(metric=name, a=name_a, b=name_b, estimate=gap, better=_verdict(judged, better))
+    verdict: Verdict = "" if count < FEWEST_FOR_A_VERDICT else _verdict(judged, better)
+    return Difference(metric=name, a=name_a, b=name_b, estimate=gap, better=verdict)
 
 
 def with_warning(scored: Scored, warning: str) -> Scored:

@@ -175,6 +175,7 @@ def _frechet(
         sample=features.sample,
         curve=curve,
         curve_left_out=curve_left_out,
+        least=0.0,
         extractor=features.extractor,
         warning=features.few(instead),
     )
@@ -251,6 +252,7 @@ def _inception_score(ours: Samples, truth: Samples, extractor: str) -> Scored:
         truth=score(y[:, :, 1:]),
         curve=curve(x),
         truth_curve=curve(y),
+        least=1.0,
         extractor=extractor,
         warning=f"N = {count} frames for {classes} classes: it grows with N, so compare only at equal N"
         if count < 10 * classes

@@ -22,7 +22,7 @@ from contrastive_i2v.evaluation.suite.scored import About, Scored, from_second, 
 GROUP = "Latent space"
 CLIPS = 128
 """Clips that are compared with each other, at most: the work grows with their square."""
-MAPPED_CLIPS = 64
+MAPPED_CLIPS = 32
 RETRIEVAL = About(
     name="retrieval_accuracy",
     title="Retrieval accuracy",

@@ -178,4 +178,6 @@ def _motion_ratio(ours: Samples, truth: Samples) -> Scored:
     value = ratio(torch.arange(len(x)))
     warning = "" if math.isfinite(value) else "the true videos stand still, so there is nothing to compare with"
     left_out = leave_out(len(x), ratio)
-    return score_set(MOTION_RATIO, value, left_out, samples=len(x), sample="clip", truth=1.0, warning=warning)
+    return score_set(
+        MOTION_RATIO, value, left_out, samples=len(x), sample="clip", truth=1.0, least=0.0, warning=warning
+    )
