@@ -14,6 +14,9 @@ from contrastive_i2v.cli.evaluation_options import SuiteOptions
 from contrastive_i2v.cli.evaluation_table import format_table
 from contrastive_i2v.evaluation.suite import evaluate
 
+PIXELS_AT_ONCE = 64 * 64**2
+"""Of one frame of each video in a batch: larger batches are faster, and more is lost when one is interrupted."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Options(SuiteOptions):
@@ -48,7 +51,7 @@ def evaluate_methods(options: SuiteOptions, specs: Sequence[str], *, command: st
         options.output,
         title=f"{' against '.join(method.name for method in methods)} on {reference.folder.name}",
         command=shlex.join(["contrastive-i2v", command, *arguments]),
-        batch_size=options.batch_size,
+        batch_size=options.batch_size or max(1, PIXELS_AT_ONCE // reference.resolution**2),
         about=about,
         warnings=warnings,
     )

@@ -20,7 +20,7 @@ from contrastive_i2v.errors import InputError
 from contrastive_i2v.evaluation import generators
 from contrastive_i2v.evaluation.extractors import loading
 from contrastive_i2v.evaluation.fidelity import load_lpips
-from contrastive_i2v.evaluation.generators import Generator, Method, Sampler
+from contrastive_i2v.evaluation.generators import Generator, Method
 from contrastive_i2v.evaluation.results import Extractor
 from contrastive_i2v.evaluation.suite import Networks
 from contrastive_i2v.evaluation.videos import ReferenceSet, read_reference_set
@@ -102,15 +102,11 @@ def build_method(spec: str, options: SuiteOptions, reference: ReferenceSet, warn
         return method
     if kind == "pipeline":
         return _pipeline(name, spec, options)
-    sampler = Sampler(
-        steps=options.steps,
-        guidance_scale=options.guidance_scale,
-        image_guidance_scale=options.image_guidance_scale,
-    )
+    sampler = options.sampler(_model(spec))
     identity = {
         "weights": _weights(spec),
-        "sampler": f"{options.steps} steps, {_model(spec).scheduler.__class__.__name__}",
-        "guidance": f"text {options.guidance_scale:g}, image {options.image_guidance_scale:g}",
+        "sampler": f"{sampler.steps} steps, {_model(spec).scheduler.__class__.__name__}",
+        "guidance": f"text {sampler.guidance_scale:g}, image {sampler.image_guidance_scale:g}",
     }
     return Method(
         name,
@@ -188,7 +184,10 @@ def _pipeline(name: str, spec: str, options: SuiteOptions) -> Method:
 @cache
 def _model(spec: str) -> InstructPix2Pix:
     source = spec if spec == "tiny" or not (folder := _model_folder(spec)).is_dir() else folder
-    return InstructPix2Pix.from_pretrained(source, device=_device())
+    model = InstructPix2Pix.from_pretrained(source, device=_device())
+    for module in (model.unet, model.vae):
+        module.to(memory_format=torch.channels_last)  # a tenth faster on a CPU
+    return model
 
 
 @cache

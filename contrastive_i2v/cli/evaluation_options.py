@@ -6,11 +6,12 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
+from contrastive_i2v.cli.sampler_options import SamplerOptions
 from contrastive_i2v.errors import InputError
 
 
 @dataclass(frozen=True, kw_only=True)
-class SuiteOptions:
+class SuiteOptions(SamplerOptions):
     """Clips, sampling and networks."""
 
     data: Path
@@ -27,12 +28,6 @@ class SuiteOptions:
     """Pixels; None = what the first model was trained at, or the size of the first finished videos."""
     seeds: tuple[int, ...] = (0,)
     """Sampling seeds; clips are averaged over them, so more seeds mean less sampling noise."""
-    steps: int = 20
-    """Scheduler steps a frame of a rollout."""
-    guidance_scale: float = 7.5
-    """Of a rollout, towards the prompt; 1 = off."""
-    image_guidance_scale: float = 1.5
-    """Of a rollout, towards the image; 1 = off. With both off a step costs a third."""
     pipeline_arguments: str = ""
     """JSON object of arguments for another diffusers pipeline, e.g. '{"num_inference_steps": 25, "fps": 7}'."""
     train_data: Path | None = None
@@ -54,11 +49,12 @@ class SuiteOptions:
     """Backbone of LPIPS: alex, vgg or squeeze; None = no LPIPS."""
     latents: str | None = None
     """Model whose VAE encodes frames for the latent-space metrics; None = the first model's, "none" = no metrics."""
-    batch_size: int = 8
-    """Videos made and measured at a time."""
+    batch_size: int | None = None
+    """Videos made and measured at a time; None = 64 at 64 pixels, 16 at 128, 4 at 256, 1 from 512."""
 
     def __post_init__(self) -> None:
-        for name, least in (("clips", 1), ("frames", 2), ("resolution", 8), ("steps", 1), ("batch_size", 1)):
+        super().__post_init__()
+        for name, least in (("clips", 1), ("frames", 2), ("resolution", 8), ("batch_size", 1)):
             value = getattr(self, name)
             if value is not None and value < least:
                 raise InputError(f"{name}: expected at least {least}, got {value}")

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 
 from contrastive_i2v import __version__
+from contrastive_i2v.cli.allocator import keep_freed_memory
 from contrastive_i2v.errors import InputError
 
 COMMANDS = {
@@ -48,6 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
+    keep_freed_memory()
     try:
         module = importlib.import_module(f"contrastive_i2v.cli.{command}")
         if transformers := sys.modules.get("transformers"):

@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
+from contrastive_i2v.cli.sampler_options import SamplerOptions
 from contrastive_i2v.data.video import (
     VIDEO_EXTENSIONS,
     read_frames,
@@ -41,7 +42,7 @@ SCHEDULERS = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options:
+class Options(SamplerOptions):
     """Turn still images and prompts into videos, each generated frame conditioning the next."""
 
     image: tuple[Path, ...]
@@ -56,12 +57,6 @@ class Options:
     """mp4, gif, png (a strip of all frames), latents (safetensors, scaled)."""
     frames: int = 8
     """Length of the video, the given image included."""
-    steps: int = 20
-    """Scheduler steps a frame."""
-    guidance_scale: float = 7.5
-    """Towards the prompt; 1 = off."""
-    image_guidance_scale: float = 1.5
-    """Towards the image; 1 = off. With both off a step costs a third."""
     scheduler: Literal["model", "ddim", "ddpm", "euler", "euler-ancestral", "dpm++", "unipc"] = "model"
     """The model's own, or another over the same noise schedule."""
     seed: int = 0
@@ -85,7 +80,7 @@ def run(arguments: Sequence[str]) -> None:
     if size % model.downscale:
         raise InputError(f"--resolution {size}: expected a multiple of {model.downscale}")
     pixels = torch.cat([resize_frames(_first_frame(image), size) for image, _ in jobs])
-    scheduler = _build_scheduler(model, options.scheduler)
+    scheduler, sampler = _build_scheduler(model, options.scheduler), options.sampler(model)
     null_embeds = model.encode_prompts([""])
 
     batches = math.ceil(len(jobs) / options.batch_size)
@@ -99,9 +94,9 @@ def run(arguments: Sequence[str]) -> None:
             null_embeds,
             frames=options.frames,
             scheduler=scheduler,
-            steps=options.steps,
-            guidance_scale=options.guidance_scale,
-            image_guidance_scale=options.image_guidance_scale,
+            steps=sampler.steps,
+            guidance_scale=sampler.guidance_scale,
+            image_guidance_scale=sampler.image_guidance_scale,
             scaling_factor=model.scaling_factor,
             seeds=[options.seed + i for i in range(start, start + len(jobs[part]))],
             callback=lambda frame, z: _advance(bar),

@@ -10,7 +10,6 @@ from collections.abc import Callable
 from importlib import import_module
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from contrastive_i2v.evaluation.frames import frame_mse
@@ -70,13 +69,18 @@ def _ssim(x: Tensor, y: Tensor) -> Tensor:
 
 
 def _windowed(images: Tensor) -> Tensor:
-    """Gaussian mean around each pixel, a row and a column at a time."""
-    offsets = torch.arange(-RADIUS, RADIUS + 1, dtype=images.dtype, device=images.device)
-    window = (-(offsets**2) / (2 * SIGMA**2)).exp()
-    window = window / window.sum()
-    planes = F.pad(images.flatten(0, 2)[:, None], (RADIUS,) * 4, mode="reflect")  # [B, 1, H + 10, W + 10]
-    planes = F.conv2d(F.conv2d(planes, window[None, None, :, None]), window[None, None, None, :])
-    return planes.view(images.shape)
+    """Gaussian mean around each pixel of `[..., H, W]`: a matrix product along the columns, and one along the rows."""
+    height, width = images.shape[-2:]
+    return _window(height, images) @ images @ _window(width, images).T
+
+
+def _window(size: int, like: Tensor) -> Tensor:
+    """`[size, size]`: row i holds the Gaussian weights around i, those beyond a border on their mirrored pixels."""
+    offsets = torch.arange(-RADIUS, RADIUS + 1, device=like.device)
+    weights = (-(offsets.to(like.dtype) ** 2) / (2 * SIGMA**2)).exp()
+    at = (torch.arange(size, device=like.device)[:, None] + offsets).abs()
+    mirrored = torch.where(at >= size, 2 * (size - 1) - at, at)
+    return like.new_zeros(size, size).scatter_add_(1, mirrored, (weights / weights.sum()).expand(size, -1))
 
 
 def lpips(videos: Tensor, truth: Tensor, network: Callable[[Tensor, Tensor], Tensor]) -> Tensor:

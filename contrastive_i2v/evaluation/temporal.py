@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from contrastive_i2v.evaluation.alignment import cosine
-from contrastive_i2v.evaluation.extractors.base import FlowExtractor
 
 SAMPLED_FPS = 8
 """Frame rate that the dynamic degree looks at."""
@@ -129,7 +128,7 @@ class DynamicDegree:
     """Mean of the fastest 5 % of each pair's flow, in pixels."""
 
 
-def is_dynamic(video: Tensor, flow: FlowExtractor, fps: float) -> DynamicDegree:
+def is_dynamic(video: Tensor, flow: Callable[[Tensor, Tensor], Tensor], fps: float) -> DynamicDegree:
     """VBench's dynamic degree of one video; over many, it is the share of dynamic ones.
 
         every round(fps / 8)-th frame is looked at, T in all

@@ -22,7 +22,8 @@ from contrastive_i2v.data.video import read_frames
 from contrastive_i2v.errors import InputError
 from contrastive_i2v.evaluation.generators import Batch, Method, first_frame
 from contrastive_i2v.evaluation.results import Extractor, Metric, Report, load_report
-from contrastive_i2v.evaluation.suite import Networks, evaluate
+from contrastive_i2v.evaluation.suite import Networks, evaluate, measures
+from contrastive_i2v.evaluation.suite.background import Background
 from contrastive_i2v.evaluation.suite.jackknife import interval, leave_out
 from contrastive_i2v.evaluation.suite.measures import Measure
 from contrastive_i2v.evaluation.suite.samples import Samples, spread
@@ -548,3 +549,26 @@ def test_verdict_of_a_set_is_by_the_same_clips_left_out() -> None:
     assert difference("m", ("x", shared[0]), ("y", shared[1])).better == "a"
     apart = of(5.0, [4.0, 5.0, 6.0]), of(6.0, [7.0, 6.0, 5.0])
     assert difference("m", ("x", apart[0]), ("y", apart[1])).better == "neither"
+
+
+def test_equal_frames_and_pairs_go_through_a_network_once() -> None:
+    seen: list[int] = []
+
+    def brightness(*frames: Tensor) -> Tensor:
+        seen.append(len(frames[0]))
+        return torch.stack([one.mean(dim=(1, 2, 3)) for one in frames], dim=1)  # [N, 1 or 2]
+
+    frames = torch.rand(4, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    video = torch.stack([frames[[0, 0, 1, 0]], frames[[1, 2, 2, 2]]])
+    means = frames.mean(dim=(1, 2, 3))
+    expected = torch.stack([means[[0, 0, 1, 0]], means[[1, 2, 2, 2]]])
+    assert torch.equal(measures._by_frame(brightness, video)[..., 0], expected)
+    pairs = measures._distinct(brightness, frames[[0, 0, 1, 0]], frames[[1, 1, 0, 2]])
+    assert torch.equal(pairs, torch.stack([means[[0, 0, 1, 0]], means[[1, 1, 0, 2]]], dim=1))
+    assert seen == [3, 3]  # frames 0, 1, 2; pairs (0, 1), (1, 0), (0, 2)
+
+
+def test_background_gives_the_result_or_the_error() -> None:
+    assert Background(divmod, 17, 5).result() == (3, 2)
+    with pytest.raises(ZeroDivisionError):
+        Background(divmod, 17, 0).result()

@@ -53,6 +53,7 @@ class EfficientNetLite0:
         load_state_dict(network, read_state_dict(path), path)
         network.eval()
         _fold_batch_norms(network)
+        _pad_within_convolutions(network)
         self.network: nn.Module = network.to(self.device, memory_format=torch.channels_last)
         self.about = Extractor(
             name=NAME,
@@ -92,3 +93,15 @@ def _fold_batch_norms(network: nn.Module) -> None:
                 fused = fuse_conv_bn_eval(getattr(module, convolution), getattr(module, norm))
                 setattr(module, convolution, fused)
                 setattr(module, norm, nn.Identity())
+
+
+def _pad_within_convolutions(network: nn.Module) -> None:
+    """Let convolutions pad for themselves where both sides are equal, and ReLU6 overwrite its input: fewer copies."""
+    for module in network.modules():
+        if isinstance(module, nn.ReLU6):
+            module.inplace = True
+        elif isinstance(module, nn.Conv2d):
+            pad = module.static_padding
+            if isinstance(pad, nn.ZeroPad2d) and len(set(pad.padding)) == 1:
+                module.padding = pad.padding[:2]
+                module.static_padding = nn.Identity()

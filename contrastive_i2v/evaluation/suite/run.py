@@ -25,6 +25,7 @@ from contrastive_i2v.evaluation.results import (
     save_report,
 )
 from contrastive_i2v.evaluation.suite import provenance
+from contrastive_i2v.evaluation.suite.background import Background
 from contrastive_i2v.evaluation.suite.measures import Networks, build_measures
 from contrastive_i2v.evaluation.suite.metrics import distribution, fidelity, latent, over_time, prompt
 from contrastive_i2v.evaluation.suite.samples import Samples
@@ -66,20 +67,23 @@ def evaluate(
         raise InputError(f"methods: {', '.join(twice)} is taken already; name them apart with NAME=...")
     measures = build_measures(networks, frame_rate=reference.frame_rate)
     work = Work(output, reference, methods, measures, batch_size, reference.frame_rate, progress)
-    work.run()
-
     extractors = _extractors(networks)
     truth = Samples(work.jobs["truth"], reference.clips)
+    maps = {}
+
+    def start_maps(method: Method) -> None:  # UMAP takes 20 s of one core to compile: meanwhile the work goes on
+        maps[method.name] = Background(latent.maps, Samples(work.jobs[method.name], reference.clips), truth)
+
+    work.run(start_maps)
     scored: dict[str, list[Scored]] = {}
     evaluated = []
     for method in tqdm(methods, desc="metrics", unit="method", disable=not progress):
         ours = Samples(work.jobs[method.name], reference.clips)
         with work.clock("metrics"), work.clock(method.name):
             scored[method.name] = _score(ours, truth, {role: one.name for role, one in extractors.items()})
-        with work.clock("maps"), work.clock(method.name):
-            maps = latent.maps(ours, truth)
-        metrics = [one.metric for one in scored[method.name]]
-        evaluated.append(_evaluated(work, method, metrics, maps))
+        with work.clock("maps"):
+            found = maps[method.name].result()
+        evaluated.append(_evaluated(work, method, [one.metric for one in scored[method.name]], found))
     with work.clock("differences"):
         differences = _differences(scored)
     parts = {name: spent for name, spent in work.seconds.items() if name not in work.jobs}

@@ -6,7 +6,7 @@ Clips are handled a batch at a time and nothing but the batch is in memory, so t
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -87,8 +87,11 @@ class Work:
     def truth(self) -> Job:
         return next(iter(self.jobs.values()))[0]
 
-    def run(self) -> None:
+    def run(self, finished: Callable[[Method], None] = lambda method: None) -> None:
         """Do what isn't done. Interrupted at any point, it goes on with the same batch when run again.
+
+        Args:
+            finished: called when all videos of a method, and all of the truth, are measured.
 
         Raises:
             InputError: what the generators raise, features that aren't finite (naming the video), or a file that
@@ -98,6 +101,7 @@ class Work:
         jobs = [job for of_method in self.jobs.values() for job in of_method]
         pending = [[clip for clip in clips if not job.done(clip)] for job in jobs]
         total, todo = len(clips) * len(jobs), sum(map(len, pending))
+        last = {job.method.name: job for job in jobs[1:]}  # of each method, the job of its last seed
         bar = tqdm(total=total, initial=total - todo, unit="video", disable=not self.progress, smoothing=0.05)
         with bar:
             for job, missing in zip(jobs, pending, strict=True):
@@ -109,6 +113,8 @@ class Work:
                         videos = self._get_videos(job, batch, generator, bar)
                         self._measure(job, batch, videos, bar)
                     bar.update(len(batch))
+                if last.get(job.method.name) is job:
+                    finished(job.method)
             bar.set_description("done")
             bar.set_postfix_str("")
 
