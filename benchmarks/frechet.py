@@ -67,6 +67,8 @@ CONTENDERS: dict[str, Callable[[Tensor, Tensor], float]] = {
     "torchmetrics": by_torchmetrics,
     "scipy": by_scipy,
 }
+PAUSE = 0.2
+"""Seconds before each run: the threads of the one before, torch's or OpenBLAS's, spin for a while before they sleep."""
 
 
 def measure(rows: int, dimension: int, seconds: float) -> list[dict[str, object]]:
@@ -82,6 +84,7 @@ def measure(rows: int, dimension: int, seconds: float) -> list[dict[str, object]
     end = time.perf_counter() + seconds * len(CONTENDERS)
     while not clock["ours"] or time.perf_counter() < end:
         for name, run in CONTENDERS.items():
+            time.sleep(PAUSE)
             before = time.perf_counter(), time.process_time()
             run(x, y)
             clock[name].append(time.perf_counter() - before[0])

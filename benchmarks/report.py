@@ -1,4 +1,4 @@
-"""docs/performance.md from benchmarks/results/*.json: `python -m benchmarks report`.
+"""docs/performance.md from benchmarks/results/*.json and results/frechet/*.json: `python -m benchmarks report`.
 
 What lies between the two markers is generated, the rest of the page is written by hand. The newest file of each device
 is shown. Every figure comes from a file; nothing is rounded up and nothing is left out.
@@ -7,6 +7,7 @@ is shown. Every figure comes from a file; nothing is rounded up and nothing is l
 from __future__ import annotations
 
 import argparse
+import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -68,6 +69,29 @@ def _section(name: str, results: Results, images: Path, page: Path) -> str:
     if results.absent:
         parts.append("Absent: " + "; ".join(f"{who}: {why}" for who, why in results.absent.items()) + ".")
     return "\n\n".join(parts)
+
+
+def frechet(folder: Path) -> str:
+    """The table of `python -m benchmarks.frechet`; "" without results."""
+    lines = []
+    for path in sorted(folder.glob("*.json")):
+        found = json.loads(path.read_text(encoding="utf-8"))
+        versions = ", ".join(f"{package} {version}" for package, version in found["versions"].items())
+        ours = 0.0
+        for row in found["results"]:
+            ours = row["median_s"] if row["provider"] == "ours" else ours
+            problem = f"N={row['rows']} d={row['dimension']}"
+            spread = f"{row['median_s']:.4g} s [{row['p20_s']:.4g}, {row['p80_s']:.4g}]"
+            ratio = f"{row['median_s'] / ours:.2f}x"
+            error = f"{row['from_ours']:.1e}"
+            lines.append([found["device"], problem, row["provider"], spread, ratio, error, str(row["runs"])])
+    if not lines:
+        return ""
+    header = ["device", "problem", "", "time: median [p20, p80]", "of ours", "relative difference", "runs"]
+    return (
+        f"## Frechet distance\n\n`python -m benchmarks.frechet`, from float32 features to the distance, in turns in one "
+        f"process; {versions}.\n\n{table(header, lines)}"
+    )
 
 
 def _plots(results: Results, folder: Path) -> dict[str, Path]:
@@ -172,7 +196,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--page", type=Path, default=root / "docs" / "performance.md")
     parser.add_argument("--images", type=Path, default=root / "docs" / "images" / "performance")
     options = parser.parse_args(arguments)
-    generated = render(newest(options.results), options.images, options.page)
+    parts = [render(newest(options.results), options.images, options.page), frechet(options.results / "frechet")]
+    generated = "\n\n".join(filter(None, parts))
     options.page.write_text(replace_generated(options.page.read_text(encoding="utf-8"), generated), encoding="utf-8")
     print(options.page)
 

@@ -125,6 +125,19 @@ def test_the_page_holds_the_figures_and_the_hand_written_part_stays(tmp_path: Pa
     assert page.read_text() == text
 
 
+def test_the_frechet_table(tmp_path: Path) -> None:
+    assert report.frechet(tmp_path) == ""
+    row = {"rows": 2048, "dimension": 400, "p20_s": 0.04, "p80_s": 0.05, "runs": 7}
+    ours = row | {"provider": "ours", "median_s": 0.044, "from_ours": 0.0}
+    scipy = row | {"provider": "scipy", "median_s": 0.11, "from_ours": 4.9e-14}
+    one = {"device": "Some CPU (1 threads)", "versions": {"scipy": "1.17"}, "results": [ours, scipy]}
+    (tmp_path / "one.json").write_text(json.dumps(one))
+    found = report.frechet(tmp_path)
+    assert "in turns in one process; scipy 1.17." in found
+    assert "| Some CPU (1 threads) | N=2048 d=400 | ours | 0.044 s [0.04, 0.05] | 1.00x | 0.0e+00 | 7 |" in found
+    assert "| scipy | 0.11 s [0.04, 0.05] | 2.50x | 4.9e-14 | 7 |" in found
+
+
 def test_a_page_without_markers_is_left_alone() -> None:
     with pytest.raises(ValueError, match="lacks the markers"):
         report.replace_generated("# Title", "new")
