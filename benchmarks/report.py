@@ -89,8 +89,8 @@ def frechet(folder: Path) -> str:
         return ""
     header = ["device", "problem", "", "time: median [p20, p80]", "of ours", "relative difference", "runs"]
     return (
-        f"## Frechet distance\n\n`python -m benchmarks.frechet`, from float32 features to the distance, in turns in one "
-        f"process; {versions}.\n\n{table(header, lines)}"
+        "## Frechet distance\n\n`python -m benchmarks.frechet`, from float32 features to the distance, in turns in "
+        f"one process; {versions}.\n\n{table(header, lines)}"
     )
 
 

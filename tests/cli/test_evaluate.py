@@ -218,5 +218,12 @@ def test_table_marks_and_lines_up() -> None:
     assert lines[1] == "G"
     assert lines[2] == "  ↓ M  3 [2, 4] *  1.235e+05 [1.235e+05, 1.235e+05] !  0.25"
     assert lines[3].split() == ["≈", "N", "2", "2", "!"]
-    assert lines[-2].endswith("* = better of a and b, by the paired interval")
+    assert lines[-2].endswith("* = better than the other, by the paired interval")
     assert lines[-1] == "note: be careful"
+
+    third = replace(report, methods=[*report.methods, method("c", 9.0)])
+    assert not any("*" in line for line in format_table(third))  # a isn't known to be better than c
+    above = Difference(metric="m", a="c", b="a", estimate=Interval(value=6), better="b")
+    lines = format_table(replace(third, differences=[*report.differences, above]))
+    assert lines[2].startswith("  ↓ M  3 [2, 4] *  ") and lines[2].count("*") == 1
+    assert "* = better than each other method" in lines[-2]
