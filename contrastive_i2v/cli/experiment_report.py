@@ -16,7 +16,7 @@ from contrastive_i2v import __version__
 from contrastive_i2v.data.video import write_whole
 from contrastive_i2v.evaluation.compare import paired_difference
 from contrastive_i2v.evaluation.distribution import frechet_distance
-from contrastive_i2v.evaluation.report.charts import Series, line_chart
+from contrastive_i2v.evaluation.report.charts import HEIGHT, WIDTH, Series, line_chart
 from contrastive_i2v.training.forms import FORMS
 
 BASELINE = "baseline"
@@ -146,13 +146,18 @@ def figure(curves: Mapping[str, Tensor]) -> str:
         series.append(Series(name=form, style=f"s{number}", points=points, spread=spread))
     chart = line_chart(series, x_label="frame", y_label="mean squared error", from_zero=True)
     tones = "".join(f".s{n} {{ --tone: {COLOURS[n % len(COLOURS)]}; }}" for n in range(len(series)))
+    tones += "".join(f".line.s{n} {{ stroke-dasharray: 5 3; }}" for n in range(len(COLOURS), len(series)))
+    places = [(48 + 130 * (n % 3), HEIGHT + 12 + 14 * (n // 3)) for n in range(len(series))]  # in three columns below
     legend = "".join(
-        f'<path class="line s{n}" d="M{60 + 150 * (n // 6)} {22 + 14 * (n % 6)}h18"/>'
-        f'<text x="{83 + 150 * (n // 6)}" y="{26 + 14 * (n % 6)}">{one.name}</text>'
-        for n, one in enumerate(series)
+        f'<path class="line s{n}" d="M{x} {y}h18"/><text x="{x + 23}" y="{y + 4}">{one.name}</text>'
+        for n, (one, (x, y)) in enumerate(zip(series, places, strict=True))
     )
-    opening = '<svg xmlns="http://www.w3.org/2000/svg" width="880" height="500" '
-    return chart.replace("<svg ", opening, 1).replace("</svg>", f"{legend}<style>{STYLE}{tones}</style></svg>")
+    height = places[-1][1] + 12
+    size = f'<svg xmlns="http://www.w3.org/2000/svg" width="{2 * WIDTH}" height="{2 * height}" '
+    chart = chart.replace("<svg ", size, 1).replace(
+        f'viewBox="0 0 {WIDTH} {HEIGHT}"', f'viewBox="0 0 {WIDTH} {height}"'
+    )
+    return chart.replace("</svg>", f"{legend}<style>{STYLE}{tones}</style></svg>")
 
 
 STYLE = """svg { background: #fff; font-family: sans-serif; } text { fill: #444; font-size: 11px; }
