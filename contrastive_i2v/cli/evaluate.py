@@ -9,7 +9,6 @@ from typing import Literal
 
 import tyro
 
-from contrastive_i2v.cli.evaluation_methods import build_method, build_networks, load_reference
 from contrastive_i2v.cli.evaluation_options import SuiteOptions
 from contrastive_i2v.cli.evaluation_table import format_table
 from contrastive_i2v.evaluation.suite import evaluate
@@ -40,6 +39,8 @@ def run(arguments: Sequence[str]) -> None:
 
 def evaluate_methods(options: SuiteOptions, specs: Sequence[str], *, command: str, arguments: Sequence[str]) -> None:
     """What evaluate and compare share."""
+    from contrastive_i2v.cli.evaluation_methods import build_method, build_networks, load_reference  # takes seconds
+
     reference = load_reference(options, specs)
     warnings: list[str] = []
     methods = [build_method(spec, options, reference, warnings) for spec in specs]

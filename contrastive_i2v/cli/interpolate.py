@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 import tyro
@@ -20,8 +20,10 @@ from tqdm import tqdm
 from contrastive_i2v.cli.sample import Format, write_outputs
 from contrastive_i2v.data.video import VIDEO_EXTENSIONS, VideoError, probe, read_frames, resize_frames
 from contrastive_i2v.errors import InputError
-from contrastive_i2v.models import InstructPix2Pix
 from contrastive_i2v.sampling.interpolation import Method, resample_trajectory
+
+if TYPE_CHECKING:
+    from contrastive_i2v.models import InstructPix2Pix
 
 ROLLOUT_FPS = 5.0
 """Frames a second of a rollout's latents where --fps-in doesn't say: the rate that models here are trained at."""
@@ -57,6 +59,8 @@ def run(arguments: Sequence[str]) -> None:
     options = tyro.cli(Options, prog="contrastive-i2v interpolate", args=arguments)
     _check(options)
     rates = [_rates(path, options) for path in options.input]  # what is wrong with an input is said before any work
+    from contrastive_i2v.models import InstructPix2Pix  # takes seconds
+
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = InstructPix2Pix.from_pretrained(options.model, device=device, dtype=getattr(torch, options.dtype))
     for path, (fps_in, fps_out) in zip(options.input, rates, strict=True):

@@ -6,9 +6,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-import diffusers
 import torch
 import tyro
 from safetensors.torch import save_file
@@ -27,8 +26,10 @@ from contrastive_i2v.data.video import (
     write_video,
 )
 from contrastive_i2v.errors import InputError
-from contrastive_i2v.models import InstructPix2Pix
 from contrastive_i2v.sampling import rollout
+
+if TYPE_CHECKING:
+    from contrastive_i2v.models import InstructPix2Pix
 
 Format = Literal["mp4", "gif", "png", "latents"]
 SCHEDULERS = {
@@ -74,12 +75,15 @@ def run(arguments: Sequence[str]) -> None:
     """Parse the options and sample."""
     options = tyro.cli(Options, prog="contrastive-i2v sample", args=arguments)
     jobs = _pair_up(options)
+    images = [_first_frame(image) for image, _ in jobs]  # what is wrong with one is said before any work
+    from contrastive_i2v.models import InstructPix2Pix  # takes seconds
+
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = InstructPix2Pix.from_pretrained(options.model, device=device, dtype=getattr(torch, options.dtype))
     size = options.resolution or model.unet.config.sample_size * model.downscale
     if size % model.downscale:
         raise InputError(f"--resolution {size}: expected a multiple of {model.downscale}")
-    pixels = torch.cat([resize_frames(_first_frame(image), size) for image, _ in jobs])
+    pixels = torch.cat([resize_frames(image, size) for image in images])
     scheduler, sampler = _build_scheduler(model, options.scheduler), options.sampler(model)
     null_embeds = model.encode_prompts([""])
 
@@ -153,4 +157,6 @@ def _first_frame(path: Path) -> Tensor:
 def _build_scheduler(model: InstructPix2Pix, name: str) -> Any:
     if name == "model":
         return model.scheduler
+    import diffusers
+
     return getattr(diffusers, SCHEDULERS[name]).from_config(model.scheduler.config)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from contrastive_i2v.errors import InputError
 from contrastive_i2v.evaluation.generators import Sampler
-from contrastive_i2v.models import InstructPix2Pix
-from contrastive_i2v.models.tiny import PROMPT_FEATURES
+
+if TYPE_CHECKING:
+    from contrastive_i2v.models import InstructPix2Pix
 
 TINY = Sampler(steps=8, guidance_scale=1.0, image_guidance_scale=1.0)
 """What the packaged model wants: at the others' 7.5 and 1.5 its rollouts fall apart."""
@@ -30,6 +32,8 @@ class SamplerOptions:
 
     def sampler(self, model: InstructPix2Pix) -> Sampler:
         """These options, and the model's where they are None."""
+        from contrastive_i2v.models.tiny import PROMPT_FEATURES
+
         usual = TINY if model.unet.config.cross_attention_dim == PROMPT_FEATURES else Sampler()
         return Sampler(
             steps=usual.steps if self.steps is None else self.steps,
