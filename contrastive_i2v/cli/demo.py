@@ -6,7 +6,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -27,7 +27,7 @@ from contrastive_i2v.training import recipes
 from contrastive_i2v.training.checkpoint import list_checkpoints
 from contrastive_i2v.training.config import PreviewConfig, TrainConfig, differences, load_config, save_config
 from contrastive_i2v.training.preview import load_held_out, roll_out
-from contrastive_i2v.training.trainer import Trainer
+from contrastive_i2v.training.trainer import Trainer, is_trained
 
 Form = Literal["contrastive", "baseline", "literal"]
 RECIPES: dict[str, Callable[[], TrainConfig]] = {
@@ -139,15 +139,11 @@ def load_base(options: Options) -> InstructPix2Pix:
 def check_folder(options: Options) -> None:
     """Write the options to `output/demo.yaml`; InputError where the folder's clips or models were made with others."""
     saved = options.output / "demo.yaml"
-    if saved.exists():
-        old = load_config(Options, saved)
-        names = [field.name for field in fields(Options) if field.name not in FREE]
-        pairs = [(name, getattr(old, name), getattr(options, name)) for name in names]
-        if changed := [f"{name}: {before} -> {now}" for name, before, now in pairs if before != now]:
-            raise InputError(
-                f"{options.output}: holds a demo of other options ({'; '.join(changed)}); give another --output, or "
-                "delete that folder"
-            )
+    if saved.exists() and (changed := differences(load_config(Options, saved), options, free=FREE)):
+        raise InputError(
+            f"{options.output}: holds a demo of other options ({'; '.join(changed)}); give another --output, or "
+            "delete that folder"
+        )
     try:
         save_config(options, saved)
     except OSError as error:
@@ -194,8 +190,7 @@ def run_config(options: Options, form: str, seed: int) -> TrainConfig:
 
 def train(config: TrainConfig) -> TrainConfig:
     """Train, or go on, or leave a finished run as it is; returns the config."""
-    finished = (config.output / "model" / "model_index.json").exists()  # written last
-    if finished and not differences(load_config(TrainConfig, config.output / "config.yaml"), config):
+    if is_trained(config):
         print(f"done before: {config.output / 'model'}")
     else:
         Trainer(config).run()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -38,7 +38,7 @@ from contrastive_i2v.training.config import (
 )
 from contrastive_i2v.training.forms import FORMS
 from contrastive_i2v.training.preview import HeldOut, load_held_out, roll_out
-from contrastive_i2v.training.trainer import Trainer
+from contrastive_i2v.training.trainer import Trainer, is_trained
 
 FPS = 5.0  # of the model's frames
 START_SEED = 1000  # of the weights and batches before the forms part
@@ -167,14 +167,10 @@ def read_runs(output: Path) -> list[Run]:
 def check_folder(options: Options) -> None:
     """Write the options to `output/experiment.yaml`; InputError where the folder was made with others."""
     saved = options.output / "experiment.yaml"
-    if saved.exists():
-        old = load_config(Options, saved)
-        names = [field.name for field in fields(Options) if field.name not in FREE]
-        pairs = [(name, getattr(old, name), getattr(options, name)) for name in names]
-        if changed := [f"{name}: {before} -> {now}" for name, before, now in pairs if before != now]:
-            raise InputError(
-                f"{options.output}: holds an experiment of other options ({'; '.join(changed)}); give another --output"
-            )
+    if saved.exists() and (changed := differences(load_config(Options, saved), options, free=FREE)):
+        raise InputError(
+            f"{options.output}: holds an experiment of other options ({'; '.join(changed)}); give another --output"
+        )
     save_config(options, saved)
 
 
@@ -232,10 +228,8 @@ def train_config(options: Options, name: str, seed: int, loss: LossConfig) -> Tr
 
 def train(config: TrainConfig, model: InstructPix2Pix | None = None) -> Path:
     """Train, or go on, or leave a finished run as it is; returns the model's folder."""
-    folder = config.output / "model"
-    finished = (folder / "model_index.json").exists()  # written last
-    if finished and not differences(load_config(TrainConfig, config.output / "config.yaml"), config):
-        return folder
+    if is_trained(config):
+        return config.output / "model"
     return Trainer(config, model).run()
 
 

@@ -36,7 +36,7 @@ def cosine(a: Tensor, b: Tensor) -> Tensor:
     sizes = list(zip(a.shape[:-1], b.shape[:-1], strict=False))
     if a.ndim != b.ndim or a.shape[-1] != b.shape[-1] or any(m != n and 1 not in (m, n) for m, n in sizes):
         raise ValueError(f"a, b: expected features in pairs, [N, d] each, got {list(a.shape)} and {list(b.shape)}")
-    return (_normalised(a) * _normalised(b)).sum(dim=-1).clamp(-1, 1)
+    return (normalised(a) * normalised(b)).sum(dim=-1).clamp(-1, 1)
 
 
 def clip_score(cosines: Tensor, scaling: Scaling = "raw") -> Tensor:
@@ -107,7 +107,7 @@ def retrieval_hits(predicted: Tensor, candidates: Tensor, *, groups: Tensor | No
     for name, features in (("predicted", predicted), ("candidates", candidates)):
         if features.numel() == 0 or not bool(features.isfinite().all()):
             raise ValueError(f"{name}: expected finite features [N, D] with N, D >= 1, got {list(features.shape)}")
-    similarity = _normalised(predicted) @ _normalised(candidates).T  # [N, N]
+    similarity = normalised(predicted) @ normalised(candidates).T  # [N, N]
     rivals = ~torch.eye(len(predicted), dtype=torch.bool, device=predicted.device)
     if groups is not None:
         rivals &= groups[:, None] != groups[None, :]
@@ -115,5 +115,6 @@ def retrieval_hits(predicted: Tensor, candidates: Tensor, *, groups: Tensor | No
     return ahead.sum(dim=1) < k
 
 
-def _normalised(features: Tensor) -> Tensor:
+def normalised(features: Tensor) -> Tensor:
+    """`[..., d]` at length 1, in float64."""
     return F.normalize(features.double(), dim=-1)

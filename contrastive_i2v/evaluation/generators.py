@@ -24,6 +24,7 @@ from contrastive_i2v.data.sources.folder import read_folder
 from contrastive_i2v.data.types import Clip
 from contrastive_i2v.data.video import probe, read_frames, resize_frames, to_uint8
 from contrastive_i2v.errors import InputError
+from contrastive_i2v.evaluation.alignment import normalised
 from contrastive_i2v.evaluation.extractors.base import TextExtractor
 from contrastive_i2v.evaluation.videos import (
     ReferenceClip,
@@ -245,10 +246,10 @@ def retrieval(train: Path, text: TextExtractor, reference: ReferenceSet) -> Meth
 
     def load() -> Generator:
         captions = sorted({clip.caption for clip in clips})
-        features = _normalised(torch.cat([text(captions[i : i + 256]) for i in range(0, len(captions), 256)]))
+        features = normalised(torch.cat([text(captions[i : i + 256]) for i in range(0, len(captions), 256)]))
 
         def generate(batch: Batch) -> Tensor:
-            similarity = _normalised(text(batch.prompts)) @ features.T  # [B, captions]
+            similarity = normalised(text(batch.prompts)) @ features.T  # [B, captions]
             order = similarity.argsort(dim=1, descending=True, stable=True)
             return torch.stack([_nearest([captions[i] for i in row.tolist()]) for row in order])
 
@@ -312,10 +313,6 @@ def _read_clip(clip: Clip, config: FramePairConfig, reference: ReferenceSet) -> 
     if len(indices) < reference.frames:
         return None
     return to_uint8(resize_frames(read_frames(clip.path, indices), reference.resolution))
-
-
-def _normalised(features: Tensor) -> Tensor:
-    return torch.nn.functional.normalize(features.double(), dim=1)
 
 
 def _float_video(frames: Any) -> Tensor:

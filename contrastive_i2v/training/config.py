@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -203,15 +204,16 @@ def load_config(cls: type[T], path: Path) -> T:
         raise InputError(f"{path}: {error}") from error
 
 
-def differences(old: Any, new: Any, prefix: str = "") -> list[str]:
-    """The fields that differ between two configs and matter to the weights, as `name: old -> new`."""
+def differences(old: Any, new: Any, prefix: str = "", *, free: Collection[str] = _FREE) -> list[str]:
+    """The fields that differ between two configs, as `name: old -> new`, but for those that may differ: by default
+    the fields that don't matter to the weights."""
     found = []
     for item in fields(old):
         name = prefix + item.name
         a, b = getattr(old, item.name), getattr(new, item.name)
-        if name in _FREE or a == b:
+        if name in free or a == b:
             continue
-        found += differences(a, b, f"{name}.") if is_dataclass(a) else [f"{name}: {a} -> {b}"]
+        found += differences(a, b, f"{name}.", free=free) if is_dataclass(a) else [f"{name}: {a} -> {b}"]
     return found
 
 

@@ -339,6 +339,12 @@ class Trainer:
         return folder
 
 
+def is_trained(config: TrainConfig) -> bool:
+    """Whether the folder holds the model that this config ends with. Raises InputError for a config it can't read."""
+    finished = (config.output / "model" / "model_index.json").exists()  # written last
+    return finished and not differences(load_config(TrainConfig, config.output / "config.yaml"), config)
+
+
 def _find_checkpoint(config: TrainConfig) -> Path | None:
     """The checkpoint to go on from. Raises InputError where the folder holds another run, or one not asked for."""
     saved = list_checkpoints(config.output / "checkpoints")
