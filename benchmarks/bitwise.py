@@ -2,7 +2,7 @@
 
 Trains the packaged model through the command line for 50 steps (contrastive and baseline, with and without an averaged
 copy of the weights) and rolls it out over 8 frames (with and without guidance, and through a stochastic scheduler), then
-holds a hash of every result against `benchmarks/results/bitwise.json`. `--record` writes that file anew, which belongs
+holds a hash of every result against `benchmarks/bitwise.json`. `--record` writes that file anew, which belongs
 into the commit *before* a change that must leave the bits alone. Bits depend on the processor and on torch, so a file
 that another machine recorded is refused. One thread, so that no sum depends on how work is divided.
 """
@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-RECORDED = Path(__file__).parent / "results" / "bitwise.json"
+RECORDED = Path(__file__).with_name("bitwise.json")
 TRAININGS = {
     "contrastive": ["--recipe", "tiny-contrastive"],
     "baseline": ["--recipe", "tiny-baseline"],
