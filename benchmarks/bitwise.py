@@ -1,8 +1,8 @@
 """Do the same seeds still give the same bits? `python -m benchmarks.bitwise WORK [--record]`.
 
 Trains the packaged model through the command line for 50 steps (contrastive and baseline, with and without an averaged
-copy of the weights) and rolls it out over 8 frames (with and without guidance, and through a stochastic scheduler), then
-holds a hash of every result against `benchmarks/bitwise.json`. `--record` writes that file anew, which belongs
+copy of the weights) and rolls it out over 8 frames (with and without guidance, and through a stochastic scheduler),
+then holds a hash of every result against `benchmarks/bitwise.json`. `--record` writes that file anew, which belongs
 into the commit *before* a change that must leave the bits alone. Bits depend on the processor and on torch, so a file
 that another machine recorded is refused. One thread, so that no sum depends on how work is divided.
 """
@@ -17,8 +17,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import av
 import torch
 from safetensors.torch import load_file
+
+from contrastive_i2v.data.shapes import ShapeScene, ShapesConfig, render_scene, sample_scene
 
 RECORDED = Path(__file__).with_name("bitwise.json")
 TRAININGS = {
@@ -46,7 +49,10 @@ def machine() -> dict[str, str]:
 
 def hashes(work: Path) -> dict[str, str]:
     """sha256 of every training's weights and every rollout's latents."""
-    command("shapes", "--output", work / "clips", "--train-clips", 24, "--test-clips", 2, "--seed", 3)
+    config = ShapesConfig(train_clips=24, test_clips=2, seed=3)
+    for split, count in (("train", config.train_clips), ("test", config.test_clips)):
+        for index in range(count):
+            write_clip(work / "clips" / split / f"{index:05d}.mp4", sample_scene(config, split, index))
     found = {}
     for number, (name, options) in enumerate(TRAININGS.items()):
         output = work / f"run{number}"
@@ -64,6 +70,18 @@ def hashes(work: Path) -> dict[str, str]:
             for file in sorted(output.glob("*.safetensors")):
                 found[f"rollout: {name}, {which} model, video {int(file.stem)}"] = digest(load_file(file))
     return found
+
+
+def write_clip(path: Path, scene: ShapeScene) -> None:
+    """One clip with its caption; x264 gives the same bytes each time only without macroblock trees."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.with_suffix(".txt").write_text(scene.caption)
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=25, options={"crf": "14", "preset": "ultrafast", "threads": "1"})
+        stream.height = stream.width = 64
+        for frame in render_scene(scene, frames=80, size=64).permute(0, 2, 3, 1).contiguous().numpy():
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        container.mux(stream.encode())
 
 
 def command(*arguments: object) -> None:

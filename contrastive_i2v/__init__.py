@@ -3,4 +3,19 @@
 Nothing heavy is imported here, so `contrastive_i2v.ops` and `contrastive_i2v.losses` need torch alone.
 """
 
+from typing import TYPE_CHECKING, Any
+
 __version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from contrastive_i2v.pipeline import ImageToVideoPipeline
+
+__all__ = ["ImageToVideoPipeline", "__version__"]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "ImageToVideoPipeline":
+        from contrastive_i2v.pipeline import ImageToVideoPipeline
+
+        return ImageToVideoPipeline
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

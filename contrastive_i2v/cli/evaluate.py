@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -52,7 +53,7 @@ def evaluate_methods(options: SuiteOptions, specs: Sequence[str], *, command: st
         options.output,
         title=f"{' against '.join(method.name for method in methods)} on {reference.folder.name}",
         command=shlex.join(["contrastive-i2v", command, *arguments]),
-        batch_size=options.batch_size or max(1, PIXELS_AT_ONCE // reference.resolution**2),
+        batch_size=options.batch_size or max(1, PIXELS_AT_ONCE // math.prod(reference.size)),
         about=about,
         warnings=warnings,
     )

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from contrastive_i2v.cli.evaluation_options import SuiteOptions
-from contrastive_i2v.data.video import VIDEO_EXTENSIONS, probe
+from contrastive_i2v.data.video import VIDEO_EXTENSIONS, as_size, probe
 from contrastive_i2v.errors import InputError
 from contrastive_i2v.evaluation import generators
 from contrastive_i2v.evaluation.extractors import loading
@@ -24,11 +24,12 @@ from contrastive_i2v.evaluation.generators import Generator, Method
 from contrastive_i2v.evaluation.results import Extractor
 from contrastive_i2v.evaluation.suite import Networks
 from contrastive_i2v.evaluation.videos import ReferenceSet, read_reference_set
-from contrastive_i2v.models import InstructPix2Pix
-from contrastive_i2v.models.loading import TINY
+from contrastive_i2v.files import folder_hash
+from contrastive_i2v.models import load_system, opening_kind
+from contrastive_i2v.models.loading import locate
+from contrastive_i2v.system import Size, System, default_device
 
 BASELINES = ("first-frame", "retrieval")
-ROLLED_OUT = ("StableDiffusionInstructPix2PixPipeline", "StableDiffusionPipeline")
 
 
 def split_name(spec: str) -> tuple[str, str]:
@@ -52,10 +53,11 @@ def kind_of(spec: str) -> str:
         return spec
     if spec == "tiny":
         return "checkpoint"
-    folder = _model_folder(spec)
-    index = folder / "model_index.json"
-    if index.is_file():
-        return "checkpoint" if _read_class(index) in ROLLED_OUT else "pipeline"
+    folder = Path(spec).expanduser()
+    if folder.is_dir() and opening_kind(Path(locate(folder))) is not None:
+        return "checkpoint"
+    if (folder / "model_index.json").is_file():
+        return "pipeline"
     if folder.is_dir() and any(file.suffix.lower() in VIDEO_EXTENSIONS for file in folder.rglob("*")):
         return "videos"
     if not folder.exists() and spec.count("/") == 1 and not spec.startswith((".", "~")):
@@ -73,8 +75,10 @@ def load_reference(options: SuiteOptions, specs: Sequence[str]) -> ReferenceSet:
     if resolution is None:
         raise InputError("resolution: nothing here says which; give --resolution")
     for spec in specs:
-        if kind_of(spec) == "checkpoint" and resolution % (step := _model(spec).downscale):
-            raise InputError(f"--resolution {resolution}: expected a multiple of {step} for model {spec!r}")
+        if kind_of(spec) == "checkpoint":
+            step = _system(spec).codec.downscale
+            if any(side % step for side in as_size(resolution)):
+                raise InputError(f"--resolution {resolution}: expected a multiple of {step} for model {spec!r}")
     return read_reference_set(
         options.data,
         frames=options.frames,
@@ -93,7 +97,7 @@ def build_method(spec: str, options: SuiteOptions, reference: ReferenceSet, warn
     if kind == "retrieval":
         if options.train_data is None:
             raise InputError("retrieval: answers with training clips; give their folder as --train-data")
-        text = loading.load_text_extractor(options.text, _device())
+        text = loading.load_text_extractor(options.text, default_device())
         return replace(generators.retrieval(options.train_data, text, reference), name=name)
     if kind == "videos":
         method, extra = generators.finished_videos(name, Path(spec).expanduser(), reference)
@@ -102,17 +106,17 @@ def build_method(spec: str, options: SuiteOptions, reference: ReferenceSet, warn
         return method
     if kind == "pipeline":
         return _pipeline(name, spec, options)
-    sampler = options.sampler(_model(spec))
+    sampler = options.over(_system(spec).sampler)
     identity = {
         "weights": _weights(spec),
-        "sampler": f"{sampler.steps} steps, {_model(spec).scheduler.__class__.__name__}",
+        "sampler": f"{sampler.steps} steps, {_system(spec).scheduler.__class__.__name__}",
         "guidance": f"text {sampler.guidance_scale:g}, image {sampler.image_guidance_scale:g}",
     }
     return Method(
         name,
         "checkpoint",
         identity,
-        lambda: generators.roll_out(_model(spec), sampler),
+        lambda: generators.roll_out(_system(spec), sampler),
         seeds=options.seeds,
         about={"model": spec, **_training(spec)},
     )
@@ -120,7 +124,7 @@ def build_method(spec: str, options: SuiteOptions, reference: ReferenceSet, warn
 
 def build_networks(options: SuiteOptions, specs: Sequence[str]) -> tuple[Networks, dict[str, str]]:
     """The networks of the metrics, and provenance of them."""
-    device = _device()
+    device = default_device()
     encoder = options.latents
     if encoder is None:
         named = (split_name(spec)[1] for spec in specs)
@@ -142,24 +146,24 @@ def build_networks(options: SuiteOptions, specs: Sequence[str]) -> tuple[Network
 
 
 class Latents:
-    """Scaled latents of a model's VAE: mean of the posterior times its scaling factor."""
+    """Latents of a model's codec, as diffusion sees them: the posterior's mode, normalised."""
 
     def __init__(self, spec: str) -> None:
-        self.model = _model(spec)
+        self.system = _system(spec)
         self.about = Extractor(
             name=f"VAE of {spec}",
-            dimension=self.model.latent_channels,
-            weights=f"sha256 {self.model.fingerprint}",
+            dimension=self.system.codec.channels,
+            weights=f"sha256 {self.system.fingerprint}",
             resize="none",
         )
 
     def __call__(self, frames: Tensor) -> Tensor:
-        mean = self.model.encode_images(frames).chunk(2, dim=1)[0]
-        return (mean * self.model.scaling_factor).float().cpu()
+        codec = self.system.codec
+        return codec.normalize(codec.sample(codec.encode(frames[:, None]))[:, 0]).float().cpu()
 
 
 def _pipeline(name: str, spec: str, options: SuiteOptions) -> Method:
-    folder = _model_folder(spec)
+    folder = Path(spec).expanduser()
     arguments = generators.parse_arguments(options.pipeline_arguments)
 
     def load() -> Generator:
@@ -171,10 +175,10 @@ def _pipeline(name: str, spec: str, options: SuiteOptions) -> Method:
             reason = " ".join(str(error).split())[:300]
             raise InputError(f"method {spec!r}: diffusers can't load this pipeline: {reason}") from error
         pipeline.set_progress_bar_config(disable=True)
-        return generators.call_pipeline(pipeline.to(_device()), name=name, arguments=arguments)
+        return generators.call_pipeline(pipeline.to(default_device()), name=name, arguments=arguments)
 
     identity = {
-        "weights": f"sha256 {generators.folder_hash(folder)}",
+        "weights": f"sha256 {folder_hash(folder)}",
         "pipeline": _read_class(folder / "model_index.json"),
         "arguments": json.dumps(arguments, sort_keys=True),
     }
@@ -182,22 +186,21 @@ def _pipeline(name: str, spec: str, options: SuiteOptions) -> Method:
 
 
 @cache
-def _model(spec: str) -> InstructPix2Pix:
-    source = spec if spec == "tiny" or not (folder := _model_folder(spec)).is_dir() else folder
-    model = InstructPix2Pix.from_pretrained(source, device=_device())
-    for module in (model.unet, model.vae):
-        module.to(memory_format=torch.channels_last)  # a tenth faster on a CPU
-    return model
+def _system(spec: str) -> System:
+    system = load_system(spec)
+    for module in system.parts().values():
+        module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # a tenth faster on a CPU
+    return system
 
 
 @cache
 def _weights(spec: str) -> str:
     """A hash of a folder's files; of a hub id's, of the parameters as loaded."""
-    folder = TINY if spec == "tiny" else _model_folder(spec)
+    folder = Path(locate(spec))
     if folder.is_dir():
-        return f"sha256 {generators.folder_hash(folder)}"
-    digest = hashlib.sha256(_model(spec).fingerprint.encode())
-    for key, value in sorted(_model(spec).unet.state_dict().items()):
+        return f"sha256 {folder_hash(folder)}"
+    digest = hashlib.sha256(_system(spec).fingerprint.encode())
+    for key, value in sorted(_system(spec).network.state_dict().items()):
         digest.update(key.encode())
         digest.update(value.detach().cpu().float().contiguous().numpy())
     return f"sha256 of parameters {digest.hexdigest()}"
@@ -205,17 +208,11 @@ def _weights(spec: str) -> str:
 
 def _training(spec: str) -> dict[str, str]:
     """The config of the run that wrote a model, where it lies beside it."""
-    config = _model_folder(spec).parent / "config.yaml"
+    config = Path(locate(spec)).parent / "config.yaml"
     try:
         return {"training config": config.read_text(encoding="utf-8")} if spec != "tiny" else {}
     except (OSError, UnicodeDecodeError):
         return {}
-
-
-def _model_folder(spec: str) -> Path:
-    """The diffusers folder of a spec: itself, or the model of a run."""
-    folder = Path(spec).expanduser()
-    return folder / "model" if (folder / "model" / "model_index.json").is_file() else folder
 
 
 def _read_class(index: Path) -> str:
@@ -225,18 +222,13 @@ def _read_class(index: Path) -> str:
         raise InputError(f"{index}: can't be read ({error}); expected the model_index.json of diffusers") from error
 
 
-def _native_size(spec: str) -> int | None:
-    """Pixels that a method was made for: a model's training size, or a square finished video's."""
+def _native_size(spec: str) -> Size | None:
+    """Pixels that a method was made for: a model's training size, or a finished video's own."""
     kind = kind_of(spec)
     if kind == "checkpoint":
-        model = _model(spec)
-        return int(model.unet.config.sample_size) * model.downscale
+        return _system(spec).size
     if kind == "videos":
         folder = Path(spec).expanduser()
         info = probe(min(file for file in folder.rglob("*") if file.suffix.lower() in VIDEO_EXTENSIONS))
-        return info.height if info.height == info.width else None
+        return info.height, info.width
     return None
-
-
-def _device() -> str:
-    return "cuda" if torch.cuda.is_available() else "cpu"

@@ -6,8 +6,9 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
-from contrastive_i2v.cli.sampler_options import SamplerOptions
+from contrastive_i2v.data.video import as_size
 from contrastive_i2v.errors import InputError
+from contrastive_i2v.system import SamplerOptions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,8 +25,9 @@ class SuiteOptions(SamplerOptions):
     """Length of each video, the given first frame included."""
     frame_rate: float = 5.0
     """True frames a second."""
-    resolution: int | None = None
-    """Pixels; None = what the first model was trained at, or the size of the first finished videos."""
+    resolution: int | tuple[int, int] | None = None
+    """Pixels: a square's side, or height and width; None = what the first model was trained at, or the size of the
+    first finished videos."""
     seeds: tuple[int, ...] = (0,)
     """Sampling seeds; clips are averaged over them, so more seeds mean less sampling noise."""
     pipeline_arguments: str = ""
@@ -54,10 +56,12 @@ class SuiteOptions(SamplerOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name, least in (("clips", 1), ("frames", 2), ("resolution", 8), ("batch_size", 1)):
+        for name, least in (("clips", 1), ("frames", 2), ("batch_size", 1)):
             value = getattr(self, name)
             if value is not None and value < least:
                 raise InputError(f"{name}: expected at least {least}, got {value}")
+        if self.resolution is not None and min(as_size(self.resolution)) < 8:
+            raise InputError(f"resolution: expected at least 8, got {self.resolution}")
         if not 0 < self.frame_rate < math.inf:
             raise InputError(f"frame_rate: expected frames a second > 0, got {self.frame_rate}")
         if not self.seeds or len(set(self.seeds)) < len(self.seeds):

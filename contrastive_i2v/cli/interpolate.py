@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Literal
 
 import torch
 import tyro
@@ -17,13 +16,12 @@ from safetensors.torch import load_file
 from torch import Tensor
 from tqdm import tqdm
 
-from contrastive_i2v.cli.sample import Format, write_outputs
-from contrastive_i2v.data.video import VIDEO_EXTENSIONS, VideoError, probe, read_frames, resize_frames
+from contrastive_i2v.cli.outputs import FRAMES_AT_ONCE, Format, write_outputs
+from contrastive_i2v.data.video import VIDEO_EXTENSIONS, VideoError, as_size, probe, read_frames, resize_frames
 from contrastive_i2v.errors import InputError
-from contrastive_i2v.sampling.interpolation import Method, resample_trajectory
-
-if TYPE_CHECKING:
-    from contrastive_i2v.models import InstructPix2Pix
+from contrastive_i2v.sampling.interpolation import Path as LatentPath
+from contrastive_i2v.sampling.interpolation import resample_trajectory
+from contrastive_i2v.system import Codec, Size, System
 
 ROLLOUT_FPS = 5.0
 """Frames a second of a rollout's latents where --fps-in doesn't say: the rate that models here are trained at."""
@@ -36,20 +34,20 @@ class Options:
     input: tuple[Path, ...]
     """Latents (.safetensors, as `sample --formats latents` writes them), or videos, which are encoded first."""
     model: str = "tiny"
-    """The model whose VAE decodes (and encodes): the one that made the latents."""
+    """The model whose autoencoder decodes (and encodes): the one that made the latents."""
     output: Path = Path("interpolated")
     """Folder for the results, named as their inputs."""
     formats: tuple[Format, ...] = ("mp4",)
-    """mp4, gif, png (a strip of all frames), latents (safetensors, scaled)."""
+    """mp4, gif, png (a strip of all frames), latents (safetensors, normalised)."""
     fps_in: float | None = None
     """Frames a second of the input; None = the video's own, and 5 for latents."""
     fps_out: float | None = None
     """Frames a second of the result, which lasts as long as the input; or give --factor."""
     factor: float | None = None
     """fps_out / fps_in; None = 4 where --fps-out isn't given."""
-    method: Method = "catmull-rom"
+    method: LatentPath = "catmull-rom"
     """The path between latents: catmull-rom is smooth; linear and slerp change direction at each given frame."""
-    resolution: int | None = None
+    resolution: int | tuple[int, int] | None = None
     """Pixels that videos are encoded at; None = what the model was trained at."""
     dtype: Literal["float32", "float16", "bfloat16"] = "float32"
 
@@ -59,17 +57,22 @@ def run(arguments: Sequence[str]) -> None:
     options = tyro.cli(Options, prog="contrastive-i2v interpolate", args=arguments)
     _check(options)
     rates = [_rates(path, options) for path in options.input]  # what is wrong with an input is said before any work
-    from contrastive_i2v.models import InstructPix2Pix  # takes seconds
+    from contrastive_i2v.models import load_system  # takes seconds
 
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = InstructPix2Pix.from_pretrained(options.model, device=device, dtype=getattr(torch, options.dtype))
+    system = load_system(options.model, dtype=getattr(torch, options.dtype))
     for path, (fps_in, fps_out) in zip(options.input, rates, strict=True):
-        given = _read_latents(path, model, options.resolution)  # [F, C, h, w]
+        given = _read_latents(path, system, options.resolution)  # [F, C, h, w]
         latents = resample_trajectory(given, frame_times(len(given), fps_in, fps_out), options.method)
-        decodes = {*options.formats} != {"latents"}
-        with _progress(model.vae.decoder, f"decoding {path.name}", len(latents) if decodes else 0) as bar:
-            name = options.output / path.name
-            for written in write_outputs(name, latents, model, options.formats, float(fps_out)):
+        with tqdm(desc=f"decoding {path.name}", total=len(latents), unit="frame") as bar:
+            outputs = write_outputs(
+                options.output / path.name,
+                latents,
+                system.codec,
+                options.formats,
+                float(fps_out),
+                progress=bar.update,
+            )
+            for written in outputs:
                 bar.write(str(written))
 
 
@@ -125,9 +128,15 @@ def _fraction(rate: float) -> Fraction:
     return max(Fraction(rate).limit_denominator(1001), Fraction(1, 1001))
 
 
-def _read_latents(path: Path, model: InstructPix2Pix, resolution: int | None) -> Tensor:
-    """Scaled latents `[F, C, h, w]` of a file of either kind."""
-    latents = _load(path, model) if path.suffix.lower() == ".safetensors" else _encode(path, model, resolution)
+def _read_latents(path: Path, system: System, resolution: int | Size | None) -> Tensor:
+    """Normalised latents `[F, C, h, w]` of a file of either kind."""
+    codec = system.codec
+    if codec.temporal_downscale != 1:
+        raise InputError(
+            f"--model: its autoencoder makes one latent of {codec.temporal_downscale} frames, so there is no latent a "
+            "frame to go between; expected a model with an image autoencoder"
+        )
+    latents = _load(path, codec) if path.suffix.lower() == ".safetensors" else _encode(path, system, resolution)
     if len(latents) < 2:
         raise InputError(f"{path}: holds {len(latents)} frame; expected at least 2 to go between")
     if not torch.isfinite(latents).all():
@@ -135,7 +144,7 @@ def _read_latents(path: Path, model: InstructPix2Pix, resolution: int | None) ->
     return latents
 
 
-def _load(path: Path, model: InstructPix2Pix) -> Tensor:
+def _load(path: Path, codec: Codec) -> Tensor:
     try:
         tensors = load_file(path)
     except (SafetensorError, OSError) as error:
@@ -146,23 +155,22 @@ def _load(path: Path, model: InstructPix2Pix) -> Tensor:
             "`contrastive-i2v sample --formats latents` writes"
         )
     latents: Tensor = tensors["latents"]
-    if latents.ndim != 4 or latents.shape[1] != model.latent_channels or 0 in latents.shape:
+    if latents.ndim != 4 or latents.shape[1] != codec.channels or 0 in latents.shape:
         raise InputError(
-            f"{path}: latents have shape {list(latents.shape)}; expected [F, {model.latent_channels}, h, w] of this "
-            "model's VAE: give the --model that made them"
+            f"{path}: latents have shape {list(latents.shape)}; expected [F, {codec.channels}, h, w] of this "
+            "model's autoencoder: give the --model that made them"
         )
     return latents.float()
 
 
-def _encode(path: Path, model: InstructPix2Pix, resolution: int | None) -> Tensor:
-    size = resolution or model.unet.config.sample_size * model.downscale
-    if size < 1 or size % model.downscale:
-        raise InputError(f"--resolution {size}: expected a multiple of {model.downscale}")
+def _encode(path: Path, system: System, resolution: int | Size | None) -> Tensor:
+    size, codec = system.size if resolution is None else as_size(resolution), system.codec
+    if any(side < 1 or side % codec.downscale for side in size):
+        raise InputError(f"--resolution {resolution}: expected a multiple of {codec.downscale}")
     pixels = resize_frames(_read_all(path), size)
-    with _progress(model.vae.encoder, f"encoding {path.name}", len(pixels)):
-        modes = model.encode_images(pixels).chunk(2, dim=1)[0]
-    latents: Tensor = modes.float().cpu() * model.scaling_factor
-    return latents
+    parts = tqdm(torch.split(pixels, FRAMES_AT_ONCE), desc=f"encoding {path.name}", unit="batch")
+    modes = torch.cat([codec.sample(codec.encode(part[None]))[0] for part in parts])
+    return codec.normalize(modes.float()).cpu()
 
 
 def _read_all(path: Path) -> Tensor:
@@ -173,14 +181,3 @@ def _read_all(path: Path) -> Tensor:
         if frames < 2:
             raise
         return read_frames(path, range(frames - 1))  # the container may overstate its length by one
-
-
-@contextmanager
-def _progress(module: Any, text: str, frames: int) -> Iterator[Any]:
-    """A bar over the frames that `module` has put through, chunk by chunk."""
-    with tqdm(total=frames, desc=text, unit="frame", disable=not frames) as bar:
-        hook = module.register_forward_hook(lambda module, inputs, output: bar.update(len(output)) and None)
-        try:
-            yield bar
-        finally:
-            hook.remove()

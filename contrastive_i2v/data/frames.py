@@ -1,8 +1,9 @@
-"""Which frames of a clip make a training pair: valid frames at a fixed rate, a source, a target after it.
+"""Which frames of a clip a window holds: valid frames at a fixed rate, a source, and frames at one distance around it.
 
-The rule is the original project's: every 5th frame of a 25 fps video is valid (so 5 a second, whatever the
-video's rate); the source is uniform over the valid frames; the target follows it by |N(0, 10)| valid frames
-(two seconds), at least one, inside the clip; clips over 30 s are left out.
+The rule is the original project's, stretched from pairs to windows: every 5th frame of a 25 fps video is valid (so 5 a
+second, whatever the video's rate); the source is uniform over the valid frames; the target follows it by |N(0, 10)|
+valid frames (two seconds), at least one, inside the clip; clips over 30 s are left out. In a window that distance lies
+between all neighbours, and frames before the source may be missing.
 """
 
 from __future__ import annotations
@@ -12,37 +13,50 @@ import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from contrastive_i2v.data.types import Clip
 from contrastive_i2v.data.video import VideoInfo
 from contrastive_i2v.errors import InputError
+from contrastive_i2v.system import Window
 
 
 @dataclass(frozen=True, kw_only=True)
-class FramePairConfig:
-    """Which frames become (source, target) pairs."""
+class FramesConfig:
+    """Which frames of a clip become training windows."""
 
     frame_rate: float = 5.0
     """Valid frames a second. A slower video gives every frame it has."""
     offset_std: float = 10.0
-    """The target follows the source by |N(0, offset_std)| valid frames, at least one; 0 = always the next."""
+    """A window's frames are |N(0, offset_std)| valid frames apart, at least one; 0 = always neighbours."""
     max_seconds: float = 30.0
     """Longer clips are left out."""
-    pairs_per_clip: int = 2
-    """Pairs drawn from each clip; one drawn twice is kept once, so a very short clip may give fewer."""
+    windows_per_clip: int = 2
+    """Windows drawn from each clip; one drawn twice is kept once, so a very short clip may give fewer."""
 
     def __post_init__(self) -> None:
         for name, good, expected in (
             ("frame_rate", 0 < self.frame_rate < math.inf, "a number of frames a second > 0"),
             ("offset_std", 0 <= self.offset_std < math.inf, "a number of valid frames >= 0"),
             ("max_seconds", self.max_seconds > 0, "seconds > 0"),
-            ("pairs_per_clip", self.pairs_per_clip >= 1, "at least 1"),
+            ("windows_per_clip", self.windows_per_clip >= 1, "at least 1"),
         ):
             if not good:
                 raise InputError(f"{name}: expected {expected}, got {getattr(self, name)}")
 
 
-def valid_frames(info: VideoInfo, clip: Clip, config: FramePairConfig) -> list[int]:
+class SampledWindow(NamedTuple):
+    """The frames of one training example, the anchor first where the window has one."""
+
+    frames: tuple[int, ...]
+    """Native frame indices; a missing frame repeats the window's earliest."""
+    present: tuple[bool, ...]
+    """One a latent frame; False where it would lie before the clip's start."""
+    offset: int
+    """Valid frames between neighbours."""
+
+
+def valid_frames(info: VideoInfo, clip: Clip, config: FramesConfig) -> list[int]:
     """Native frame indices, `config.frame_rate` a second from the clip's start on, each at most once.
 
     Frame i is shown at i / fps; the clip holds the frames shown in [start, end). Index k of the result is the
@@ -55,8 +69,9 @@ def valid_frames(info: VideoInfo, clip: Clip, config: FramePairConfig) -> list[i
     return [frame for frame in frames if frame < stop]
 
 
-def skip_reason(info: VideoInfo, clip: Clip, config: FramePairConfig) -> str | None:
-    """Why a clip can't give pairs (its rate is unknown, it is too long, or too short), or None."""
+def skip_reason(info: VideoInfo, clip: Clip, config: FramesConfig, *, least: int = 2) -> str | None:
+    """Why a clip can't be used (its rate is unknown, it is too long, or holds fewer than `least` valid frames), or
+    None."""
     if not (info.frames > 0 and 0 < info.fps < math.inf):
         return f"its header says {info.frames} frames at {info.fps:g} a second"
     first, stop = _bounds(info, clip)
@@ -66,8 +81,9 @@ def skip_reason(info: VideoInfo, clip: Clip, config: FramePairConfig) -> str | N
         return f"no frame from {clip.start or 0:g} s to {end:g} s; the video lasts {info.seconds:g} s"
     if seconds > config.max_seconds:
         return f"too long: {seconds:.1f} s, at most {config.max_seconds:g} s (max_seconds)"
-    if len(valid_frames(info, clip, config)) < 2:
-        return f"too short: {seconds:.2f} s hold fewer than two frames at {config.frame_rate:g} a second"
+    if len(valid_frames(info, clip, config)) < least:
+        count = {2: "two"}.get(least, str(least))
+        return f"too short: {seconds:.2f} s hold fewer than {count} frames at {config.frame_rate:g} a second"
     return None
 
 
@@ -77,25 +93,47 @@ def clip_rng(clip: Clip, seed: int) -> random.Random:
     return random.Random(json.dumps([seed, clip.path.name, clip.caption, clip.start, clip.end]))
 
 
-def sample_pairs(valid: Sequence[int], config: FramePairConfig, rng: random.Random) -> list[tuple[int, int]]:
-    """Draw `config.pairs_per_clip` pairs (source, target) of native frame indices, without repeats.
+def frames_after_source(window: Window, temporal_downscale: int = 1) -> int:
+    """How many frames of a window follow its source, the last of the given frames that come first (a window that gives
+    none first, or whose latents each hold several frames: its first frame)."""
+    before = max(window.past - 1, 0) if temporal_downscale == 1 else 0
+    return (window.length - 1) * temporal_downscale - before
 
-    The source is uniform over the valid frames that have a successor. The offset, in valid frames, is
-    max(1, round(|N(0, offset_std)|)) conditioned on the target being inside the clip (what drawing again
-    until it is would give), so no mass piles up on the last frame.
 
-    Raises ValueError for fewer than two valid frames.
+def sample_windows(
+    valid: Sequence[int], window: Window, config: FramesConfig, rng: random.Random, *, temporal_downscale: int = 1
+) -> list[SampledWindow]:
+    """Draw `config.windows_per_clip` windows of native frame indices, without repeats.
+
+    The source is uniform over the valid frames that have the window's later frames after them. The offset, in valid
+    frames, is max(1, round(|N(0, offset_std)|)) conditioned on the window ending inside the clip (what drawing again
+    until it does would give), so no mass piles up on the last frame. A given frame that would lie before the clip is
+    missing: that is how a rollout from one still image begins.
+
+    Args:
+        valid: native indices, at least `frames_after_source(window) + 1` of them.
+        temporal_downscale: of the codec: frames to a latent frame after the first.
+
+    Raises:
+        ValueError: too few valid frames.
     """
-    if len(valid) < 2:
-        raise ValueError(f"valid: expected at least two frames, got {list(valid)}")
-    cumulative = _offset_cdf(len(valid) - 1, config.offset_std)
-    pairs: dict[tuple[int, int], None] = {}  # an ordered set
-    for _ in range(config.pairs_per_clip):
-        source = rng.randrange(len(valid) - 1)
-        room = len(valid) - 1 - source
+    after = frames_after_source(window, temporal_downscale)
+    before = (window.length - 1) * temporal_downscale - after
+    if len(valid) <= after:
+        raise ValueError(f"valid: expected at least {after + 1} frames, got {list(valid)}")
+    cumulative = _offset_cdf((len(valid) - 1) // after, config.offset_std)
+    drawn: dict[SampledWindow, None] = {}  # an ordered set
+    for _ in range(config.windows_per_clip):
+        source = rng.randrange(len(valid) - after)
+        room = (len(valid) - 1 - source) // after
         offset = rng.choices(range(1, room + 1), cum_weights=cumulative[:room])[0]
-        pairs[valid[source], valid[source + offset]] = None
-    return list(pairs)
+        places = [source + step * offset for step in range(-before, after + 1)]
+        earliest = min(place for place in places if place >= 0)
+        frames = tuple(valid[place if place >= 0 else earliest] for place in places)
+        anchor = (valid[0],) * window.anchor
+        present = (True,) * window.anchor + tuple(place >= 0 for place in places[::temporal_downscale])
+        drawn[SampledWindow(anchor + frames, present, offset)] = None
+    return list(drawn)
 
 
 def _bounds(info: VideoInfo, clip: Clip) -> tuple[int, int]:

@@ -19,8 +19,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
-from contrastive_i2v.data.video import write_video, write_whole
+from contrastive_i2v.data.video import write_video
 from contrastive_i2v.errors import InputError
+from contrastive_i2v.files import write_whole
 
 Array = NDArray[np.float32]
 

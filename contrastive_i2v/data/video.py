@@ -6,7 +6,6 @@ and writes. Frames are uint8 `[F, 3, H, W]`; models see float `[F, 3, H, W]` in 
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -18,6 +17,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from contrastive_i2v.errors import InputError
+from contrastive_i2v.files import write_whole
+from contrastive_i2v.system import Size
 
 T = TypeVar("T")
 
@@ -53,15 +54,27 @@ def read_frames(path: Path, indices: Sequence[int]) -> Tensor:
     return _first_that_reads(path, (lambda p: _read_decord(p, indices), lambda p: _read_pyav(p, indices)))
 
 
-def resize_frames(frames: Tensor, size: int) -> Tensor:
-    """Centre crop to a square and resize: uint8 `[F, 3, H, W]` -> float32 `[F, 3, size, size]` in [-1, 1]."""
-    side = min(frames.shape[-2:])
-    top, left = (frames.shape[-2] - side) // 2, (frames.shape[-1] - side) // 2
-    pixels = frames[..., top : top + side, left : left + side].float() / 127.5 - 1  # [F, 3, side, side]
-    if side == size:
+def resize_frames(frames: Tensor, size: int | Size) -> Tensor:
+    """Centre crop and resize, never squashed: uint8 `[F, 3, H, W]` -> float32 `[F, 3, height, width]` in [-1, 1].
+
+    Args:
+        size: side of a square, or (height, width), in pixels.
+    """
+    height, width = as_size(size)
+    full_height, full_width = frames.shape[-2:]
+    crop_height = min(full_height, round(full_width * height / width))
+    crop_width = min(full_width, round(full_height * width / height))
+    top, left = (full_height - crop_height) // 2, (full_width - crop_width) // 2
+    pixels = frames[..., top : top + crop_height, left : left + crop_width].float() / 127.5 - 1
+    if (crop_height, crop_width) == (height, width):
         return pixels
-    pixels = F.interpolate(pixels, size=(size, size), mode="bicubic", antialias=True, align_corners=False)
+    pixels = F.interpolate(pixels, size=(height, width), mode="bicubic", antialias=True, align_corners=False)
     return pixels.clamp(-1, 1)
+
+
+def as_size(size: int | Size) -> Size:
+    """(height, width) of a size that may be a square's side."""
+    return (size, size) if isinstance(size, int) else size
 
 
 def to_uint8(pixels: Tensor) -> Tensor:
@@ -83,7 +96,8 @@ def write_video(path: Path, frames: Tensor, fps: float, *, crf: int = 14) -> Non
             stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001))
             stream.height, stream.width = frames.shape[-2:]
             stream.pix_fmt = "yuv420p"
-            stream.options = {"crf": str(crf), "preset": "veryfast", "threads": "1"}
+            # x264's macroblock tree decides differently from run to run here, and the same frames should give one file
+            stream.options = {"crf": str(crf), "preset": "veryfast", "threads": "1", "x264-params": "mbtree=0"}
             stream.thread_count = 1
             for frame in frames.permute(0, 2, 3, 1).contiguous().numpy():
                 container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
@@ -127,22 +141,6 @@ def _pil_images(frames: Tensor) -> list[Any]:
     from PIL import Image
 
     return [Image.fromarray(f) for f in frames.permute(0, 2, 3, 1).contiguous().cpu().numpy()]
-
-
-def write_whole(path: Path, write: Callable[[Path], object]) -> None:
-    """Let `write(part)` write beside `path`, then rename: the file appears whole or not at all.
-
-    Raises InputError naming the file when the disk refuses.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        write(part)
-        part.replace(path)
-    except OSError as error:
-        raise InputError(f"{path}: could not be written ({error.strerror or error})") from error
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def _first_that_reads(path: Path, readers: Sequence[Callable[[Path], T]]) -> T:

@@ -6,11 +6,12 @@ from contrastive_i2v.diffusion.prediction import (
     flow_coefficients,
     variance_preserving_coefficients,
 )
-from contrastive_i2v.diffusion.schedule import NoiseSchedule, rescale_zero_terminal_snr
+from contrastive_i2v.diffusion.schedule import NoiseSchedule, TimestepDistribution, rescale_zero_terminal_snr
 
 __all__ = [
     "PREDICTION_TYPES",
     "NoiseSchedule",
+    "TimestepDistribution",
     "edm_coefficients",
     "flow_coefficients",
     "rescale_zero_terminal_snr",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -16,6 +16,8 @@ from contrastive_i2v.diffusion.prediction import (
     variance_preserving_coefficients,
 )
 from contrastive_i2v.errors import InputError
+
+TimestepDistribution = Literal["uniform", "logit-normal"]
 
 
 def rescale_zero_terminal_snr(alphas_cumprod: Tensor) -> Tensor:
@@ -138,18 +140,42 @@ class NoiseSchedule:
         return (keep * noise - mix * clean).to(clean.dtype)
 
     def sample_timesteps(
-        self, n: int, generator: torch.Generator | None = None, device: str | torch.device = "cpu"
+        self,
+        n: int,
+        generator: torch.Generator | None = None,
+        device: str | torch.device = "cpu",
+        *,
+        distribution: TimestepDistribution = "uniform",
+        mean: float = 0.0,
+        std: float = 1.0,
+        shift: float = 1.0,
     ) -> Tensor:
-        """[n] training timesteps on `device`: uniform int64 in [0, T), or for flow uniform float32 in (0, T].
+        """[n] training timesteps on `device`: int64 in [0, T), or for flow float32 in (0, T].
 
-        They are drawn where the generator lives, so a CPU generator gives the same ones for any device.
+            uniform        u ~ U(0, 1]
+            logit-normal   u = 1 / (1 + exp(-(mean + std e))), e ~ N(0, 1)
+            then           u' = shift u / (1 + (shift - 1) u),  t = u' T (flow), ceil(u' T) - 1 otherwise
+
+        A shift above 1 means noisier timesteps: long or large videos need them, as neighbouring pixels say the same.
+        The timesteps are drawn where the generator lives, so a CPU generator gives the same ones for any device.
+
+        Source: Esser et al., "Scaling Rectified Flow Transformers for High-Resolution Image Synthesis" (arXiv
+        2403.03206), section 3.1 and equation 23.
         """
         source = generator.device if generator is not None else torch.device(device)
-        if self.prediction_type == "flow":
-            drawn = (1 - torch.rand(n, generator=generator, device=source)) * self.num_train_timesteps
+        is_flow = self.prediction_type == "flow"
+        if distribution == "uniform" and shift == 1 and not is_flow:
+            return torch.randint(self.num_train_timesteps, (n,), generator=generator, device=source).to(device)
+        if distribution == "uniform":
+            share = 1 - torch.rand(n, generator=generator, device=source)
         else:
-            drawn = torch.randint(self.num_train_timesteps, (n,), generator=generator, device=source)
-        return drawn.to(device)
+            share = torch.sigmoid(mean + std * torch.randn(n, generator=generator, device=source))
+        if shift != 1:
+            share = shift * share / (1 + (shift - 1) * share)
+        time = share * self.num_train_timesteps
+        if is_flow:
+            return time.to(device)
+        return (time.ceil().long() - 1).clamp(0, self.num_train_timesteps - 1).to(device)
 
     def _sigma(self, timesteps: Tensor) -> Tensor:
         return timesteps.float() / self.num_train_timesteps

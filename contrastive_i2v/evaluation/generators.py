@@ -13,13 +13,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, Protocol, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from contrastive_i2v.data.frames import FramePairConfig, skip_reason, valid_frames
+from contrastive_i2v.data.frames import FramesConfig, skip_reason, valid_frames
 from contrastive_i2v.data.sources.folder import read_folder
 from contrastive_i2v.data.types import Clip
 from contrastive_i2v.data.video import probe, read_frames, resize_frames, to_uint8
@@ -29,13 +29,13 @@ from contrastive_i2v.evaluation.extractors.base import TextExtractor
 from contrastive_i2v.evaluation.videos import (
     ReferenceClip,
     ReferenceSet,
-    digest,
-    file_hash,
     match_videos,
     read_finished_frames,
     read_true_frames,
 )
+from contrastive_i2v.files import digest, file_hash
 from contrastive_i2v.sampling import rollout
+from contrastive_i2v.system import Sampler, System
 
 Kind = Literal["checkpoint", "pipeline", "videos", "first-frame", "retrieval"]
 
@@ -88,62 +88,29 @@ class Method:
     """What else a clip's video depends on: a finished file's bytes."""
 
 
-class RolloutModel(Protocol):
-    """What a rollout asks of a model; models.InstructPix2Pix has it."""
-
-    scheduler: Any
-
-    @property
-    def scaling_factor(self) -> float: ...
-
-    def encode_images(self, pixels: Tensor) -> Tensor: ...
-
-    def encode_prompts(self, prompts: Sequence[str]) -> Tensor: ...
-
-    def decode_latents(self, latents: Tensor) -> Tensor: ...
-
-    def denoiser(self, noisy: Tensor, timesteps: Tensor, image_latents: Tensor, prompt_embeds: Tensor) -> Tensor: ...
-
-
-@dataclass(frozen=True, kw_only=True)
-class Sampler:
-    """How a rollout samples a frame."""
-
-    steps: int = 20
-    """Scheduler steps a frame."""
-    guidance_scale: float = 7.5
-    """Towards the prompt; 1 = off."""
-    image_guidance_scale: float = 1.5
-    """Towards the image; 1 = off."""
-
-
-def roll_out(model: RolloutModel, sampler: Sampler) -> Generator:
-    """Each generated latent conditions the next (`sampling.rollout`); all are decoded, the given frame too, so that
+def roll_out(system: System, sampler: Sampler) -> Generator:
+    """What a system makes of the given frames (`sampling.rollout`); the given frame is decoded too, so that
     frame 0 differs from the true one by what the autoencoder loses."""
 
     def generate(batch: Batch) -> Tensor:
-        moments = model.encode_images(batch.first.float() / 127.5 - 1)
+        codec = system.codec
+        pixels = batch.first.float() / 127.5 - 1
         latents = rollout(
-            model.denoiser,
-            moments.chunk(2, dim=1)[0],
-            model.encode_prompts(batch.prompts),
-            model.encode_prompts([""]),
-            frames=batch.frames,
-            scheduler=model.scheduler,
-            steps=sampler.steps,
-            guidance_scale=sampler.guidance_scale,
-            image_guidance_scale=sampler.image_guidance_scale,
-            scaling_factor=model.scaling_factor,
+            system,
+            codec.sample(codec.encode(pixels[:, None]))[:, 0],
+            system.encode_text(batch.prompts),
+            frames=-(-(batch.frames - 1) // codec.temporal_downscale) + 1,
+            sampler=sampler,
             seeds=batch.seeds,
             callback=lambda frame, z: batch.report(f"frame {frame + 1}/{batch.frames}"),
-        )  # [B, F, C, h, w]
-        pixels = model.decode_latents(latents.flatten(0, 1)).reshape(*latents.shape[:2], 3, *batch.first.shape[-2:])
-        for clip, video in zip(batch.clips, pixels, strict=True):
+        )  # [B, f, C, h, w]
+        videos = codec.decode(latents)[:, : batch.frames]
+        for clip, video in zip(batch.clips, videos, strict=True):
             if not torch.isfinite(video).all():
                 raise InputError(
                     f"{clip.name}: the model's frames hold NaN or infinity; check its weights, or sample in float32"
                 )
-        return to_uint8(pixels).cpu()
+        return to_uint8(videos).cpu()
 
     return generate
 
@@ -202,7 +169,9 @@ def call_pipeline(pipeline: Any, *, name: str, arguments: Mapping[str, Any] | No
                     f"{batch.frames}: give --frames {len(video)}"
                 )
             video = video[: batch.frames]
-            videos.append(video if video.shape[-2:] == (height, width) else to_uint8(resize_frames(video, height)))
+            videos.append(
+                video if video.shape[-2:] == (height, width) else to_uint8(resize_frames(video, (height, width)))
+            )
         return torch.stack(videos)
 
     return generate
@@ -212,7 +181,7 @@ def true_videos(reference: ReferenceSet) -> Method:
     """The true videos themselves, which the metrics of generated ones are read beside."""
 
     def generate(batch: Batch) -> Tensor:
-        return torch.stack([read_true_frames(clip, reference.resolution) for clip in batch.clips])
+        return torch.stack([read_true_frames(clip, reference.size) for clip in batch.clips])
 
     return Method("truth", "videos", {"videos": "true"}, lambda: generate, about={"folder": str(reference.folder)})
 
@@ -256,7 +225,7 @@ def retrieval(train: Path, text: TextExtractor, reference: ReferenceSet) -> Meth
         return generate
 
     def _nearest(captions: Sequence[str]) -> Tensor:
-        config = FramePairConfig(frame_rate=reference.frame_rate, max_seconds=float("inf"))
+        config = FramesConfig(frame_rate=reference.frame_rate, max_seconds=float("inf"))
         for caption in captions:
             for clip in (clip for clip in clips if clip.caption == caption):
                 if (video := _read_clip(clip, config, reference)) is not None:
@@ -274,7 +243,7 @@ def finished_videos(name: str, folder: Path, reference: ReferenceSet) -> tuple[M
     found, extra = match_videos(folder, reference.clips)
 
     def generate(batch: Batch) -> Tensor:
-        return torch.stack([read_finished_frames(found[c.name], c, reference.resolution) for c in batch.clips])
+        return torch.stack([read_finished_frames(found[c.name], c, reference.size) for c in batch.clips])
 
     method = Method(
         name,
@@ -285,13 +254,6 @@ def finished_videos(name: str, folder: Path, reference: ReferenceSet) -> tuple[M
         stamp=lambda clip: file_hash(found[clip.name]),
     )
     return method, extra
-
-
-def folder_hash(folder: Path, suffixes: Sequence[str] = (".safetensors", ".json", ".txt")) -> str:
-    """sha256 over the names and contents of a folder's weights and configs, in order of their names."""
-    files = [path for path in sorted(folder.rglob("*")) if path.suffix in suffixes and path.is_file()]
-    lines = "".join(f"{path.relative_to(folder).as_posix()} {file_hash(path)}\n" for path in files)
-    return hashlib.sha256(lines.encode()).hexdigest()
 
 
 def parse_arguments(text: str) -> dict[str, Any]:
@@ -305,14 +267,14 @@ def parse_arguments(text: str) -> dict[str, Any]:
     return values
 
 
-def _read_clip(clip: Clip, config: FramePairConfig, reference: ReferenceSet) -> Tensor | None:
+def _read_clip(clip: Clip, config: FramesConfig, reference: ReferenceSet) -> Tensor | None:
     info = probe(clip.path)
     if skip_reason(info, clip, config):
         return None
     indices = valid_frames(info, clip, config)[: reference.frames]
     if len(indices) < reference.frames:
         return None
-    return to_uint8(resize_frames(read_frames(clip.path, indices), reference.resolution))
+    return to_uint8(resize_frames(read_frames(clip.path, indices), reference.size))
 
 
 def _float_video(frames: Any) -> Tensor:

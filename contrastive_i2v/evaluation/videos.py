@@ -7,7 +7,6 @@ rate), centre-cropped and resized. Nothing is held in memory but the list of cli
 from __future__ import annotations
 
 import csv
-import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -16,11 +15,13 @@ from pathlib import Path
 
 from torch import Tensor
 
-from contrastive_i2v.data.frames import FramePairConfig, skip_reason, valid_frames
+from contrastive_i2v.data.frames import FramesConfig, skip_reason, valid_frames
 from contrastive_i2v.data.sources.folder import read_folder
 from contrastive_i2v.data.types import Clip, Skipped
-from contrastive_i2v.data.video import VIDEO_EXTENSIONS, VideoInfo, probe, read_frames, resize_frames, to_uint8
+from contrastive_i2v.data.video import VIDEO_EXTENSIONS, VideoInfo, as_size, probe, read_frames, resize_frames, to_uint8
 from contrastive_i2v.errors import InputError
+from contrastive_i2v.files import digest, file_hash
+from contrastive_i2v.system import Size
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ class ReferenceSet:
     clips: list[ReferenceClip]
     frames: int
     """F, the given first frame included."""
-    resolution: int
+    size: Size
     frame_rate: float
     """Frames a second."""
     skipped: list[Skipped]
@@ -63,15 +64,16 @@ class ReferenceSet:
     @property
     def setting(self) -> dict[str, str]:
         """What every method's videos depend on beside the clip."""
+        height, width = self.size
         return {
             "frames": str(self.frames),
-            "resolution": str(self.resolution),
+            "resolution": str(height) if height == width else f"{height}x{width}",
             "frame_rate": f"{self.frame_rate:g} a second",
         }
 
 
 def read_reference_set(
-    folder: Path, *, frames: int, resolution: int, frame_rate: float = 5.0, limit: int | None = None
+    folder: Path, *, frames: int, resolution: int | Size, frame_rate: float = 5.0, limit: int | None = None
 ) -> ReferenceSet:
     """The captioned clips below `folder` that hold `frames` frames at `frame_rate` a second; the first `limit` of them.
 
@@ -80,7 +82,7 @@ def read_reference_set(
     """
     if frames < 2:
         raise InputError(f"frames: expected at least 2, the given one and a generated one, got {frames}")
-    config = FramePairConfig(frame_rate=frame_rate, max_seconds=math.inf)
+    config = FramesConfig(frame_rate=frame_rate, max_seconds=math.inf)
     found, skipped = read_folder(folder)
     clips: list[ReferenceClip] = []
     names: dict[str, int] = {}
@@ -104,29 +106,12 @@ def read_reference_set(
             f"{folder}: none of its {len(found)} clips can be evaluated, the first: {first.path.name}: {first.reason}; "
             "take fewer --frames, a higher --frame-rate, or longer videos"
         )
-    return ReferenceSet(Path(folder), clips, frames, resolution, frame_rate, skipped)
+    return ReferenceSet(Path(folder), clips, frames, as_size(resolution), frame_rate, skipped)
 
 
-def read_true_frames(clip: ReferenceClip, resolution: int) -> Tensor:
-    """uint8 `[F, 3, resolution, resolution]`. Raises VideoError naming the file."""
-    return to_uint8(resize_frames(read_frames(clip.clip.path, clip.indices), resolution))
-
-
-def file_hash(path: Path) -> str:
-    """sha256 of a file's bytes. Raises InputError naming the file."""
-    total = hashlib.sha256()
-    try:
-        with path.open("rb") as file:
-            while block := file.read(1 << 22):
-                total.update(block)
-    except OSError as error:
-        raise InputError(f"{path}: can't be read ({error.strerror})") from error
-    return total.hexdigest()
-
-
-def digest(value: object) -> str:
-    """16 hex digits of sha256 over a value's JSON, keys sorted."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:16]
+def read_true_frames(clip: ReferenceClip, size: Size) -> Tensor:
+    """uint8 `[F, 3, height, width]`. Raises VideoError naming the file."""
+    return to_uint8(resize_frames(read_frames(clip.clip.path, clip.indices), size))
 
 
 def match_videos(folder: Path, clips: Sequence[ReferenceClip]) -> tuple[dict[str, Path], list[Path]]:
@@ -168,8 +153,8 @@ def match_videos(folder: Path, clips: Sequence[ReferenceClip]) -> tuple[dict[str
     return found, [video for video in videos if video not in taken]
 
 
-def read_finished_frames(path: Path, clip: ReferenceClip, resolution: int) -> Tensor:
-    """A finished video as uint8 `[F, 3, resolution, resolution]`, frame i answering frame i of the clip.
+def read_finished_frames(path: Path, clip: ReferenceClip, size: Size) -> Tensor:
+    """A finished video as uint8 `[F, 3, height, width]`, frame i answering frame i of the clip.
 
     A video of F frames is taken whole. One with as many frames at the same rate as the clip's own file (a filtered
     copy, say) gives the same frames as that. A video of the clip's own size is cropped and resized like it; any other
@@ -189,13 +174,13 @@ def read_finished_frames(path: Path, clip: ReferenceClip, resolution: int) -> Te
             f"{clip.info.frames} at {clip.info.fps:g} a second, like {clip.clip.path.name}): give --frames "
             f"{info.frames} if all the videos have as many"
         )
-    size = (info.height, info.width)
-    if size == (resolution, resolution):
+    found = (info.height, info.width)
+    if found == size:
         return read_frames(path, indices)
-    if size == (clip.info.height, clip.info.width):
-        return to_uint8(resize_frames(read_frames(path, indices), resolution))
+    if found == (clip.info.height, clip.info.width):
+        return to_uint8(resize_frames(read_frames(path, indices), size))
     raise InputError(
-        f"{path}: is {info.width}x{info.height} pixels; expected {resolution}x{resolution}, or "
+        f"{path}: is {info.width}x{info.height} pixels; expected {size[1]}x{size[0]}, or "
         f"{clip.info.width}x{clip.info.height} as {clip.clip.path.name} has: give the --resolution of the videos, or "
         "resize them"
     )

@@ -1,5 +1,108 @@
-"""The systems: one file each, built, loaded and saved as diffusers folders."""
+"""The systems, one file each, and `load_system`, which opens any of them."""
 
-from contrastive_i2v.models.instruct_pix2pix import InstructPix2Pix
+from __future__ import annotations
 
-__all__ = ["InstructPix2Pix"]
+import importlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import dacite
+import torch
+
+from contrastive_i2v.errors import InputError
+from contrastive_i2v.models.loading import locate
+from contrastive_i2v.system import DESCRIPTION, Description, System, SystemConfig, default_device
+
+SYSTEMS: dict[str, str | type[System]] = {
+    "instruct-pix2pix": "contrastive_i2v.models.instruct_pix2pix:InstructPix2Pix",
+}
+"""Kind -> the system's class, or where it is. The first one that opens a folder without a `system.json` takes it."""
+
+
+def load_system(
+    name: str | Path,
+    config: SystemConfig | None = None,
+    *,
+    device: str | torch.device | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> System:
+    """Open a model: weights, options, window, and how it is sampled.
+
+    Args:
+        name: "tiny" (packaged, no download), a folder that training wrote, a diffusers folder, or a hub id.
+        config: the kind of system and its options, say for training; None = what the folder says, or the first system
+            that opens it.
+        device: None = CUDA where there is one, else the CPU.
+        dtype: weights are converted to it, whatever the files hold.
+
+    Raises:
+        InputError: nothing there, a folder that no system opens or that holds another one, missing parts, or options
+            that its weights can't have.
+    """
+    source = locate(name)
+    folder = Path(source)
+    saved = read_description(folder)
+    kind = config.kind if config else opening_kind(folder) or next(iter(SYSTEMS))
+    if saved and saved.system.kind != kind:
+        raise InputError(f"model {str(name)!r} is of kind {saved.system.kind}; expected {kind}: give another --model")
+    cls = system_class(kind)
+    wanted = config or (saved.system if saved else config_class(kind)())
+    system = cls.load(source, wanted, saved.system if saved else None)
+    if saved:
+        system.sampler = saved.sampler
+        system.size = saved.size or system.size
+        system.fps = saved.fps or system.fps
+    return system.to(default_device() if device is None else device, dtype)
+
+
+def system_class(kind: str) -> type[System]:
+    """The class of a kind. Raises InputError for one that isn't registered."""
+    if kind not in SYSTEMS:
+        raise InputError(f"system kind {kind!r} is unknown; expected one of {', '.join(SYSTEMS)}")
+    entry = SYSTEMS[kind]
+    if isinstance(entry, str):
+        module, _, name = entry.partition(":")
+        entry = SYSTEMS[kind] = getattr(importlib.import_module(module), name)
+    return entry
+
+
+def config_class(kind: str) -> type[SystemConfig]:
+    """The class of a kind's options."""
+    return system_class(kind).Config
+
+
+def parse_config(values: Any) -> SystemConfig:
+    """The options of a mapping with a `kind`, as config.yaml and system.json hold them. Raises InputError."""
+    if isinstance(values, SystemConfig):
+        return values
+    if not isinstance(values, Mapping) or not isinstance(values.get("kind"), str):
+        raise InputError(f"system: expected a mapping with a kind ({', '.join(SYSTEMS)}), got {values!r}")
+    try:
+        return dacite.from_dict(config_class(values["kind"]), values, dacite.Config(strict=True, cast=[tuple, float]))
+    except dacite.DaciteError as error:
+        raise InputError(f"system: {error}") from error
+
+
+def read_description(folder: Path) -> Description | None:
+    """What `system.json` of a model folder says; None where there is none. Raises InputError for a damaged one."""
+    file = folder / DESCRIPTION
+    if not file.is_file():
+        return None
+    try:
+        values: Any = json.loads(file.read_text(encoding="utf-8"))
+        rules = dacite.Config(strict=True, cast=[tuple, float], type_hooks={SystemConfig: parse_config})
+        return dacite.from_dict(Description, values, rules)
+    except (OSError, ValueError, TypeError, dacite.DaciteError) as error:
+        raise InputError(f"{file}: can't be read ({error}); expected what save() of a system writes") from error
+
+
+def opening_kind(folder: Path) -> str | None:
+    """The kind of system that opens a model folder, or None. Raises InputError for a damaged `system.json`."""
+    if saved := read_description(folder):
+        return saved.system.kind
+    return next((kind for kind in SYSTEMS if system_class(kind).opens(folder)), None)
+
+
+__all__ = ["SYSTEMS", "load_system", "opening_kind", "parse_config", "read_description", "system_class"]

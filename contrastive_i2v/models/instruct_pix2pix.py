@@ -1,102 +1,190 @@
-"""InstructPix2Pix on Stable Diffusion 1.x parts: image latents enter through extra input channels.
+"""InstructPix2Pix on Stable Diffusion 1.x parts: given frames enter through extra input channels, frame by frame.
 
 Brooks, Holynski, Efros, "InstructPix2Pix: Learning to Follow Image Editing Instructions" (arXiv 2211.09800),
 section 3.2: the UNet of a text-to-image model gets the conditioning image's latents beside the noisy ones.
 Its first convolution grows to take them; the new weights start at zero, so training starts at the base model.
+
+Three options go on from there. Several past frames and an anchor, the video's first frame, are more input channels of
+the same kind, each older frame with a channel that says whether it is there. The level of the noise on the given frames
+is embedded and added to the timestep's embedding, its last layer starting at zero, so that training can add noise and
+sampling can say that there is none (Valevski et al., "Diffusion Models Are Real-Time Game Engines", arXiv 2408.14837).
 """
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import diffusers
 import torch
-from diffusers import (
-    AutoencoderKL,
-    DDIMScheduler,
-    SchedulerMixin,
-    StableDiffusionInstructPix2PixPipeline,
-    UNet2DConditionModel,
-)
+import transformers
 from torch import Tensor, nn
-from transformers import CLIPTextModel, CLIPTokenizer
 
 from contrastive_i2v.errors import InputError
-from contrastive_i2v.models.loading import load_part, load_weights, locate
+from contrastive_i2v.models.autoencoder import ImageCodec, device_of, like
+from contrastive_i2v.models.loading import load_part, load_weights, missing_parts, variants
+from contrastive_i2v.system import Condition, Sampler, System, SystemConfig, Text, Window, dropped
+
+MOST_PAST_FRAMES = 16
+LEVEL_SCALE = 1000.0
+"""A noise level of 1 is embedded as timestep 1000 is."""
 
 
-@dataclass
-class InstructPix2Pix:
-    """The five parts of a latent image-to-image diffusion model, and what training and sampling ask of them.
+@dataclass(frozen=True, kw_only=True)
+class InstructPix2PixConfig(SystemConfig):
+    """What the next frame is generated from. None = as the model has it; a plain model has one past frame alone."""
 
-    Only `unet` is meant to be trained: `from_pretrained` freezes `vae` and `text_encoder`, all in eval mode.
+    kind: Literal["instruct-pix2pix"] = "instruct-pix2pix"
+    past_frames: int | None = None
+    """Past frames that condition the next one, 1 or more. At a video's start the missing ones repeat its first frame
+    and are marked."""
+    anchor: bool | None = None
+    """Whether the video's first frame conditions every other one, beside the past frames."""
+    noise_level: bool | None = None
+    """Whether the network is told the level of the noise on its given frames (train with --condition-noise)."""
 
-    Attributes:
+    def __post_init__(self) -> None:
+        if self.past_frames is not None and not 1 <= self.past_frames <= MOST_PAST_FRAMES:
+            raise InputError(f"past_frames: expected 1 to {MOST_PAST_FRAMES}, got {self.past_frames}")
+
+    def over(self, saved: InstructPix2PixConfig) -> InstructPix2PixConfig:
+        """These options, and the saved ones where they are None. Raises InputError where the saved ones have more."""
+        values = {name: value for name, value in asdict(self).items() if value is not None}
+        merged = InstructPix2PixConfig(**asdict(saved) | values)
+        for name in ("past_frames", "anchor", "noise_level"):
+            had, asked = getattr(saved, name), getattr(merged, name)
+            if asked < had:
+                raise InputError(f"{name}: the model was trained with {had}; expected that or more, got {asked}")
+        return merged
+
+
+PLAIN = InstructPix2PixConfig(past_frames=1, anchor=False, noise_level=False)
+
+
+class InstructPix2PixNetwork(nn.Module):
+    """UNet2DConditionModel that sees noisy and given latents side by side."""
+
+    def __init__(self, unet: Any) -> None:
+        super().__init__()
+        self.unet = unet
+
+    def forward(
+        self,
+        noisy: Tensor,
+        timesteps: Tensor,
+        image_latents: Tensor,
+        prompt_embeds: Tensor,
+        noise_level: Tensor | None = None,
+    ) -> Tensor:
+        """unet(cat([noisy, image_latents], channels), timesteps, prompt_embeds).
+
+        Args:
+            noisy: [B, 1, C, h, w] (after the scheduler's `scale_model_input`).
+            timesteps: [B].
+            image_latents: [B, channels, h, w], from `condition`: latents *not* scaled, as InstructPix2Pix was trained.
+            prompt_embeds: [B, L, E].
+            noise_level: [B]; there if and only if the network embeds it.
+
+        Returns:
+            [B, 1, C, h, w]
+        """
+        inputs = torch.cat([noisy[:, 0], image_latents.to(noisy.dtype)], dim=1)  # [B, C + channels, h, w]
+        level = None if noise_level is None else LEVEL_SCALE * noise_level
+        prediction: Tensor = self.unet(
+            like(self.unet, inputs),
+            timesteps,
+            encoder_hidden_states=like(self.unet, prompt_embeds),
+            class_labels=level,
+            return_dict=False,
+        )[0]
+        return prediction[:, None]
+
+    def enable_gradient_checkpointing(self) -> None:
+        """Less memory for more time."""
+        self.unet.enable_gradient_checkpointing()
+
+
+class InstructPix2Pix(System):
+    """The five parts of a latent image-to-image diffusion model; a video is rolled out frame by frame.
+
+    Only `unet` is meant to be trained: `vae` and `text_encoder` are frozen, all in eval mode.
+
+    Args:
         vae: AutoencoderKL; images [F, 3, H, W] in [-1, 1] <-> latents [F, C, H/downscale, W/downscale].
         text_encoder: CLIPTextModel; its last hidden state [N, L, E] is the prompt embedding.
         tokenizer: CLIPTokenizer.
-        unet: UNet2DConditionModel with 2C input and C output channels.
+        unet: UNet2DConditionModel with the input channels that `config` asks for and C output channels.
         scheduler: a diffusers scheduler; its config holds the noise schedule and the prediction type.
+        config: the options, none of them None.
     """
 
-    vae: Any
-    text_encoder: Any
-    tokenizer: Any
-    unet: Any
-    scheduler: Any
+    Config = InstructPix2PixConfig
+    config: InstructPix2PixConfig
+    network: InstructPix2PixNetwork
+    codec: ImageCodec
+
+    def __init__(
+        self,
+        vae: Any,
+        text_encoder: Any,
+        tokenizer: Any,
+        unet: Any,
+        scheduler: Any,
+        config: InstructPix2PixConfig = PLAIN,
+        sampler: Sampler | None = None,
+    ) -> None:
+        self.vae, self.text_encoder, self.tokenizer, self.unet = vae, text_encoder, tokenizer, unet
+        for module in (vae, text_encoder):
+            module.requires_grad_(False)
+        self.config, self.scheduler = config, scheduler
+        self.network, self.codec = InstructPix2PixNetwork(unet), ImageCodec(vae)
+        past = config.past_frames or 1
+        self.window = Window(past + 1, tuple(range(past)), anchor=bool(config.anchor))
+        self.sampler = sampler or Sampler()
+        side = int(unet.config.sample_size) * self.codec.downscale
+        self.size = (side, side)
 
     @classmethod
-    def from_pretrained(
-        cls,
-        name: str | Path,
-        *,
-        dtype: torch.dtype = torch.float32,
-        device: str | torch.device = "cpu",
-    ) -> InstructPix2Pix:
-        """Load Stable Diffusion 1.x (`conv_in` grows from C to 2C channels) or an already converted model.
+    def opens(cls, folder: Path) -> bool:
+        """A Stable Diffusion folder, text-to-image or InstructPix2Pix: its parts, and a plain 2-D UNet."""
+        if missing_parts(folder):
+            return False
+        config = diffusers.UNet2DConditionModel.load_config(str(folder / "unet"))
+        return config.get("_class_name") == "UNet2DConditionModel" and not (folder / "motion_adapter").exists()
 
-        Args:
-            name: "tiny" (packaged, no download), a diffusers folder, or a hub id. Safetensors only.
-            dtype: weights are converted to it, whatever the files hold.
-            device: where the parts go.
+    @classmethod
+    def load(cls, source: str, config: SystemConfig, saved: SystemConfig | None) -> InstructPix2Pix:
+        """Stable Diffusion 1.x (`conv_in` grows from C to 2C channels), InstructPix2Pix, or what `save` wrote.
 
         A base model gets a DDIM scheduler made from its scheduler's config (the same noise schedule); a
         converted model, or one with a flow-matching scheduler, keeps the scheduler its folder names.
-
-        Raises:
-            InputError: missing parts, only pickled weights, an id that can't be fetched, or a UNet whose
-                channels fit neither form.
         """
-        source, variants = locate(name)
-        vae = load_weights(AutoencoderKL, source, "vae", variants["vae"])
-        unet = load_weights(UNet2DConditionModel, source, "unet", variants["unet"])
-        text_encoder = load_weights(CLIPTextModel, source, "text_encoder", variants["text_encoder"])
-        tokenizer = load_part(CLIPTokenizer.from_pretrained, source, "tokenizer")
+        assert isinstance(config, InstructPix2PixConfig) and isinstance(saved, InstructPix2PixConfig | None)
+        files = variants(source)
+        vae = load_weights(diffusers.AutoencoderKL, source, "vae", files["vae"])
+        unet = load_weights(diffusers.UNet2DConditionModel, source, "unet", files["unet"])
+        text_encoder = load_weights(transformers.CLIPTextModel, source, "text_encoder", files["text_encoder"])
+        tokenizer = load_part(transformers.CLIPTokenizer.from_pretrained, source, "tokenizer")
         channels = int(vae.config.latent_channels)
-        _check_parts(str(name), unet, text_encoder, channels)
+        _check_parts(source, unet, text_encoder, channels, saved)
         is_base = unet.config.in_channels == channels
         scheduler = _load_scheduler(source, is_base=is_base)
-        if is_base:
-            expand_conv_in(unet, channels)
-        model = cls(vae, text_encoder, tokenizer, unet, scheduler)
-        for module in (vae, text_encoder):
-            module.requires_grad_(False)
-        return model.to(device, dtype)
+        has = saved or PLAIN
+        config = config.over(has)
+        before = ["noisy"] if is_base else _channels(has)
+        grow_conv_in(unet, before, _channels(config), {"mask": 1}, channels)
+        if config.noise_level and not has.noise_level:
+            embed_noise_level(unet)
+        return cls(vae, text_encoder, tokenizer, unet, scheduler, config)
 
-    def to(self, device: str | torch.device, dtype: torch.dtype | None = None) -> InstructPix2Pix:
-        """Move the modules in place, put them in eval mode, and return self."""
-        for module in (self.vae, self.text_encoder, self.unet):
-            module.to(device=device, dtype=dtype).eval()
-        return self
-
-    def save_pretrained(self, folder: str | Path) -> None:
-        """Write a diffusers folder (safetensors); StableDiffusionInstructPix2PixPipeline opens it too."""
-        pipeline = StableDiffusionInstructPix2PixPipeline(
+    def save_weights(self, folder: Path) -> None:
+        """A diffusers folder (safetensors): with plain options StableDiffusionInstructPix2PixPipeline opens it."""
+        pipeline = diffusers.StableDiffusionInstructPix2PixPipeline(
             vae=self.vae,
             text_encoder=self.text_encoder,
             tokenizer=self.tokenizer,
@@ -108,63 +196,28 @@ class InstructPix2Pix:
         )
         pipeline.save_pretrained(str(folder), safe_serialization=True)
 
-    @property
-    def scaling_factor(self) -> float:
-        """Diffusion latents are VAE latents times this (0.18215 for Stable Diffusion 1.x)."""
-        return float(self.vae.config.scaling_factor)
-
-    @property
-    def latent_channels(self) -> int:
-        """C: channels of a latent."""
-        return int(self.vae.config.latent_channels)
-
-    @property
-    def downscale(self) -> int:
-        """Image pixels to one latent pixel, along each side."""
-        return int(2 ** (len(self.vae.config.block_out_channels) - 1))
+    def parts(self) -> dict[str, nn.Module]:
+        """Text encoder, network, autoencoder."""
+        return {"text_encoder": self.text_encoder, "network": self.network, "vae": self.vae}
 
     @cached_property
     def fingerprint(self) -> str:
         """sha256 over the VAE's and text encoder's weights (as float32) and the tokenizer's vocabulary.
 
-        Equal fingerprints mean interchangeable latents and prompt embeddings; the dtype of the files doesn't
-        count. Computed once: the encoders are frozen.
+        The dtype of the files doesn't count. Computed once: the encoders are frozen.
         """
-        digest = hashlib.sha256()
+        total = hashlib.sha256()
         for module in (self.vae, self.text_encoder):
             for key, value in sorted(module.named_parameters()):
-                digest.update(f"{key}{tuple(value.shape)}".encode())
-                digest.update(value.detach().to("cpu", torch.float32).contiguous().numpy())
-        digest.update(repr(sorted(self.tokenizer.get_vocab().items())).encode())
-        digest.update(repr(self._prompt_length).encode())
-        return digest.hexdigest()
+                total.update(f"{key}{tuple(value.shape)}".encode())
+                total.update(value.detach().to("cpu", torch.float32).contiguous().numpy())
+        total.update(repr(sorted(self.tokenizer.get_vocab().items())).encode())
+        total.update(repr(self._prompt_length).encode())
+        return total.hexdigest()
 
     @torch.no_grad()
-    def encode_images(self, pixels: Tensor, *, chunk: int = 8) -> Tensor:
-        """Moments of the VAE's posterior, unscaled: mean and log-variance along channels.
-
-        Args:
-            pixels: [F, 3, H, W] float in [-1, 1]; H and W multiples of `downscale`.
-            chunk: images encoded at a time.
-
-        Returns:
-            [F, 2C, h, w]. `mean, logvar = moments.chunk(2, dim=1)`; the mean is the mode that conditions the
-            UNet, and (mean + exp(logvar / 2) * noise) * scaling_factor is a diffusion target.
-        """
-        if pixels.ndim != 4 or pixels.shape[1] != 3 or any(side % self.downscale for side in pixels.shape[2:]):
-            raise InputError(
-                f"pixels has shape {tuple(pixels.shape)}; expected [F, 3, H, W] with H and W multiples of "
-                f"{self.downscale}: resize the images first"
-            )
-        parts = []
-        for part in torch.split(pixels, chunk):
-            posterior = self.vae.encode(self._like(self.vae, part)).latent_dist
-            parts.append(torch.cat([posterior.mean, posterior.logvar], dim=1))  # [f, 2C, h, w]
-        return torch.cat(parts)
-
-    @torch.no_grad()
-    def encode_prompts(self, prompts: Sequence[str]) -> Tensor:
-        """CLIP's last hidden states [N, L, E], padded and cut to the tokenizer's length; "" is no prompt."""
+    def encode_text(self, prompts: Sequence[str]) -> Text:
+        """prompt_embeds: CLIP's last hidden states [N, L, E], padded and cut to the tokenizer's length."""
         tokens = self.tokenizer(
             list(prompts),
             padding="max_length",
@@ -172,58 +225,75 @@ class InstructPix2Pix:
             truncation=True,
             return_tensors="pt",
         )
-        device = _first_parameter(self.text_encoder).device
+        device = device_of(self.text_encoder)
         uses_mask = getattr(self.text_encoder.config, "use_attention_mask", False)
         mask = tokens.attention_mask.to(device) if uses_mask else None
-        embeds: Tensor = self.text_encoder(tokens.input_ids.to(device), attention_mask=mask)[0]  # [N, L, E]
-        return embeds
+        return {"prompt_embeds": self.text_encoder(tokens.input_ids.to(device), attention_mask=mask)[0]}
 
-    @torch.no_grad()
-    def decode_latents(self, latents: Tensor, chunk: int = 8) -> Tensor:
-        """Pixels [F, 3, H, W], clamped to [-1, 1], of scaled latents [F, C, h, w]; `chunk` at a time."""
-        parts = [
-            self.vae.decode(self._like(self.vae, part) / self.scaling_factor, return_dict=False)[0]
-            for part in torch.split(latents, chunk)
-        ]
-        return torch.cat(parts).clamp(-1, 1)
+    def condition(
+        self,
+        given: Tensor,
+        text: Text,
+        *,
+        present: Tensor | None = None,
+        fps: Tensor | None = None,
+        noise_level: Tensor | None = None,
+    ) -> Condition:
+        """image_latents [B, channels, h, w]: the last given frame, then each older one and its mask, then the anchor;
+        prompt_embeds [B, L, E]; and noise_level [B] where the network embeds it."""
+        frames = list(given.unbind(dim=1))
+        anchor = [frames.pop(0)] if self.window.anchor else []
+        newest, *older = reversed(frames)
+        channels = [newest]
+        for age, frame in enumerate(older, start=2):
+            there = torch.ones(len(given), device=given.device) if present is None else present[:, -age]
+            channels += [frame, there.to(frame.dtype).view(-1, 1, 1, 1).expand_as(frame[:, :1])]
+        condition = {"image_latents": torch.cat([*channels, *anchor], dim=1), **text}
+        if self.config.noise_level:
+            condition["noise_level"] = given.new_zeros(len(given)) if noise_level is None else noise_level
+        return condition
 
-    def denoiser(self, noisy: Tensor, timesteps: Tensor, image_latents: Tensor, prompt_embeds: Tensor) -> Tensor:
-        """The UNet's prediction: unet(cat([noisy, image_latents], channels), timesteps, prompt_embeds).
+    def drop(self, condition: Condition, *, image: Tensor, text: Tensor) -> Condition:
+        """Zeros in place of the image, and of its noise level; the embedding of "" in place of the prompt."""
+        null = self._null_embeds.to(condition["prompt_embeds"])
+        changed = {
+            name: dropped(condition[name], image) for name in ("image_latents", "noise_level") if name in condition
+        }
+        return changed | {"prompt_embeds": dropped(condition["prompt_embeds"], text, null)}
 
-        Args:
-            noisy: [B, C, h, w] scaled noisy latents (after the scheduler's `scale_model_input`).
-            timesteps: [B] or a scalar.
-            image_latents: [B, C, h, w], the posterior mode, *unscaled*, as InstructPix2Pix was trained; zeros
-                for no image.
-            prompt_embeds: [B, L, E].
-
-        Returns:
-            [B, C, h, w]
-        """
-        inputs = self._like(self.unet, torch.cat([noisy, image_latents.to(noisy.dtype)], dim=1))  # [B, 2C, h, w]
-        embeds = self._like(self.unet, prompt_embeds)
-        prediction: Tensor = self.unet(inputs, timesteps, encoder_hidden_states=embeds, return_dict=False)[0]
-        return prediction
+    @cached_property
+    def _null_embeds(self) -> Tensor:
+        return self.encode_text([""])["prompt_embeds"]  # [1, L, E]
 
     @property
     def _prompt_length(self) -> int:
         # a tokenizer without a config reports a length of 1e30
         return int(min(self.tokenizer.model_max_length, self.text_encoder.config.max_position_embeddings))
 
-    @staticmethod
-    def _like(module: nn.Module, value: Tensor) -> Tensor:
-        weight = _first_parameter(module)
-        return value.to(weight.device, weight.dtype)
 
+def grow_conv_in(unet: Any, before: Sequence[str], after: Sequence[str], widths: dict[str, int], channels: int) -> None:
+    """Let a UNet's first convolution take more inputs, in place; its output stays the same.
 
-def expand_conv_in(unet: Any, extra_channels: int) -> None:
-    """Let a UNet's first convolution take `extra_channels` more inputs, in place; its output stays the same.
+    The weights of an input that was there before move with it, those of a new one are zero, and the bias is kept: new
+    inputs have no say until training gives them one.
 
-    weight' = [weight, 0], bias' = bias: the new channels have no say until training gives them one.
+    Args:
+        before, after: names of the inputs, in order; `name.part` has the width `widths[part]`, others `channels`.
     """
+    if before == after:
+        return
+
+    def places(names: Sequence[str]) -> dict[str, slice]:
+        found, start = {}, 0
+        for name in names:
+            stop = start + widths.get(name.rpartition(".")[2], channels)
+            found[name], start = slice(start, stop), stop
+        return found
+
     old: nn.Conv2d = unet.conv_in
+    was, will = places(before), places(after)
     new = nn.Conv2d(
-        old.in_channels + extra_channels,
+        will[after[-1]].stop,
         old.out_channels,
         kernel_size=old.kernel_size,  # type: ignore[arg-type]
         stride=old.stride,  # type: ignore[arg-type]
@@ -234,20 +304,41 @@ def expand_conv_in(unet: Any, extra_channels: int) -> None:
     )
     with torch.no_grad():
         new.weight.zero_()
-        new.weight[:, : old.in_channels] = old.weight
+        for name in before:
+            new.weight[:, will[name]] = old.weight[:, was[name]]
         if old.bias is not None and new.bias is not None:
             new.bias.copy_(old.bias)
     unet.conv_in = new
     unet.register_to_config(in_channels=new.in_channels)
 
 
-def _check_parts(name: str, unet: Any, text_encoder: Any, channels: int) -> None:
+def embed_noise_level(unet: Any) -> None:
+    """Give a UNet the embedding of a noise level, as diffusers' class embedding of the timestep kind, in place.
+
+    It starts as the timestep's embedding with a last layer of zero, so the output stays the same.
+    """
+    unet.class_embedding = copy.deepcopy(unet.time_embedding)
+    nn.init.zeros_(unet.class_embedding.linear_2.weight)
+    nn.init.zeros_(unet.class_embedding.linear_2.bias)
+    unet.register_to_config(class_embed_type="timestep")
+
+
+def _channels(config: InstructPix2PixConfig) -> list[str]:
+    """The inputs of the first convolution, in order."""
+    older = [name for age in range(2, (config.past_frames or 1) + 1) for name in (f"past {age}", f"past {age}.mask")]
+    return ["noisy", "past 1", *older, *["anchor"] * bool(config.anchor)]
+
+
+def _check_parts(name: str, unet: Any, text_encoder: Any, channels: int, saved: InstructPix2PixConfig | None) -> None:
     config = unet.config
-    if config.in_channels not in (channels, 2 * channels) or config.out_channels != channels:
+    masks = sum(name.endswith(".mask") for name in _channels(saved or PLAIN))
+    full = (len(_channels(saved or PLAIN)) - masks) * channels + masks
+    fits = (full,) if saved else (channels, full)
+    if config.in_channels not in fits or config.out_channels != channels:
         raise InputError(
             f"the UNet of model {name!r} has in_channels={config.in_channels}, "
             f"out_channels={config.out_channels}; expected in_channels {channels} (Stable Diffusion 1.x) or "
-            f"{2 * channels} (InstructPix2Pix) and out_channels {channels}: use a text-to-image or "
+            f"{full} (InstructPix2Pix) and out_channels {channels}: use a text-to-image or "
             "InstructPix2Pix model, not an inpainting or depth one"
         )
     if config.cross_attention_dim != text_encoder.config.hidden_size:
@@ -256,14 +347,19 @@ def _check_parts(name: str, unet: Any, text_encoder: Any, channels: int) -> None
             f"encoder hidden_size={text_encoder.config.hidden_size}; expected the same: take both from "
             "one Stable Diffusion 1.x model"
         )
+    if bool(saved and saved.noise_level) != (config.class_embed_type == "timestep"):
+        raise InputError(
+            f"the UNet of model {name!r} has class_embed_type={config.class_embed_type!r}; expected "
+            f"{'timestep' if saved and saved.noise_level else None!r}: its system.json belongs to other weights"
+        )
 
 
 def _load_scheduler(source: str, *, is_base: bool) -> Any:
-    config: dict[str, Any] = load_part(DDIMScheduler.load_config, source, "scheduler")
+    config: dict[str, Any] = load_part(diffusers.DDIMScheduler.load_config, source, "scheduler")
     name = str(config.get("_class_name", "DDIMScheduler"))
     if is_base and not name.startswith("FlowMatch"):
         # clip_sample=False: latents aren't confined to [-1, 1], and PNDM configs don't say
-        return DDIMScheduler.from_config(config, clip_sample=config.get("clip_sample", False))
+        return diffusers.DDIMScheduler.from_config(config, clip_sample=config.get("clip_sample", False))
     cls: Any = getattr(diffusers, name, None)
     if not _is_scheduler(cls):
         raise InputError(
@@ -274,8 +370,4 @@ def _load_scheduler(source: str, *, is_base: bool) -> Any:
 
 
 def _is_scheduler(cls: object) -> bool:
-    return isinstance(cls, type) and issubclass(cls, SchedulerMixin)
-
-
-def _first_parameter(module: nn.Module) -> nn.Parameter:
-    return next(module.parameters())
+    return isinstance(cls, type) and issubclass(cls, diffusers.SchedulerMixin)

@@ -7,32 +7,34 @@ from pathlib import Path
 from typing import Any
 
 from contrastive_i2v.errors import InputError
+from contrastive_i2v.system import DESCRIPTION
 
 TINY = Path(__file__).parent / "tiny"
 
-# part -> (file that must be there, stem of its safetensors or None)
-_PARTS: dict[str, tuple[str, str | None]] = {
+STABLE_DIFFUSION: dict[str, tuple[str, str | None]] = {
     "vae": ("config.json", "diffusion_pytorch_model"),
     "unet": ("config.json", "diffusion_pytorch_model"),
     "text_encoder": ("config.json", "model"),
     "tokenizer": ("", None),
     "scheduler": ("scheduler_config.json", None),
 }
+"""The parts of a Stable Diffusion folder: part -> (file that must be there, stem of its safetensors or None)."""
 
 
-def locate(name: str | Path) -> tuple[str, dict[str, str | None]]:
-    """Turn `"tiny"`, a folder or a hub id into (what `from_pretrained` takes, weight variant of each part).
+def locate(name: str | Path) -> str:
+    """Turn `"tiny"`, a folder or a hub id into what `from_pretrained` takes: a folder's path, or the id.
 
-    A local folder goes first and is checked for its parts; what else has the form owner/name is a hub id.
+    A local folder goes first; what else has the form owner/name is a hub id. A run's folder stands for its model.
 
     Raises:
-        InputError: the folder lacks parts or safetensors, the path is a file, or it doesn't exist.
+        InputError: the path is a file, or it doesn't exist.
     """
     if name == "tiny":
-        return str(TINY), _check_folder(TINY)
+        return str(TINY)
     path = Path(name).expanduser()
     if path.is_dir():
-        return str(path), _check_folder(path)
+        is_run = (path / "model" / DESCRIPTION).exists()
+        return str(path / "model" if is_run else path)
     if path.is_file():
         raise InputError(
             f"model {str(name)!r} is a file; expected a diffusers folder (vae/, unet/, text_encoder/, "
@@ -45,7 +47,7 @@ def locate(name: str | Path) -> tuple[str, dict[str, str | None]]:
             f"model {text!r} does not exist; expected 'tiny', a diffusers folder, or a hub id like "
             "'stable-diffusion-v1-5/stable-diffusion-v1-5'"
         )
-    return text, dict.fromkeys(_PARTS)
+    return text
 
 
 def load_part(load: Callable[..., Any], source: str, part: str, **kwargs: Any) -> Any:
@@ -78,18 +80,28 @@ def load_weights(cls: Any, source: str, part: str, variant: str | None) -> Any:
     return module
 
 
-def _check_folder(folder: Path) -> dict[str, str | None]:
-    missing = [f"{part}/{file}" for part, (file, _) in _PARTS.items() if not (folder / part / file).exists()]
-    if missing:
+def missing_parts(folder: Path) -> list[str]:
+    """The files that a Stable Diffusion folder lacks."""
+    return [f"{part}/{file}" for part, (file, _) in STABLE_DIFFUSION.items() if not (folder / part / file).exists()]
+
+
+def variants(source: str) -> dict[str, str | None]:
+    """The weight variant of each part of a Stable Diffusion folder: "fp16" where only that lies there, else None.
+
+    Raises InputError where a folder lacks parts or safetensors; a hub id isn't looked into.
+    """
+    folder = Path(source)
+    if not folder.is_dir():
+        return dict.fromkeys(STABLE_DIFFUSION)
+    if missing := missing_parts(folder):
         raise InputError(
-            f"model folder {str(folder)!r} lacks {', '.join(missing)}; expected what save_pretrained of a "
+            f"model folder {source!r} lacks {', '.join(missing)}; expected what save_pretrained of a "
             "Stable Diffusion 1.x pipeline writes: vae/, unet/, text_encoder/, tokenizer/ and scheduler/"
         )
-    return {part: _variant(folder / part, stem) for part, (_, stem) in _PARTS.items()}
+    return {part: _variant(folder / part, stem) for part, (_, stem) in STABLE_DIFFUSION.items()}
 
 
 def _variant(part: Path, stem: str | None) -> str | None:
-    """None for plain safetensors, "fp16" where only that variant lies there."""
     if stem is None or (part / f"{stem}.safetensors").exists() or (part / f"{stem}.safetensors.index.json").exists():
         return None
     if (part / f"{stem}.fp16.safetensors").exists():

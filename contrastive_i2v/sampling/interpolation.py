@@ -11,7 +11,8 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-Method = Literal["linear", "slerp", "catmull-rom"]
+Path = Literal["linear", "slerp", "catmull-rom"]
+"""How to go from one latent to the next."""
 PARALLEL = 1e-6
 """Below this sine two latents have no great circle between them (the same direction, or opposite ones)."""
 
@@ -19,7 +20,7 @@ PARALLEL = 1e-6
 def resample_trajectory(
     latents: Tensor,
     frames: int | Sequence[float] | Tensor,
-    method: Method = "catmull-rom",
+    method: Path = "catmull-rom",
     *,
     times: Sequence[float] | Tensor | None = None,
 ) -> Tensor:
@@ -55,8 +56,8 @@ def resample_trajectory(
     """
     if latents.ndim < 2 or len(latents) < 2:
         raise ValueError(f"latents: expected [F, ...] with F >= 2, got {list(latents.shape)}")
-    if method not in get_args(Method):
-        raise ValueError(f"method: expected one of {', '.join(get_args(Method))}, got {method!r}")
+    if method not in get_args(Path):
+        raise ValueError(f"method: expected one of {', '.join(get_args(Path))}, got {method!r}")
     knots = _knots(len(latents), times)  # [F]
     at = even_times(frames, float(knots[0]), float(knots[-1])) if isinstance(frames, int) else _as_times(frames)
     outside = at[~((at >= knots[0]) & (at <= knots[-1]))]

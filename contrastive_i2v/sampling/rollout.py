@@ -1,9 +1,8 @@
-"""A still latent and prompts become video latents: each generated latent is the next one's condition."""
+"""Still frames and prompts become video latents, window after window: what a window generates the next one is given."""
 
 from __future__ import annotations
 
 import copy
-import hashlib
 import inspect
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -14,201 +13,169 @@ from torch import Tensor
 
 from contrastive_i2v.errors import InputError
 from contrastive_i2v.ops.guided_step import guidance_branches, guided_step
-from contrastive_i2v.sampling.guidance import Denoiser, branch_conditions, guided_prediction
+from contrastive_i2v.randomness import frame_generator
+from contrastive_i2v.sampling.guidance import branch_conditions, guided_prediction
 from contrastive_i2v.sampling.linear_steps import LinearSteps, linear_steps
+from contrastive_i2v.system import Condition, Sampler, System, Text
 
 
 @torch.no_grad()
 def rollout(
-    denoiser: Denoiser,
-    first_latent: Tensor,
-    prompt_embeds: Tensor,
-    null_prompt_embeds: Tensor,
+    system: System,
+    first: Tensor,
+    text: Text,
     *,
     frames: int,
-    scheduler: Any,
-    steps: int = 50,
-    guidance_scale: float = 7.5,
-    image_guidance_scale: float = 1.5,
-    scaling_factor: float,
     seeds: Sequence[int],
-    callback: Callable[[int, Tensor], None] | None = None,
+    sampler: Sampler | None = None,
+    scheduler: Any = None,
+    fps: float | None = None,
+    callback: Callable[[int, Tensor], object] | None = None,
 ) -> Tensor:
-    """Generate `frames - 1` latents after the first, each from the one before it; never through pixels.
+    """Generate `frames - 1` latent frames after the first, window after window; never through pixels.
 
-        condition_1 = first_latent
-        z_f = sample(denoiser(., condition_f, prompt)),  condition_{f+1} = z_f / scaling_factor
-
-    The noise of a sample depends on its seed and the frame alone, and is drawn on the CPU. So a prompt gives
-    the same video alone and within a batch (to rounding), and a longer rollout begins with a shorter one's
+    The noise of a window depends on the sample's seed and the window's first frame alone, and is drawn on the CPU. So a
+    prompt gives the same video alone and within a batch (to rounding), and a longer rollout begins with a shorter one's
     frames.
 
     DDIM, Euler and flow-matching Euler (`linear_steps` says which) run guidance and update as one op, and never wait
     for the device; any other scheduler's `step` is called as it is.
 
     Args:
-        denoiser: (noisy, timesteps, image_latents, prompt_embeds) -> prediction; `InstructPix2Pix.denoiser`.
-        first_latent: [B, C, h, w], the VAE's posterior mode, unscaled.
-        prompt_embeds: [B, L, E].
-        null_prompt_embeds: [1, L, E], the embedding of "".
-        frames: length of the video, the first latent included.
-        scheduler: a diffusers scheduler; copied anew for each frame, so the caller's keeps its state. Those
-            that draw noise are given one generator a sample (DPMSolverSDE takes none, and isn't
-            reproducible).
-        steps: denoising steps a frame.
-        guidance_scale: s_T, towards the text; 1 turns it off.
-        image_guidance_scale: s_I, towards the image; 1 turns it off. With both off a step costs one forward
-            pass a sample instead of three.
-        scaling_factor: of the VAE; diffusion latents are VAE latents times this.
+        system: the model.
+        first: [B, C, h, w], the still frames, the autoencoder's own latents: `codec.sample(codec.encode(pixels))`. They
+            stand in for the frames before a video's first, which the system is told.
+        text: [B, *] each, from `system.encode_text`.
+        frames: length of the video in latent frames, the first one included.
         seeds: B integers.
-        callback: called with (frame, its scaled latents [B, C, h, w]) after each generated frame.
+        sampler: steps and guidance; None = the system's own.
+        scheduler: a diffusers scheduler in place of the system's own; copied anew for each window, so the caller's
+            keeps its state. Those that draw noise are given one generator a sample (DPMSolverSDE takes none, and isn't
+            reproducible).
+        fps: frames a second; None = what the system was trained at.
+        callback: called with (index of a window's last frame, its latents [B, G, C, h, w]) after each window.
 
     Returns:
-        [B, frames, C, h, w] float32 *scaled* latents; frame 0 is first_latent * scaling_factor.
+        [B, frames, C, h, w] float32 latents, normalised; frame 0 is the first.
 
     Raises:
-        InputError: a count that isn't positive, a number of prompts or seeds that isn't B, or a scheduler
-            that needs more than a number of steps.
+        InputError: a count that isn't positive, texts or seeds that aren't B, a system whose windows don't follow each
+            other, or a scheduler that needs more than a number of steps.
     """
-    _check(first_latent, prompt_embeds, null_prompt_embeds, frames, scheduler, steps, scaling_factor, seeds)
-    linear = linear_steps(scheduler, steps)
+    sampler = sampler or system.sampler
+    scheduler = system.scheduler if scheduler is None else scheduler
+    _check(system, first, text, frames, scheduler, sampler, seeds)
+    linear = linear_steps(scheduler, sampler.steps)
     sample: Callable[..., Tensor] = (
-        partial(sample_frame, linear=linear)
+        partial(sample_window, linear=linear)
         if linear is not None
-        else partial(sample_frame_by_scheduler, scheduler=scheduler, steps=steps)
+        else partial(sample_window_by_scheduler, scheduler=scheduler)
     )
-    condition = first_latent.float()
-    video = [condition * scaling_factor]
-    for frame in range(1, frames):
-        latents = sample(
-            denoiser,
-            condition,
-            prompt_embeds,
-            null_prompt_embeds,
-            guidance_scale=guidance_scale,
-            image_guidance_scale=image_guidance_scale,
-            generators=[frame_generator(seed, frame) for seed in seeds],
-        )
+    codec, window = system.codec, system.window
+    rates = None if fps is None else torch.full((len(first),), fps, device=first.device)
+    own = [first.float()]  # the video so far, the autoencoder's own latents
+    video = [codec.normalize(own[0])]
+    while len(video) < frames:
+        start = len(video)
+        places = list(range(start - window.past, start))
+        given = [own[0]] * window.anchor + [own[max(place, 0)] for place in places]
+        present = torch.tensor([True] * window.anchor + [place >= 0 for place in places], device=first.device)
+        stacked = torch.stack(given, dim=1)  # [B, n, C, h, w]
+        condition = system.condition(stacked, text, present=present.expand(len(first), -1), fps=rates)
+        generators = [frame_generator(seed, start) for seed in seeds]
+        shape = (len(first), len(window.generated), *first.shape[1:])
+        noise = system.noise(shape, generators, given=stacked, sampling=True).to(first.device)
+        latents = sample(system, noise, condition, sampler=sampler, generators=generators)  # [B, G, C, h, w]
+        for latent in latents[:, : frames - start].unbind(dim=1):
+            video.append(latent)
+            own.append(codec.denormalize(latent))
         if callback is not None:
-            callback(frame, latents)
-        video.append(latents)
-        condition = latents / scaling_factor
+            callback(len(video) - 1, latents)
     return torch.stack(video, dim=1)
 
 
-def sample_frame(
-    denoiser: Denoiser,
-    image_latents: Tensor,
-    prompt_embeds: Tensor,
-    null_prompt_embeds: Tensor,
+def sample_window(
+    system: System,
+    noise: Tensor,
+    condition: Condition,
     *,
     linear: LinearSteps,
-    guidance_scale: float,
-    image_guidance_scale: float,
-    generators: list[torch.Generator],
+    sampler: Sampler,
+    generators: Sequence[torch.Generator],
 ) -> Tensor:
-    """One frame [B, C, h, w], scaled: each step is a call of the denoiser and one of `guided_step`; in float32."""
-    branches = guidance_branches(guidance_scale, image_guidance_scale)
-    conditions = branch_conditions(branches, image_latents, prompt_embeds, null_prompt_embeds)
-    timesteps = linear.timesteps.to(image_latents.device)
+    """One window [B, G, C, h, w]: each step is a call of the network and one of `guided_step`; in float32."""
+    scales = _scales(sampler)
+    branches = guidance_branches(**scales)
+    conditions = branch_conditions(system, condition, branches)
+    timesteps = linear.timesteps.to(noise.device)
 
-    noise = _draw(generators, image_latents.shape[1:]).to(image_latents.device)
-    noisy = torch.cat([noise * linear.noise_scale] * len(branches))  # [branches * B, C, h, w]
+    noisy = torch.cat([noise * linear.noise_scale] * len(branches))  # [branches * B, G, C, h, w]
     for step, (timestep, update) in enumerate(zip(timesteps, linear.scales, strict=True), start=1):
-        predictions = denoiser(noisy, timestep.expand(len(noisy)), *conditions)
+        predictions = system.network(noisy, timestep.expand(len(noisy)), **conditions)
         copies = 1 if step == len(timesteps) else len(branches)
-        noisy = guided_step(
-            noisy[: len(noise)],
-            predictions,
-            *update,
-            guidance_scale=guidance_scale,
-            image_guidance_scale=image_guidance_scale,
-            copies=copies,
-        )
+        noisy = guided_step(noisy[: len(noise)], predictions, *update, copies=copies, **scales)
     return noisy
 
 
-def sample_frame_by_scheduler(
-    denoiser: Denoiser,
-    image_latents: Tensor,
-    prompt_embeds: Tensor,
-    null_prompt_embeds: Tensor,
+def sample_window_by_scheduler(
+    system: System,
+    noise: Tensor,
+    condition: Condition,
     *,
     scheduler: Any,
-    steps: int,
-    guidance_scale: float,
-    image_guidance_scale: float,
-    generators: list[torch.Generator],
+    sampler: Sampler,
+    generators: Sequence[torch.Generator],
 ) -> Tensor:
-    """One frame [B, C, h, w], scaled, by the scheduler's own steps over the guided prediction; in float32."""
+    """One window [B, G, C, h, w] by the scheduler's own steps over the guided prediction; in float32."""
+    scales = _scales(sampler)
+    branches = guidance_branches(**scales)
+    conditions = branch_conditions(system, condition, branches)
     scheduler = copy.deepcopy(scheduler)
-    scheduler.set_timesteps(steps, device=image_latents.device)
+    scheduler.set_timesteps(sampler.steps, device=noise.device)
     # flow matching schedulers neither scale the noise nor the model's input
     scale_input = getattr(scheduler, "scale_model_input", lambda sample, timestep: sample)
     stochastic = "generator" in inspect.signature(scheduler.step).parameters
-    extra = {"generator": generators} if stochastic else {}
+    extra = {"generator": list(generators)} if stochastic else {}
 
-    noise = _draw(generators, image_latents.shape[1:]).to(image_latents.device)
     latents = noise * getattr(scheduler, "init_noise_sigma", 1.0)
     for timestep in scheduler.timesteps:
-        prediction = guided_prediction(
-            denoiser,
-            scale_input(latents, timestep),
-            timestep.expand(len(latents)),
-            image_latents,
-            prompt_embeds,
-            null_prompt_embeds,
-            guidance_scale=guidance_scale,
-            image_guidance_scale=image_guidance_scale,
-        )
+        noisy, timesteps = scale_input(latents, timestep), timestep.expand(len(latents))
+        prediction = guided_prediction(system.network, noisy, timesteps, conditions, branches, **scales)
         latents = scheduler.step(prediction.float(), timestep, latents, **extra, return_dict=False)[0]
     return latents
 
 
-def frame_generator(seed: int, frame: int) -> torch.Generator:
-    """The CPU generator of one frame of one sample: unrelated for any other pair of seed and frame."""
-    digest = hashlib.blake2b(f"{int(seed)}/{int(frame)}".encode(), digest_size=8).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest, "big") >> 1)
-
-
-def frame_noise(seed: int, frame: int, shape: Sequence[int]) -> Tensor:
-    """The noise [*shape] (float32, CPU) that `rollout` starts this frame of this sample from."""
-    return _draw([frame_generator(seed, frame)], shape)[0]
-
-
-def _draw(generators: list[torch.Generator], shape: Sequence[int]) -> Tensor:
-    return torch.stack([torch.randn(*shape, generator=generator) for generator in generators])
+def _scales(sampler: Sampler) -> Any:
+    return {"guidance_scale": sampler.guidance_scale, "image_guidance_scale": sampler.image_guidance_scale}
 
 
 def _check(
-    first_latent: Tensor,
-    prompt_embeds: Tensor,
-    null_prompt_embeds: Tensor,
+    system: System,
+    first: Tensor,
+    text: Text,
     frames: int,
     scheduler: Any,
-    steps: int,
-    scaling_factor: float,
+    sampler: Sampler,
     seeds: Sequence[int],
 ) -> None:
-    size = len(first_latent)
-    if first_latent.ndim != 4:
-        raise InputError(f"first_latent has shape {tuple(first_latent.shape)}; expected [B, C, h, w]")
+    size = len(first)
+    if not system.window.rolls:
+        raise InputError(
+            f"the windows of {system.config.kind} give frames {system.window.given} of {system.window.length}, so none "
+            "can follow another; expected a system whose given frames come first"
+        )
+    if first.ndim != 4:
+        raise InputError(f"first has shape {tuple(first.shape)}; expected [B, C, h, w]")
     if frames < 1:
         raise InputError(f"frames={frames}; expected at least 1, the first frame included")
     train_steps = int(scheduler.config.num_train_timesteps)
-    if not 1 <= steps <= train_steps:
-        raise InputError(f"steps={steps}; expected between 1 and {train_steps}, the scheduler's timesteps")
-    if not scaling_factor > 0:
-        raise InputError(f"scaling_factor={scaling_factor}; expected a number > 0")
+    if not 1 <= sampler.steps <= train_steps:
+        raise InputError(f"steps={sampler.steps}; expected between 1 and {train_steps}, the scheduler's timesteps")
     if len(seeds) != size:
         raise InputError(f"seeds has {len(seeds)} entries; expected one for each of the {size} latents")
-    if prompt_embeds.ndim != 3 or len(prompt_embeds) != size:
-        raise InputError(
-            f"prompt_embeds has shape {tuple(prompt_embeds.shape)}; expected [{size}, L, E], one for each latent"
-        )
-    null_shape, expected = tuple(null_prompt_embeds.shape), (1, *prompt_embeds.shape[1:])
-    if null_shape != expected:
-        raise InputError(f"null_prompt_embeds has shape {null_shape}; expected {expected}")
+    for name, value in text.items():
+        if len(value) != size:
+            raise InputError(f"{name} has shape {tuple(value.shape)}; expected [{size}, *], one for each latent")
     if scheduler.config.get("use_dynamic_shifting"):
         raise InputError(
             "the scheduler's use_dynamic_shifting is True, and a rollout has no mu to give it; expected "

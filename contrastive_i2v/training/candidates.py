@@ -12,7 +12,7 @@ from contrastive_i2v.errors import InputError
 from contrastive_i2v.losses import MemoryBank, gather_bank
 from contrastive_i2v.losses.memory_bank import NO_GROUP
 from contrastive_i2v.training.config import LossConfig
-from contrastive_i2v.training.inputs import Inputs
+from contrastive_i2v.training.inputs import LossRows
 
 
 class CandidateBanks(nn.Module):
@@ -33,7 +33,7 @@ class CandidateBanks(nn.Module):
         *,
         latent_shape: Sequence[int],
         device: torch.device,
-        batch_size: int,
+        rows: int,
         processes: int,
     ) -> None:
         super().__init__()
@@ -41,9 +41,9 @@ class CandidateBanks(nn.Module):
         self.false_negatives = config.false_negatives
         self.displacement = config.displacement
         self.hard_negatives = config.hard_negatives if "target" in self.names else ()
-        self.sizes = [batch_size] * processes
+        self.sizes = [rows] * processes
         self.gather = config.gather and processes > 1
-        size, everyones = config.memory_bank, batch_size * processes
+        size, everyones = config.memory_bank, rows * processes
         if size and processes > 1 and not config.gather:
             raise InputError(
                 f"loss.memory_bank={size} with {processes} processes needs loss.gather: else each had its own, and a "
@@ -51,25 +51,25 @@ class CandidateBanks(nn.Module):
             )
         if 0 < size < everyones:
             raise InputError(
-                f"loss.memory_bank={size}; expected 0, or at least the {everyones} pairs of a batch of all processes"
+                f"loss.memory_bank={size}; expected 0, or at least the {everyones} rows of a batch of all processes"
             )
         banks = {name: MemoryBank(size, latent_shape, device=device) for name in self.names if size}
         self.memory = nn.ModuleDict(banks)
 
-    def forward(self, inputs: Inputs) -> dict[str, Any]:
+    def forward(self, rows: LossRows) -> dict[str, Any]:
         """The arguments of `ContrastiveDiffusionLoss` that say what to contrast with: `banks`, `groups`, and where they
         are needed `positives`, `bank_groups` and `origins`. The memory then takes the batch in."""
-        candidates = self._candidates(inputs)
+        candidates = self._candidates(rows)
         if self.hard_negatives:
-            self._append_hard_negatives(candidates, inputs)
+            self._append_hard_negatives(candidates, rows)
         if self.displacement:
-            candidates["origins"] = inputs.banks["input"]
+            candidates["origins"] = rows.banks["input"]
         return candidates
 
-    def _candidates(self, inputs: Inputs) -> dict[str, Any]:
+    def _candidates(self, rows: LossRows) -> dict[str, Any]:
         """The latents of all processes and of past batches."""
-        groups = everyones = inputs.groups if self.false_negatives else None
-        own = inputs.banks
+        groups = everyones = rows.groups if self.false_negatives else None
+        own = rows.banks
         if self.displacement:
             own = own | {"target": own["target"] - own["input"]}
         if not self.gather and not self.memory:
@@ -91,11 +91,11 @@ class CandidateBanks(nn.Module):
         marked = {} if groups is None else {"bank_groups": bank_groups}
         return {"banks": banks, "groups": groups, "positives": positives, **marked}
 
-    def _append_hard_negatives(self, candidates: dict[str, Any], inputs: Inputs) -> None:
-        target, source = inputs.banks["target"], inputs.banks["input"]
+    def _append_hard_negatives(self, candidates: dict[str, Any], rows: LossRows) -> None:
+        target, source = rows.banks["target"], rows.banks["input"]
         origin = source if self.displacement else torch.zeros_like(source)
-        rows = {"input": source, "drift": target + inputs.drift}
-        hard = torch.cat([rows[name] - origin for name in self.hard_negatives])  # [negatives * B, C, h, w]
+        latents = {"input": source, "drift": target + rows.drift}
+        hard = torch.cat([latents[name] - origin for name in self.hard_negatives])  # [negatives * rows, *latent]
         bank = candidates["banks"]["target"]
         candidates["banks"] = candidates["banks"] | {"target": torch.cat([bank, hard.to(bank.dtype)])}
         if candidates["groups"] is not None:

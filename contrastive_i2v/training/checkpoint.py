@@ -18,11 +18,19 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_optimizer_state_dict,
+    set_optimizer_state_dict,
+)
 
 from contrastive_i2v.errors import InputError
 
 TensorGroups = dict[str, dict[str, Tensor]]
+
+WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
+"""State dicts are collected from every rank, whole, on the CPU."""
 
 
 def save_checkpoint(
@@ -75,12 +83,14 @@ def load_checkpoint(path: Path) -> tuple[TensorGroups, dict[str, Any]]:
         raise InputError(f"{path}: damaged checkpoint ({error}); delete it and resume from the one before") from error
 
 
-def pack_optimizer(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
-    """An optimizer's state as tensors named `{parameter index}.{name}`, and its groups as plain values."""
-    packed = optimizer.state_dict()
+def pack_optimizer(
+    module: nn.Module, optimizer: torch.optim.Optimizer
+) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
+    """An optimizer's state as tensors named `{parameter}.{name}`, and its groups as plain values. Every rank calls."""
+    packed: dict[str, Any] = get_optimizer_state_dict(module, optimizer, options=WHOLE)
     tensors = {
-        f"{index}.{name}": value
-        for index, values in packed["state"].items()
+        f"{parameter}.{name}": value
+        for parameter, values in packed["state"].items()
         for name, value in values.items()
         if isinstance(value, Tensor)
     }
@@ -88,14 +98,15 @@ def pack_optimizer(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor],
 
 
 def unpack_optimizer(
-    optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], groups: list[dict[str, Any]]
+    module: nn.Module, optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], groups: list[dict[str, Any]]
 ) -> None:
     """The inverse of `pack_optimizer`."""
-    state: dict[int, dict[str, Tensor]] = {}
+    state: dict[str, dict[str, Tensor]] = {}
     for key, value in tensors.items():
-        index, name = key.split(".", 1)
-        state.setdefault(int(index), {})[name] = value
-    optimizer.load_state_dict({"state": state, "param_groups": groups})
+        parameter, _, name = key.rpartition(".")
+        state.setdefault(parameter, {})[name] = value
+    packed: dict[str, Any] = {"state": state, "param_groups": groups}
+    set_optimizer_state_dict(module, optimizer, optim_state_dict=packed, options=WHOLE)
 
 
 def _flush(path: Path) -> None:

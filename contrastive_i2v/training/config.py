@@ -12,16 +12,20 @@ from typing import Any, Literal, TypeVar
 import dacite
 import yaml
 
-from contrastive_i2v.data.frames import FramePairConfig
-from contrastive_i2v.data.video import write_whole
+from contrastive_i2v.data.frames import FramesConfig
+from contrastive_i2v.diffusion import TimestepDistribution
 from contrastive_i2v.errors import InputError
+from contrastive_i2v.files import write_whole
+from contrastive_i2v.models import parse_config
+from contrastive_i2v.models.instruct_pix2pix import InstructPix2PixConfig
+from contrastive_i2v.system import SamplerOptions, SystemConfig
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    """Captioned videos and how frames become training pairs."""
+    """Captioned videos and how frames become training windows."""
 
     path: Path = Path("clips/train")
     """Folder of videos with captions: NAME.txt beside each, or one metadata.csv / metadata.jsonl."""
@@ -29,10 +33,10 @@ class DataConfig:
     """Held-out folder of the same form, for previews; None = no previews."""
     cache_dir: Path = Path("~/.cache/contrastive_i2v/latents")
     """Latents and prompt embeddings, encoded once; safe to delete."""
-    resolution: int = 256
-    """Frames are centre-cropped and resized to this many pixels."""
-    pairs: FramePairConfig = field(default_factory=FramePairConfig)
-    """Which two frames of a clip make a pair."""
+    resolution: int | tuple[int, int] = 256
+    """Frames are centre-cropped and resized to this many pixels: a square's side, or height and width."""
+    frames: FramesConfig = field(default_factory=FramesConfig)
+    """Which frames of a clip make a window."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,11 +56,13 @@ class LossConfig:
     min_snr_gamma: float | None = None
     """Min-SNR weights of the noise loss (arXiv 2303.09556); 5 is usual; None = unweighted."""
     false_negatives: bool = True
-    """Leave other pairs of the same video out of the negatives."""
+    """Leave other rows of the same video out of the negatives."""
+    rows: Literal["frame", "clip"] = "frame"
+    """What is contrasted: every generated frame of a window for itself, or all of them together."""
     displacement: bool = False
-    """Contrast x0 minus the input frame with the other pairs' displacements: where things move, not what is shown."""
+    """Contrast x0 minus the input frame with the other rows' displacements: where things move, not what is shown."""
     hard_negatives: tuple[Literal["input", "drift"], ...] = ()
-    """More candidates of the target bank, from each pair itself: input = the input frame (what a frozen video shows),
+    """More candidates of the target bank, from each row itself: input = the input frame (what a frozen video shows),
     drift = the target with the condition's noise (what a model that copies its input's errors shows)."""
     gather: bool = True
     """With several processes, contrast with the latents of all of them (rounded to bfloat16)."""
@@ -91,8 +97,25 @@ class OptimizerConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PreviewConfig:
-    """Rollouts of held-out clips while training."""
+class TimestepsConfig:
+    """Which timesteps training sees; see NoiseSchedule.sample_timesteps."""
+
+    distribution: TimestepDistribution = "uniform"
+    """uniform, or logit-normal: fewer of the cleanest and the noisiest, as flow matching models are trained."""
+    logit_mean: float = 0.0
+    logit_std: float = 1.0
+    shift: float = 1.0
+    """Above 1 = noisier timesteps, as large images and long videos need."""
+
+    def __post_init__(self) -> None:
+        for name in ("logit_std", "shift"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise InputError(f"{name}: expected a number > 0, got {getattr(self, name)}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreviewConfig(SamplerOptions):
+    """Rollouts of held-out clips while training; how they are sampled, None = as the model was made for."""
 
     every: int = 500
     """Steps between previews; 0 = none."""
@@ -100,10 +123,6 @@ class PreviewConfig:
     """Clips shown."""
     frames: int = 8
     """Frames of each rollout, the given first one included."""
-    steps: int = 20
-    """Scheduler steps a frame."""
-    guidance_scale: float = 7.5
-    image_guidance_scale: float = 1.5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,12 +135,15 @@ class TrainConfig:
     """Go on from the last checkpoint in `output`."""
     model: str = "stable-diffusion-v1-5/stable-diffusion-v1-5"
     """"tiny", a diffusers folder (Stable Diffusion 1.x or InstructPix2Pix), or a hub id."""
+    system: SystemConfig = field(default_factory=InstructPix2PixConfig)
+    """What is made of the model."""
     steps: int = 4500
     """Optimizer steps."""
     batch_size: int = 16
-    """Pairs a step on each device; the negatives come from these."""
+    """Windows a step on each device; the negatives come from these."""
     gradient_accumulation: int = 1
     """Batches a step."""
+    timesteps: TimestepsConfig = field(default_factory=TimestepsConfig)
     conditioning_dropout: float = 0.05
     """p: the prompt is dropped with probability 2p, the image with 2p, both with p."""
     condition_noise: float = 0.0
@@ -198,10 +220,11 @@ def load_config(cls: type[T], path: Path) -> T:
         raise InputError(f"{path}: can't be read ({error.strerror}); expected a run's config.yaml") from error
     except yaml.YAMLError as error:
         raise InputError(f"{path}: not YAML ({' '.join(str(error).split())})") from error
+    rules = dacite.Config(strict=True, cast=[Path, tuple, float], type_hooks={SystemConfig: parse_config})
     try:
-        return dacite.from_dict(cls, values or {}, dacite.Config(strict=True, cast=[Path, tuple, float]))
-    except dacite.DaciteError as error:
-        raise InputError(f"{path}: {error}") from error
+        return dacite.from_dict(cls, values or {}, rules)
+    except (dacite.DaciteError, InputError) as error:
+        raise InputError(f"{path}: {error}; was it written by another version?") from error
 
 
 def differences(old: Any, new: Any, prefix: str = "", *, free: Collection[str] = _FREE) -> list[str]:

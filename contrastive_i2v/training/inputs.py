@@ -1,94 +1,129 @@
-"""From cached latent pairs to what the denoiser and the loss take: order, noise, timesteps, dropped conditions."""
+"""From cached examples to what the network and the loss take: noise, timesteps, dropped conditions, rows."""
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from contrastive_i2v.data.latents import LatentPair
+from contrastive_i2v.data.examples import Example
 from contrastive_i2v.diffusion import NoiseSchedule
+from contrastive_i2v.randomness import draw
+from contrastive_i2v.system import Condition, System
+from contrastive_i2v.training.config import TimestepsConfig
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """One batch; all latents are scaled but `image_latents`."""
+    """One batch; all latents are normalised. G frames of a window are generated."""
 
-    noisy_latents: Tensor  # [B, C, h, w]
+    noisy_latents: Tensor  # [B, G, C, h, w]
     timesteps: Tensor  # [B]
-    clean_latents: Tensor  # [B, C, h, w]
-    noise: Tensor  # [B, C, h, w]
-    image_latents: Tensor  # [B, C, h, w], the posterior mode, unscaled; zero where dropped
-    prompt_embeds: Tensor  # [B, L, E]; the null prompt's where dropped
+    clean_latents: Tensor  # [B, G, C, h, w]
+    noise: Tensor  # [B, G, C, h, w]
+    condition: Condition
     has_condition: Tensor  # bool [B]
-    banks: dict[str, Tensor]  # name -> [B, C, h, w]
+    source_latents: Tensor  # [B, C, h, w], the last given frame, without noise
+    drift: Tensor  # [B, C, h, w], what was added to it as the network sees it; zero without condition noise
     groups: Tensor  # int64 [B]
-    drift: Tensor  # [B, C, h, w], what was added to the scaled condition; zero without condition noise
+
+
+@dataclass(frozen=True)
+class LossRows:
+    """The loss's view of a batch: a row a generated frame, or a row a clip."""
+
+    noisy_latents: Tensor  # [rows, *latent]
+    timesteps: Tensor  # [rows]
+    clean_latents: Tensor  # [rows, *latent]
+    noise: Tensor  # [rows, *latent]
+    has_condition: Tensor  # bool [rows]
+    banks: dict[str, Tensor]  # name -> [rows, *latent]
+    drift: Tensor  # [rows, *latent]
+    groups: Tensor  # int64 [rows]
 
 
 def make_inputs(
-    batch: LatentPair,
+    batch: Example,
+    system: System,
     *,
     schedule: NoiseSchedule,
-    scaling_factor: float,
-    null_embeds: Tensor,
+    timesteps: TimestepsConfig,
     conditioning_dropout: float,
     condition_noise: float = 0.0,
     generator: torch.Generator,
 ) -> Inputs:
     """Draw a batch's posterior sample, noise, timesteps and dropped conditions from `generator` (on the CPU).
 
-    The target is a posterior sample times the scaling factor, the condition the posterior mode, unscaled, as
-    InstructPix2Pix has it. With one uniform r a pair: no prompt if r < 2p, no image if p <= r < 3p. Condition noise s
-    adds u s e to the scaled condition, u uniform in [0, 1] a pair and e normal: a rollout's own errors look like it.
+    The generated frames are posterior samples, the given ones posterior modes, as InstructPix2Pix has it. With one
+    uniform r an example: no text if r < 2p, no image if p <= r < 3p. Condition noise s adds u s e to the given
+    latents, u uniform in [0, 1] an example and e normal: a rollout's own errors look like it.
     """
-    device, p = batch.source_moments.device, conditioning_dropout
-    source = batch.source_moments.chunk(2, dim=1)[0]  # [B, C, h, w]
-    mean, logvar = batch.target_moments.chunk(2, dim=1)
-    posterior_noise, noise = (torch.randn(mean.shape, generator=generator).to(device) for _ in range(2))
-    clean = (mean + (0.5 * logvar.clamp(-30, 20)).exp() * posterior_noise) * scaling_factor
-    timesteps = schedule.sample_timesteps(len(mean), generator, device)
-    r = torch.rand(len(mean), generator=generator).to(device)
-    has_prompt, has_condition = r >= 2 * p, (r < p) | (r >= 3 * p)
-    condition, drift = source, torch.zeros_like(source)
+    device, p, codec, window = batch.raw.device, conditioning_dropout, system.codec, system.window
+    anchors = int(window.anchor)
+    given_rows = [*range(anchors), *(anchors + place for place in window.given)]
+    given = codec.sample(batch.raw[:, given_rows])  # [B, n, C, h, w]
+    raw = batch.raw[:, [anchors + place for place in window.generated]]
+    size, shape = len(raw), (*raw.shape[:2], codec.channels, *raw.shape[3:])  # [B, G, C, h, w]
+    clean = codec.normalize(codec.sample(raw, draw(shape, generator).to(device)))
+    noise = system.noise(shape, generator, given=given, sampling=False).to(device)
+    drawn = schedule.sample_timesteps(
+        size,
+        generator,
+        device,
+        distribution=timesteps.distribution,
+        mean=timesteps.logit_mean,
+        std=timesteps.logit_std,
+        shift=timesteps.shift,
+    )
+    r = torch.rand(size, generator=generator).to(device)
+    no_text, no_image = r < 2 * p, (r >= p) & (r < 3 * p)
+    source = codec.normalize(given[:, -1])
+    drift, level = torch.zeros_like(source), None
     if condition_noise > 0:
-        amount = condition_noise * torch.rand(len(mean), 1, 1, 1, generator=generator)
-        drift = (amount * torch.randn(mean.shape, generator=generator)).to(device)
-        condition = source + drift / scaling_factor
+        amount = condition_noise * torch.rand(size, 1, 1, 1, 1, generator=generator)
+        added = (amount * draw(given.shape, generator)).to(device)
+        given, drift, level = given + added / codec.scale, added[:, -1], amount.flatten().to(device)
+    present = batch.present[:, given_rows]
+    condition = system.condition(given, batch.text, present=present, fps=batch.fps, noise_level=level)
     return Inputs(
-        noisy_latents=schedule.add_noise(clean, noise, timesteps),
-        timesteps=timesteps,
+        noisy_latents=schedule.add_noise(clean, noise, drawn),
+        timesteps=drawn,
         clean_latents=clean,
         noise=noise,
-        image_latents=condition * has_condition[:, None, None, None],
-        prompt_embeds=torch.where(has_prompt[:, None, None], batch.prompt_embeds, null_embeds),
-        has_condition=has_condition,
-        banks={"target": clean, "input": source * scaling_factor},
-        groups=batch.group,
+        condition=system.drop(condition, image=no_image, text=no_text),
+        has_condition=~no_image,
+        source_latents=source,
         drift=drift,
+        groups=batch.group,
     )
 
 
-def batch_indices(size: int, batch_size: int, *, start: int, stop: int, seed: int) -> Iterator[list[int]]:
-    """Batches number `start` to `stop` of an endless pass over `size` items, shuffled anew in each epoch.
+def loss_rows(inputs: Inputs, rows: Literal["frame", "clip"]) -> LossRows:
+    """The rows of the loss: G a window, or one. The source frame stands beside every generated one."""
+    count = inputs.clean_latents.shape[1]  # G
 
-    Batch n is the same whatever came before, in this process or another.
-    """
-    epoch, order = -1, torch.empty(0, dtype=torch.long)
-    for batch in range(start, stop):
-        rows = []
-        for position in range(batch * batch_size, (batch + 1) * batch_size):
-            if position // size != epoch:
-                epoch = position // size
-                order = torch.randperm(size, generator=seeded(seed, "epoch", epoch))
-            rows.append(int(order[position % size]))
-        yield rows
+    def of_frames(latents: Tensor) -> Tensor:
+        """`[B, G, C, h, w]`"""
+        return latents.flatten(0, 1) if rows == "frame" else latents
 
+    def of_windows(values: Tensor) -> Tensor:
+        """`[B]`"""
+        return values.repeat_interleave(count) if rows == "frame" else values
 
-def seeded(*parts: object) -> torch.Generator:
-    """A CPU generator that is a function of `parts` alone, unrelated for any others."""
-    digest = hashlib.blake2b(repr(parts).encode(), digest_size=8).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest, "big") >> 1)
+    def beside(latents: Tensor) -> Tensor:
+        """`[B, C, h, w]`"""
+        return of_frames(latents[:, None].expand(-1, count, -1, -1, -1))
+
+    clean = of_frames(inputs.clean_latents)
+    return LossRows(
+        noisy_latents=of_frames(inputs.noisy_latents),
+        timesteps=of_windows(inputs.timesteps),
+        clean_latents=clean,
+        noise=of_frames(inputs.noise),
+        has_condition=of_windows(inputs.has_condition),
+        banks={"target": clean, "input": beside(inputs.source_latents)},
+        drift=beside(inputs.drift),
+        groups=of_windows(inputs.groups),
+    )

@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TypeAlias
 
+import torch
+from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
+
+Row: TypeAlias = Mapping[str, Tensor | float]
+"""Figures by name. Tensors stay on their device until somebody reads them."""
 
 
 class RunLog:
@@ -40,3 +46,20 @@ def read_log(path: Path) -> list[dict[str, float]]:
         except json.JSONDecodeError:
             break
     return rows
+
+
+def read_rows(steps: Sequence[Sequence[Row]]) -> list[list[dict[str, float]]]:
+    """The figures of some steps as numbers, waiting for the device once."""
+    tensors = [value for rows in steps for row in rows for value in row.values() if isinstance(value, Tensor)]
+    numbers = iter(torch.stack([tensor.detach().float() for tensor in tensors]).tolist() if tensors else ())
+    return [
+        [{name: next(numbers) if isinstance(value, Tensor) else value for name, value in row.items()} for row in rows]
+        for rows in steps
+    ]
+
+
+def mean_rows(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Mean of each name over the rows that have it."""
+    names = dict.fromkeys(name for row in rows for name in row)
+    values = {name: [row[name] for row in rows if name in row] for name in names}
+    return {name: sum(numbers) / len(numbers) for name, numbers in values.items()}

@@ -47,7 +47,7 @@ def fit(
     if checkpoints := list_checkpoints(folder):
         tensors, state = load_checkpoint(checkpoints[-1])
         module.load_state_dict(tensors["module"])
-        unpack_optimizer(optimizer, tensors["optimizer"], state["groups"])
+        unpack_optimizer(module, optimizer, tensors["optimizer"], state["groups"])
         start = state["step"]
     module.train()
     bar = tqdm(range(start, steps), initial=start, total=steps, desc=folder.name, unit="step")
@@ -62,7 +62,7 @@ def fit(
         if step % 20 == 0:
             bar.set_postfix({name: f"{number:.4f}" for name, number in metrics.items()})
         if (step + 1) % save_every == 0 or step + 1 == steps:
-            packed, groups = pack_optimizer(optimizer)
+            packed, groups = pack_optimizer(module, optimizer)
             save_checkpoint(
                 folder, step + 1, {"module": module.state_dict(), "optimizer": packed}, {"groups": groups}, keep=1
             )

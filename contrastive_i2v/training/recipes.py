@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from contrastive_i2v.data.frames import FramePairConfig
+from contrastive_i2v.data.frames import FramesConfig
 from contrastive_i2v.training.config import DataConfig, LossConfig, OptimizerConfig, PreviewConfig, TrainConfig
 
 
@@ -33,7 +33,7 @@ def tiny(config: TrainConfig) -> TrainConfig:
         steps=200,
         checkpoint_every=100,
         ema_decay=0.98,
-        data=DataConfig(resolution=64, pairs=FramePairConfig(offset_std=0.0, pairs_per_clip=8)),
+        data=DataConfig(resolution=64, frames=FramesConfig(offset_std=0.0, windows_per_clip=8)),
         optimizer=OptimizerConfig(learning_rate=1e-4, warmup_steps=20),
-        preview=PreviewConfig(every=100, steps=8, guidance_scale=1.0, image_guidance_scale=1.0),
+        preview=PreviewConfig(every=100),
     )

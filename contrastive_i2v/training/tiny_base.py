@@ -13,15 +13,20 @@ import torch
 from diffusers import AutoencoderKL
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from contrastive_i2v.data.frames import FramePairConfig
+from contrastive_i2v.data.frames import FramesConfig
 from contrastive_i2v.data.shapes import ShapesConfig, make_shapes
 from contrastive_i2v.data.sources.folder import read_folder
-from contrastive_i2v.models import InstructPix2Pix, tiny
+from contrastive_i2v.models import load_system, tiny
+from contrastive_i2v.models.instruct_pix2pix import InstructPix2Pix
+from contrastive_i2v.system import Sampler
 from contrastive_i2v.training.checkpoint import list_checkpoints
-from contrastive_i2v.training.config import DataConfig, LossConfig, OptimizerConfig, PreviewConfig, TrainConfig
+from contrastive_i2v.training.config import DataConfig, LossConfig, OptimizerConfig, TrainConfig
 from contrastive_i2v.training.logs import read_log
 from contrastive_i2v.training.pretrain import load_frames, train_autoencoder, train_text_encoder
 from contrastive_i2v.training.trainer import Trainer
+
+TINY_SAMPLER = Sampler(steps=8, guidance_scale=1.0, image_guidance_scale=1.0)
+"""What the packaged model wants: with guidance its rollouts fall apart."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,15 +72,16 @@ def train_tiny_base(config: TinyBaseConfig) -> Path:
     tokenizer = CLIPTokenizer.from_pretrained(root / "tokenizer")
 
     torch.manual_seed(config.seed)
-    for module in (vae, text_encoder):
-        module.requires_grad_(False)
-    model = InstructPix2Pix(vae, text_encoder, tokenizer, tiny.build_unet(), tiny.build_scheduler())
+    model = InstructPix2Pix(
+        vae, text_encoder, tokenizer, tiny.build_unet(), tiny.build_scheduler(), sampler=TINY_SAMPLER
+    )
     run = unet_config(config)
     trainer = Trainer(replace(run, resume=bool(list_checkpoints(run.output / "checkpoints"))), model)
-    trained = InstructPix2Pix.from_pretrained(trainer.run(), dtype=torch.float16)
+    trained = load_system(trainer.run(), run.system, dtype=torch.float16)
+    assert isinstance(trained, InstructPix2Pix)
     for module in (trained.vae, trained.unet):
         module.register_to_config(_name_or_path="contrastive_i2v tiny")  # else it is a path of this machine
-    trained.save_pretrained(root / "model")
+    trained.save(root / "model")
     (root / "model" / "README.md").write_text(model_card(config, trained, read_log(run.output / "log.jsonl")))
     return root / "model"
 
@@ -94,11 +100,10 @@ def unet_config(config: TinyBaseConfig) -> TrainConfig:
             validation_path=config.output / "clips" / "test",
             cache_dir=config.output / "latents",
             resolution=tiny.RESOLUTION,
-            pairs=FramePairConfig(offset_std=0.0, pairs_per_clip=12),
+            frames=FramesConfig(offset_std=0.0, windows_per_clip=12),
         ),
         loss=LossConfig(target_weight=0.0),
         optimizer=OptimizerConfig(learning_rate=1e-3, warmup_steps=100),
-        preview=PreviewConfig(steps=8, guidance_scale=1.0, image_guidance_scale=1.0),
     )
 
 

@@ -1,0 +1,286 @@
+"""Clips become training examples: the raw latents of a window's frames with the prompt's text, encoded once.
+
+A window that needs other frames of a cached clip encodes only those, and an interrupted run goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+from tqdm import tqdm
+
+from contrastive_i2v.data.cache import CachedClip, cache_folder, clip_file, load_clip, row_keys, store_clip
+from contrastive_i2v.data.frames import (
+    FramesConfig,
+    SampledWindow,
+    clip_rng,
+    frames_after_source,
+    sample_windows,
+    skip_reason,
+    valid_frames,
+)
+from contrastive_i2v.data.types import Clip, Skipped
+from contrastive_i2v.data.video import VideoError, as_size, probe, read_frames, resize_frames
+from contrastive_i2v.errors import InputError
+from contrastive_i2v.system import Size, System, Text
+
+FRAMES_AT_ONCE = 16
+"""Frames decoded and, by an image codec, encoded together."""
+
+
+@dataclass(frozen=True, eq=False)
+class Example:
+    """One training example, or a batch of them (a leading B everywhere)."""
+
+    raw: Tensor
+    """What the codec encoded of each frame, `[frames, R, h, w]`: the anchor, if the window has one, and the window."""
+    present: Tensor
+    """bool `[frames]`; False where a frame before the clip's first is stood in for by a repeated one."""
+    text: Text
+    """The prompt's tensors, `[*]` each."""
+    fps: Tensor
+    """float32 `[]`: frames a second of the window."""
+    group: Tensor
+    """int64 `[]`: the video the example is from. Examples of one group are no negatives of each other."""
+
+    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Example:
+        return self._each(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> Example:
+        """What a DataLoader with `pin_memory=True` calls."""
+        return self._each(lambda tensor: tensor.pin_memory())
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> Example:
+        text = {name: change(tensor) for name, tensor in self.text.items()}
+        return Example(change(self.raw), change(self.present), text, change(self.fps), change(self.group))
+
+
+def collate(examples: Sequence[Example]) -> Example:
+    """Stack examples into a batch: `DataLoader(dataset, collate_fn=collate)`."""
+    first = examples[0]
+    return Example(
+        raw=torch.stack([one.raw for one in examples]),
+        present=torch.stack([one.present for one in examples]),
+        text={name: torch.stack([one.text[name] for one in examples]) for name in first.text},
+        fps=torch.stack([one.fps for one in examples]),
+        group=torch.stack([one.group for one in examples]),
+    )
+
+
+class ExampleIndex(NamedTuple):
+    """Where an example is from: `dataset.clips[clip]`, and which rows of its cache file."""
+
+    clip: int
+    rows: tuple[int, ...]
+    present: tuple[bool, ...]
+    fps: float
+
+
+class ExampleDataset(Dataset[Example]):
+    """Examples read from the cache as they are asked for, as float32.
+
+    Nothing is held in memory: the files are small, mapped, and kept by the system's page cache, so the data
+    set may be larger than the memory and goes to DataLoader workers as it is.
+    """
+
+    def __init__(self, clips: Sequence[Clip], files: Sequence[Path], examples: Sequence[ExampleIndex]) -> None:
+        self.clips = list(clips)
+        """The clips that gave examples."""
+        self.files = list(files)
+        """The cache file of each clip."""
+        self.examples = list(examples)
+        videos: dict[Path, int] = {}
+        self._groups = [videos.setdefault(clip.path, len(videos)) for clip in clips]
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    def __getitem__(self, index: int) -> Example:
+        clip, rows, present, fps = self.examples[index]
+        cached = load_clip(self.files[clip], rows)
+        if cached is None:
+            raise InputError(
+                f"{self.files[clip]}: this cached latent is gone or damaged since the run began; "
+                f"start again to encode it anew"
+            )
+        return Example(
+            raw=cached.raw.float(),
+            present=torch.tensor(present),
+            text={name: _float(value).clone() for name, value in cached.text.items()},  # off the mapped file
+            fps=torch.tensor(fps),
+            group=torch.tensor(self._groups[clip]),
+        )
+
+
+def encode_clips(
+    clips: Sequence[Clip],
+    system: System,
+    *,
+    cache_dir: str | Path,
+    resolution: int | Size,
+    frames: FramesConfig,
+    seed: int,
+    progress: bool = True,
+) -> tuple[ExampleDataset, list[Skipped]]:
+    """Draw the windows of every clip and encode the frames they need, but for those the cache has.
+
+    Returns the data set, in the clips' order, and the clips left out (a file that can't be decoded, a clip
+    too long or too short) with the reasons. The windows depend on `seed` and the clip alone, not on its folder
+    or its neighbours. `resolution` is what the codec sees: a square's side or (height, width), in pixels.
+
+    Raises InputError when no clip is left, when `cache_dir` can't be written (what is encoded stays), and
+    when the encoder gives values that aren't finite.
+    """
+    if not clips:
+        raise InputError("clips: expected at least one clip, got none")
+    size = as_size(resolution)
+    if min(size) < 1:
+        raise InputError(f"resolution: expected pixels >= 1, got {resolution}")
+    folder = cache_folder(Path(cache_dir), system.fingerprint, size)
+    kept: list[Clip] = []
+    files: list[Path] = []
+    indices: list[ExampleIndex] = []
+    skipped: list[Skipped] = []
+    for clip in tqdm(clips, desc="encoding", unit="clip", mininterval=0.5, disable=not progress):
+        try:
+            file = clip_file(folder, clip)
+            drawn = _encode_clip(clip, system, file, size, frames, seed)
+        except VideoError as error:
+            skipped.append(Skipped(clip.path, str(error).removeprefix(f"{clip.path}: ")))
+            continue
+        if isinstance(drawn, Skipped):
+            skipped.append(drawn)
+            continue
+        for one in drawn:
+            rows = _row_keys(one, system)
+            indices.append(ExampleIndex(len(kept), tuple(rows), one.present, frames.frame_rate / one.offset))
+        kept.append(clip)
+        files.append(file)
+    if not kept:
+        reasons = [f"{s.path}: {s.reason}" for s in skipped[:5]]
+        reasons += [f"and {len(skipped) - 5} more"] * (len(skipped) > 5)
+        raise InputError(f"none of the {len(skipped)} clips can be used: {'; '.join(reasons)}")
+    return ExampleDataset(kept, files, indices), skipped
+
+
+def report_skipped(skipped: Sequence[Skipped], *, show: int = 10) -> str:
+    """What was left out and why, a line each, the first `show`; "" when nothing was."""
+    if not skipped:
+        return ""
+    lines = [f"left out {len(skipped)} clip{'s' if len(skipped) > 1 else ''}:"]
+    lines += [f"  {s.path}: {s.reason}" for s in skipped[:show]]
+    if len(skipped) > show:
+        lines.append(f"  and {len(skipped) - show} more")
+    return "\n".join(lines)
+
+
+def encode_clip_frames(clip: Clip, system: System, size: Size, frames: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """Native frames of a clip as the training sees them, past the cache: for previews.
+
+    Returns pixels `[F, 3, height, width]` in [-1, 1] and raw latents `[f, R, h, w]`, float32, on the
+    CPU. Raises VideoError naming the file, InputError when the encoder's values aren't finite.
+    """
+    pixels = _read_pixels(clip, frames, size)
+    return pixels, _encode(pixels, system, clip).float()
+
+
+def _encode_clip(
+    clip: Clip, system: System, file: Path, size: Size, config: FramesConfig, seed: int
+) -> list[SampledWindow] | Skipped:
+    """The clip's windows, their frames in the cache; or why it gives none."""
+    cached = load_clip(file)
+    header = cached.info if cached else probe(clip.path)
+    least = frames_after_source(system.window, system.codec.temporal_downscale) + 1
+    for info in (header, replace(header, frames=header.frames - 1)):
+        if reason := skip_reason(info, clip, config, least=least):
+            return Skipped(clip.path, reason)
+        valid, rng = valid_frames(info, clip, config), clip_rng(clip, seed)
+        downscale = system.codec.temporal_downscale
+        drawn = sample_windows(valid, system.window, config, rng, temporal_downscale=downscale)
+        missing = _missing(drawn, set(cached.rows) if cached else set(), system)
+        if not missing:
+            return drawn
+        try:
+            pixels = [_read_pixels(clip, some, size) for some in missing]
+            break
+        except VideoError:
+            if info is not header or max(map(max, missing)) != header.frames - 1:
+                raise  # else the container may overstate its length by one: draw again without that frame
+
+    raw = torch.cat([_encode(part, system, clip) for part in pixels])
+    rows = [row for some in missing for row in row_keys(some, downscale)]
+    store_clip(file, CachedClip(rows, raw, cached.text if cached else _text(system, clip), info), clip)
+    return drawn
+
+
+def _runs(window: SampledWindow, system: System) -> list[tuple[int, ...]]:
+    """The native frames that are encoded together: each alone by an image codec; the anchor, and the window, by a video
+    codec."""
+    if system.codec.temporal_downscale == 1:
+        return [(frame,) for frame in window.frames]
+    anchors = int(system.window.anchor)
+    return [(frame,) for frame in window.frames[:anchors]] + [window.frames[anchors:]]
+
+
+def _row_keys(window: SampledWindow, system: System) -> list[int]:
+    return [row for run in _runs(window, system) for row in row_keys(run, system.codec.temporal_downscale)]
+
+
+def _missing(drawn: Sequence[SampledWindow], cached: set[int], system: System) -> list[tuple[int, ...]]:
+    """Runs of native frames that are still to be encoded; for an image codec one run of all frames, rising."""
+    downscale = system.codec.temporal_downscale
+    runs = dict.fromkeys(run for window in drawn for run in _runs(window, system))
+    missing = [run for run in runs if not cached.issuperset(row_keys(run, downscale))]
+    return [tuple(sorted(frame for run in missing for frame in run))] * bool(missing) if downscale == 1 else missing
+
+
+def _read_pixels(clip: Clip, frames: Sequence[int], size: Size) -> Tensor:
+    """Native frames `[F, 3, height, width]` in [-1, 1]."""
+    starts = range(0, len(frames), FRAMES_AT_ONCE)
+    return torch.cat([resize_frames(read_frames(clip.path, frames[i : i + FRAMES_AT_ONCE]), size) for i in starts])
+
+
+@torch.no_grad()
+def _encode(pixels: Tensor, system: System, clip: Clip) -> Tensor:
+    """Frames `[F, 3, H, W]` that belong together -> `[f, R, h, w]`."""
+    downscale = system.codec.temporal_downscale
+    parts = torch.split(pixels, FRAMES_AT_ONCE) if downscale == 1 else [pixels]
+    raw = torch.cat([system.codec.encode(part[None])[0].detach().cpu() for part in parts])
+    expected = (len(pixels) - 1) // downscale + 1
+    if raw.dim() != 4 or len(raw) != expected:
+        raise ValueError(
+            f"codec.encode: expected [1, {expected}, R, h, w] of pixels {tuple(pixels.shape)}, "
+            f"got [1, {', '.join(map(str, raw.shape))}]"
+        )
+    _require_finite(raw, "the encoder's latents", clip)
+    return raw
+
+
+@torch.no_grad()
+def _text(system: System, clip: Clip) -> Text:
+    text = {name: value.detach().cpu() for name, value in system.encode_text([clip.caption]).items()}
+    for name, value in text.items():
+        if len(value) != 1:
+            raise ValueError(f"encode_text: expected {name} [1, *] of one prompt, got {tuple(value.shape)}")
+        if value.is_floating_point():
+            _require_finite(value, f"{name} of {clip.caption!r}", clip)
+    return {name: value[0] for name, value in text.items()}
+
+
+def _float(value: Tensor) -> Tensor:
+    """Floating point numbers as float32; masks and indices as they are."""
+    return value.float() if value.is_floating_point() else value
+
+
+def _require_finite(values: Tensor, what: str, clip: Clip) -> None:
+    if not bool(torch.isfinite(values).all()):
+        raise InputError(
+            f"{clip.path}: {what} hold NaN or infinity in {values.dtype}; nothing of it was cached. "
+            f"Encode in float32 (a half-precision VAE overflows), or check the weights"
+        )

@@ -1,0 +1,52 @@
+"""Files that appear whole or not at all, and hashes of what they hold."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from contrastive_i2v.errors import InputError
+
+
+def write_whole(path: Path, write: Callable[[Path], object]) -> None:
+    """Let `write(part)` write beside `path`, then rename: the file appears whole or not at all.
+
+    Raises InputError naming the file when the disk refuses.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        write(part)
+        part.replace(path)
+    except OSError as error:
+        raise InputError(f"{path}: could not be written ({error.strerror or error})") from error
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def file_hash(path: Path) -> str:
+    """sha256 of a file's bytes. Raises InputError naming the file."""
+    total = hashlib.sha256()
+    try:
+        with path.open("rb") as file:
+            while block := file.read(1 << 22):
+                total.update(block)
+    except OSError as error:
+        raise InputError(f"{path}: can't be read ({error.strerror})") from error
+    return total.hexdigest()
+
+
+def folder_hash(folder: Path, suffixes: Sequence[str] = (".safetensors", ".json", ".txt")) -> str:
+    """sha256 over the names and contents of a folder's weights and configs, in order of their names."""
+    files = [path for path in sorted(folder.rglob("*")) if path.suffix in suffixes and path.is_file()]
+    lines = "".join(f"{path.relative_to(folder).as_posix()} {file_hash(path)}\n" for path in files)
+    return hashlib.sha256(lines.encode()).hexdigest()
+
+
+def digest(value: object, digits: int = 16) -> str:
+    """The first hex digits of sha256 over a value's JSON, keys sorted."""
+    text = json.dumps(value, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:digits]

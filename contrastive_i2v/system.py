@@ -1,0 +1,311 @@
+"""The wall between a video model and everything that trains, samples and measures it.
+
+A `System` is four things: a codec (pixels <-> latents), a network (noisy latents, timesteps, condition -> prediction),
+a condition (what the network is told, and may be left without), and a window (how many latent frames the network sees
+at once, and which of them are given). Training, previews, sampling and evaluation know a model through these alone, so
+a new model is one file in `models/` and one recipe. Needs torch alone.
+"""
+
+from __future__ import annotations
+
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, ClassVar, Protocol, TypeAlias, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from contrastive_i2v.diffusion import NoiseSchedule
+from contrastive_i2v.errors import InputError
+from contrastive_i2v.files import write_whole
+from contrastive_i2v.randomness import draw
+
+S = TypeVar("S", bound="System")
+
+Text: TypeAlias = dict[str, Tensor]
+"""What a text encoder says of N prompts: tensors `[N, *]` by name, as prompt_embeds, masks, pooled embeddings."""
+Condition: TypeAlias = dict[str, Tensor]
+"""What a network is told, batched: tensors `[B, *]` by name. Only the system knows the names."""
+Size: TypeAlias = tuple[int, int]
+"""Height and width in pixels."""
+
+DESCRIPTION = "system.json"
+"""Beside the weights: which system they are, its options, and how it is sampled."""
+
+
+@dataclass(frozen=True)
+class Window:
+    """The latent frames that a network sees at once.
+
+    A pair is `Window(2)`; k past frames are `Window(k + 1, given=range(k))`; ConsistI2V is `Window(16)`; a model that
+    fills in between keyframes has some given frames after generated ones.
+    """
+
+    length: int
+    given: tuple[int, ...] = (0,)
+    """Positions of the frames that are known, rising; the network generates the others."""
+    anchor: bool = False
+    """Whether the video's first frame is given beside the window, before its other frames."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "given", tuple(self.given))
+        if list(self.given) != sorted(set(self.given) & set(range(self.length))) or len(self.given) >= self.length:
+            raise InputError(
+                f"window: {self.length} frames of which {self.given} are given; expected rising positions below "
+                f"{self.length}, and at least one that is generated"
+            )
+
+    @property
+    def generated(self) -> tuple[int, ...]:
+        """Positions of the frames that the network makes."""
+        return tuple(i for i in range(self.length) if i not in self.given)
+
+    @property
+    def past(self) -> int:
+        """How many given frames come before the first generated one."""
+        return self.generated[0]
+
+    @property
+    def rolls(self) -> bool:
+        """Whether windows can follow each other: every given frame lies before the generated ones."""
+        return 0 < self.past == len(self.given)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampler:
+    """How a window is sampled."""
+
+    steps: int = 20
+    """Scheduler steps a window."""
+    guidance_scale: float = 7.5
+    """s_T, towards the prompt; 1 = off."""
+    image_guidance_scale: float = 1.5
+    """s_I, towards the given frames; 1 = off. With both off a step costs one forward pass a sample instead of three."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplerOptions:
+    """What a person says about sampling; None = as the model was made for."""
+
+    steps: int | None = None
+    """Scheduler steps a window."""
+    guidance_scale: float | None = None
+    """Towards the prompt; 1 = off."""
+    image_guidance_scale: float | None = None
+    """Towards the image; 1 = off. Both off: a third of the time."""
+
+    def __post_init__(self) -> None:
+        if self.steps is not None and self.steps < 1:
+            raise InputError(f"steps: expected at least 1, got {self.steps}")
+
+    def over(self, sampler: Sampler) -> Sampler:
+        """These options, and the model's where they are None."""
+        own = {name: getattr(self, name) for name in Sampler.__dataclass_fields__}
+        return replace(sampler, **{name: value for name, value in own.items() if value is not None})
+
+
+@dataclass(frozen=True, kw_only=True)
+class SystemConfig:
+    """The options of a system; every system has a subclass with a `kind` and options of its own."""
+
+    kind: str = ""
+
+
+class Codec(Protocol):
+    """Pixels to latents and back. It moves its inputs to its own device and dtype.
+
+    An image autoencoder takes every frame for itself; a video autoencoder makes `1 + (F - 1) / temporal_downscale`
+    latent frames of F frames, each from the frames up to its own alone (a causal one), so that latents can be cached.
+    """
+
+    channels: int
+    """C, of a latent."""
+    downscale: int
+    """Pixels to a latent pixel, along each side."""
+    temporal_downscale: int
+    """Frames to a latent frame after the first; 1 for image autoencoders."""
+    scale: float | Tensor
+    """Latents are (the autoencoder's own - its shift) times this: a number, or `[C, 1, 1]`."""
+
+    def encode(self, pixels: Tensor) -> Tensor:
+        """`[B, F, 3, H, W]` in [-1, 1] -> what the cache keeps, `[B, f, R, h, w]`: say the posterior's moments."""
+
+    def sample(self, raw: Tensor, noise: Tensor | None = None) -> Tensor:
+        """`[..., R, h, w]` -> the autoencoder's own latents `[..., C, h, w]`: with noise a posterior sample, else its
+        mode."""
+
+    def normalize(self, own: Tensor) -> Tensor:
+        """The autoencoder's own latents -> latents, which diffusion is about: of about unit scale."""
+
+    def denormalize(self, latents: Tensor) -> Tensor:
+        """The inverse of `normalize`."""
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Latents `[B, f, C, h, w]` -> pixels `[B, F, 3, H, W]`, clamped to [-1, 1]."""
+
+
+class System(ABC):
+    """A model, as training, sampling and evaluation see it.
+
+    Given frames cross this wall as the autoencoder's own latents, not normalised: some networks are conditioned on
+    these, and dividing by a scale does not undo multiplying by it to the bit.
+    """
+
+    Config: ClassVar[type[SystemConfig]] = SystemConfig
+    """The class of the system's options."""
+    config: SystemConfig
+    network: nn.Module
+    """All that is trained, averaged, compiled or sharded: `network(noisy, timesteps, **condition) -> prediction`, noisy
+    and prediction `[B, G, C, h, w]` of the window's G generated frames, timesteps `[B]`."""
+    codec: Codec
+    scheduler: Any
+    """A diffusers scheduler; its config says the noise schedule and the prediction type."""
+    window: Window
+    sampler: Sampler
+    """What the model is sampled with unless somebody says otherwise."""
+    size: Size
+    """Pixels the model was trained at."""
+    fps: float = 5.0
+    """Frames a second the model was trained at."""
+
+    @classmethod
+    @abstractmethod
+    def opens(cls, folder: Path) -> bool:
+        """Whether a model folder without a `system.json` is one for this system."""
+
+    @classmethod
+    @abstractmethod
+    def load(cls: type[S], source: str, config: SystemConfig, saved: SystemConfig | None) -> S:
+        """The system of a folder or hub id, in float32 on the CPU.
+
+        Args:
+            source: what `from_pretrained` of diffusers takes.
+            config: the options asked for.
+            saved: the options that the weights were saved with; None for weights that no system saved.
+
+        Raises:
+            InputError: missing parts or weights, or options that these weights can't have.
+        """
+
+    @property
+    @abstractmethod
+    def fingerprint(self) -> str:
+        """A hash of what makes latents and texts. Equal = interchangeable; the key of every cache."""
+
+    @abstractmethod
+    def parts(self) -> dict[str, nn.Module]:
+        """Every module by name, in the order in which sampling uses them; the network is one of them."""
+
+    @abstractmethod
+    def encode_text(self, prompts: Sequence[str]) -> Text:
+        """Tensors `[N, *]` of N prompts; "" is no prompt."""
+
+    @abstractmethod
+    def condition(
+        self,
+        given: Tensor,
+        text: Text,
+        *,
+        present: Tensor | None = None,
+        fps: Tensor | None = None,
+        noise_level: Tensor | None = None,
+    ) -> Condition:
+        """What the network is told.
+
+        Args:
+            given: `[B, n, C, h, w]`, the autoencoder's own latents of the anchor, if the window has one, and of the
+                window's given frames, in order of time.
+            text: `[B, *]` each.
+            present: bool `[B, n]`; False where a frame before the video's first is stood in for by a repeated one.
+                None = all are there.
+            fps: `[B]` frames a second of the window; None = `self.fps`.
+            noise_level: `[B]`, standard deviation of the noise that was added to the given frames, in units of
+                normalised latents. None = no noise.
+        """
+
+    @abstractmethod
+    def drop(self, condition: Condition, *, image: Tensor, text: Tensor) -> Condition:
+        """The condition without the image or the text of some samples: training's dropout, guidance's null branches.
+
+        Args:
+            image, text: bool `[B]`; True drops it.
+        """
+
+    @abstractmethod
+    def save_weights(self, folder: Path) -> None:
+        """Write every part to a folder that `load` opens: safetensors, in diffusers' layout where it has one."""
+
+    def trainable(self) -> list[nn.Parameter]:
+        """The network's parameters that training moves."""
+        return list(self.network.parameters())
+
+    def noise(
+        self,
+        shape: Sequence[int],
+        generator: torch.Generator | Sequence[torch.Generator],
+        *,
+        given: Tensor,
+        sampling: bool,
+    ) -> Tensor:
+        """The noise `[B, G, C, h, w]` that training adds, or that sampling starts from (float32, CPU): independent.
+
+        Args:
+            generator: one for the batch, or one a sample.
+            given: as for `condition`.
+            sampling: whether sampling starts from it.
+        """
+        return draw(shape, generator)
+
+    @property
+    def schedule(self) -> NoiseSchedule:
+        """What the scheduler's config says about noise and prediction."""
+        return NoiseSchedule.from_config(self.scheduler.config)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network is."""
+        return next(self.network.parameters()).device
+
+    def to(self: S, device: str | torch.device | None = None, dtype: torch.dtype | None = None) -> S:
+        """Move every part in place, put it in eval mode, and return self."""
+        for module in self.parts().values():
+            module.to(device=device, dtype=dtype).eval()
+        return self
+
+    def save(self, folder: str | Path) -> None:
+        """Write the weights and, last, `system.json`: a folder that `load_system` opens."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / DESCRIPTION).unlink(missing_ok=True)
+        self.save_weights(folder)
+        text = json.dumps(asdict(Description.of(self)), indent=2) + "\n"
+        write_whole(folder / DESCRIPTION, lambda part: part.write_text(text, encoding="utf-8"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Description:
+    """What `system.json` says of the weights beside it."""
+
+    system: SystemConfig
+    sampler: Sampler = field(default_factory=Sampler)
+    size: Size | None = None
+    fps: float | None = None
+
+    @classmethod
+    def of(cls, system: System) -> Description:
+        """A system's own."""
+        return cls(system=system.config, sampler=system.sampler, size=system.size, fps=system.fps)
+
+
+def dropped(values: Tensor, where: Tensor, null: Tensor | float = 0.0) -> Tensor:
+    """`values [B, *]` with the rows at which `where [B]` is True replaced by `null` (`[1, *]`, or a number)."""
+    mask = where.view(-1, *[1] * (values.dim() - 1))
+    return torch.where(mask, torch.as_tensor(null, dtype=values.dtype, device=values.device), values)
+
+
+def default_device() -> torch.device:
+    """The device that commands run on where nobody says: CUDA, or the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -1,0 +1,67 @@
+"""Which examples make a step's batches: encoded once, shuffled by (seed, epoch), dealt to the processes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from accelerate import Accelerator
+from torch.utils.data import DataLoader
+
+from contrastive_i2v.data.examples import Example, ExampleDataset, collate, encode_clips, report_skipped
+from contrastive_i2v.data.sources.folder import read_folder
+from contrastive_i2v.randomness import seeded
+from contrastive_i2v.system import System
+from contrastive_i2v.training.config import DataConfig, TrainConfig
+
+
+def encode_dataset(config: DataConfig, system: System, *, seed: int, progress: bool = True) -> ExampleDataset:
+    """The training examples, their latents in the cache; says which clips were left out. Raises InputError."""
+    clips, uncaptioned = read_folder(config.path)
+    dataset, skipped = encode_clips(
+        clips,
+        system,
+        cache_dir=config.cache_dir,
+        resolution=config.resolution,
+        frames=config.frames,
+        seed=seed,
+        progress=progress,
+    )
+    if progress and (left_out := report_skipped([*uncaptioned, *skipped])):
+        print(left_out)
+    return dataset
+
+
+def build_loader(
+    dataset: ExampleDataset, config: TrainConfig, accelerator: Accelerator, *, step: int
+) -> DataLoader[Example]:
+    """This process's micro-batches from `step` on."""
+    ranks = accelerator.num_processes
+    per_step = config.gradient_accumulation * ranks
+    everyones = batch_indices(
+        len(dataset), config.batch_size, start=step * per_step, stop=config.steps * per_step, seed=config.seed
+    )
+    mine = [rows for n, rows in enumerate(everyones) if n % ranks == accelerator.process_index]
+    return DataLoader(
+        dataset,
+        batch_sampler=mine,
+        num_workers=config.workers,
+        collate_fn=collate,
+        pin_memory=accelerator.device.type == "cuda",
+    )
+
+
+def batch_indices(size: int, batch_size: int, *, start: int, stop: int, seed: int) -> Iterator[list[int]]:
+    """Batches number `start` to `stop` of an endless pass over `size` items, shuffled anew in each epoch.
+
+    Batch n is the same whatever came before, in this process or another.
+    """
+    epoch, order = -1, torch.empty(0, dtype=torch.long)
+    for batch in range(start, stop):
+        rows = []
+        for position in range(batch * batch_size, (batch + 1) * batch_size):
+            if position // size != epoch:
+                epoch = position // size
+                order = torch.randperm(size, generator=seeded(seed, "epoch", epoch))
+            rows.append(int(order[position % size]))
+        yield rows

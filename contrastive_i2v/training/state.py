@@ -1,0 +1,114 @@
+"""Everything that a run needs to go on bitwise, and its way into a checkpoint and back.
+
+State dicts are collected on every rank (full, on the CPU), so sharded networks are saved like any other, and one rank
+writes them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from accelerate import Accelerator
+from diffusers.training_utils import EMAModel
+from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import get_model_state_dict, set_model_state_dict
+
+from contrastive_i2v.errors import InputError
+from contrastive_i2v.training.checkpoint import (
+    WHOLE,
+    load_checkpoint,
+    pack_optimizer,
+    save_checkpoint,
+    unpack_optimizer,
+)
+from contrastive_i2v.training.logs import Row, read_rows
+
+T = TypeVar("T")
+
+COUNTERS = ("nonfinite_steps", "nonfinite_in_a_row")
+
+
+@dataclass(kw_only=True)
+class RunState:
+    """What changes while a run goes on."""
+
+    accelerator: Accelerator
+    network: nn.Module
+    """As accelerate prepared it."""
+    trainable: list[nn.Parameter]
+    optimizer: Any
+    ema: EMAModel | None
+    memory: nn.Module | None
+    """The memory bank of past latents."""
+    step: int = 0
+    nonfinite_steps: int = 0
+    nonfinite_in_a_row: int = 0
+    unlogged: list[list[Row]] = field(default_factory=list)
+    """The figures of each micro-batch, by step, since the last log line."""
+
+    def save(self, folder: Path, *, keep: int) -> None:
+        """Write `folder/step-{step}`; every rank calls it."""
+        weights = self._weights()
+        moments, groups = pack_optimizer(self.network, self._inner_optimizer())
+        averaged = self.with_average(self._weights) if self.ema else {}
+        if self.accelerator.is_main_process:
+            tensors: dict[str, Mapping[str, Tensor]] = {"network": weights, "optimizer": moments}
+            state: dict[str, Any] = {name: getattr(self, name) for name in COUNTERS}
+            state |= {"groups": groups, "unlogged": read_rows(self.unlogged)}
+            if self.memory:
+                tensors["memory_bank"] = self.memory.state_dict()
+            if self.ema:
+                tensors["ema"], state["ema_step"] = averaged, self.ema.optimization_step
+            if self.accelerator.scaler is not None:
+                state["scaler"] = self.accelerator.scaler.state_dict()
+            save_checkpoint(folder, self.step, tensors, state, keep=keep)
+        self.accelerator.wait_for_everyone()
+
+    def restore(self, checkpoint: Path) -> None:
+        """Take over a checkpoint. Raises InputError for one that is damaged or another version's."""
+        tensors, state = load_checkpoint(checkpoint)
+        if "network" not in tensors:
+            raise InputError(
+                f"{checkpoint}: holds {', '.join(sorted(tensors))} and no network, as an earlier version wrote it; "
+                "start again in a new --output"
+            )
+        if self.ema:
+            self._load(tensors["ema"])
+            for shadow, parameter in zip(self.ema.shadow_params, self.trainable, strict=True):
+                shadow.copy_(parameter.detach())
+            self.ema.optimization_step = state["ema_step"]
+        self._load(tensors["network"])
+        unpack_optimizer(self.network, self._inner_optimizer(), tensors["optimizer"], state["groups"])
+        if self.memory:
+            self.memory.load_state_dict(tensors["memory_bank"])
+        if self.accelerator.scaler is not None and "scaler" in state:
+            self.accelerator.scaler.load_state_dict(state["scaler"])
+        self.step, self.unlogged = state["step"], state["unlogged"]
+        for name in COUNTERS:
+            setattr(self, name, state[name])
+
+    def with_average(self, act: Callable[[], T]) -> T:
+        """Run `act` with the averaged weights in the network."""
+        if self.ema is None:
+            return act()
+        self.ema.store(self.trainable)
+        self.ema.copy_to(self.trainable)
+        try:
+            return act()
+        finally:
+            self.ema.restore(self.trainable)
+
+    def _weights(self) -> dict[str, Tensor]:
+        weights: dict[str, Any] = get_model_state_dict(self.network, options=WHOLE)
+        return {name: value.clone() for name, value in weights.items()}
+
+    def _load(self, weights: dict[str, Any]) -> None:
+        set_model_state_dict(self.network, weights, options=WHOLE)
+
+    def _inner_optimizer(self) -> torch.optim.Optimizer:
+        inner: torch.optim.Optimizer = getattr(self.optimizer, "optimizer", self.optimizer)
+        return inner
