@@ -188,8 +188,9 @@ def _pipeline(name: str, spec: str, options: SuiteOptions) -> Method:
 @cache
 def _system(spec: str) -> System:
     system = load_system(spec)
-    for module in system.parts().values():
-        module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # a tenth faster on a CPU
+    for parameter in (parameter for part in system.parts().values() for parameter in part.parameters()):
+        if parameter.dim() == 4:  # a tenth faster on a CPU
+            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
     return system
 
 
