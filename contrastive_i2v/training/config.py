@@ -53,6 +53,8 @@ class LossConfig:
     """Cosine similarity instead of the dot product."""
     gate: Literal["none", "signal"] = "signal"
     """Weight of the contrastive terms by timestep: none = 1, signal = alphas_cumprod."""
+    max_timestep: float | None = None
+    """Noisier timesteps have no contrastive terms; None = no such limit."""
     min_snr_gamma: float | None = None
     """Min-SNR weights of the noise loss (arXiv 2303.09556); 5 is usual; None = unweighted."""
     false_negatives: bool = True

@@ -207,6 +207,7 @@ def build_loss(schedule: NoiseSchedule, config: LossConfig) -> ContrastiveDiffus
         temperature=config.temperature,
         normalize=config.normalize,
         gate=config.gate,
+        max_timestep=config.max_timestep,
         min_snr_gamma=config.min_snr_gamma,
     )
 
