@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import dacite
+import huggingface_hub
 import torch
+from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError
 
 from contrastive_i2v.errors import InputError
 from contrastive_i2v.models.loading import locate
@@ -42,9 +44,8 @@ def load_system(
             that its weights can't have.
     """
     source = locate(name)
-    folder = Path(source)
-    saved = read_description(folder)
-    kind = config.kind if config else opening_kind(folder) or next(iter(SYSTEMS))
+    saved = read_description(source)
+    kind = config.kind if config else saved.system.kind if saved else _opens(Path(source)) or next(iter(SYSTEMS))
     if saved and saved.system.kind != kind:
         raise InputError(f"model {str(name)!r} is of kind {saved.system.kind}; expected {kind}: give another --model")
     cls = system_class(kind)
@@ -85,9 +86,15 @@ def parse_config(values: Any) -> SystemConfig:
         raise InputError(f"system: {error}") from error
 
 
-def read_description(folder: Path) -> Description | None:
-    """What `system.json` of a model folder says; None where there is none. Raises InputError for a damaged one."""
-    file = folder / DESCRIPTION
+def read_description(source: str | Path) -> Description | None:
+    """What `system.json` of a model folder or hub id says; None where there is none. Raises InputError for a damaged
+    one."""
+    file = Path(source) / DESCRIPTION
+    if not Path(source).is_dir():
+        try:
+            file = Path(huggingface_hub.hf_hub_download(str(source), DESCRIPTION))
+        except (EntryNotFoundError, HfHubHTTPError, HFValidationError, OSError):
+            return None  # none there; an id that can't be reached is named where its weights are asked for
     if not file.is_file():
         return None
     try:
@@ -100,8 +107,11 @@ def read_description(folder: Path) -> Description | None:
 
 def opening_kind(folder: Path) -> str | None:
     """The kind of system that opens a model folder, or None. Raises InputError for a damaged `system.json`."""
-    if saved := read_description(folder):
-        return saved.system.kind
+    saved = read_description(folder)
+    return saved.system.kind if saved else _opens(folder)
+
+
+def _opens(folder: Path) -> str | None:
     return next((kind for kind in SYSTEMS if system_class(kind).opens(folder)), None)
 
 
