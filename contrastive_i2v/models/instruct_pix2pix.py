@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import diffusers
 import torch
@@ -164,18 +164,17 @@ class InstructPix2Pix(System):
         A base model gets a DDIM scheduler made from its scheduler's config (the same noise schedule); a
         converted model, or one with a flow-matching scheduler, keeps the scheduler its folder names.
         """
-        assert isinstance(config, InstructPix2PixConfig) and isinstance(saved, InstructPix2PixConfig | None)
         files = variants(source)
         vae = load_weights(diffusers.AutoencoderKL, source, "vae", files["vae"])
         unet = load_weights(diffusers.UNet2DConditionModel, source, "unet", files["unet"])
         text_encoder = load_weights(transformers.CLIPTextModel, source, "text_encoder", files["text_encoder"])
         tokenizer = load_part(transformers.CLIPTokenizer.from_pretrained, source, "tokenizer")
         channels = int(vae.config.latent_channels)
-        _check_parts(source, unet, text_encoder, channels, saved)
+        _check_parts(source, unet, text_encoder, channels, cast(InstructPix2PixConfig | None, saved))
         is_base = unet.config.in_channels == channels
         scheduler = _load_scheduler(source, is_base=is_base)
-        has = saved or PLAIN
-        config = config.over(has)
+        has = cast(InstructPix2PixConfig, saved or PLAIN)
+        config = cast(InstructPix2PixConfig, config).over(has)
         before = ["noisy"] if is_base else _channels(has)
         grow_conv_in(unet, before, _channels(config), {"mask": 1}, channels)
         if config.noise_level and not has.noise_level:

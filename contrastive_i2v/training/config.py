@@ -238,7 +238,8 @@ def differences(old: Any, new: Any, prefix: str = "", *, free: Collection[str] =
         a, b = getattr(old, item.name), getattr(new, item.name)
         if name in free or a == b:
             continue
-        found += differences(a, b, f"{name}.", free=free) if is_dataclass(a) else [f"{name}: {a} -> {b}"]
+        nested = is_dataclass(a) and type(a) is type(b)
+        found += differences(a, b, f"{name}.", free=free) if nested else [f"{name}: {a} -> {b}"]
     return found
 
 

@@ -16,8 +16,8 @@ from transformers import CLIPTextModel, CLIPTokenizer
 from contrastive_i2v.data.frames import FramesConfig
 from contrastive_i2v.data.shapes import ShapesConfig, make_shapes
 from contrastive_i2v.data.sources.folder import read_folder
-from contrastive_i2v.models import load_system, tiny
-from contrastive_i2v.models.instruct_pix2pix import InstructPix2Pix
+from contrastive_i2v.models import tiny
+from contrastive_i2v.models.instruct_pix2pix import PLAIN, InstructPix2Pix
 from contrastive_i2v.system import Sampler
 from contrastive_i2v.training.checkpoint import list_checkpoints
 from contrastive_i2v.training.config import DataConfig, LossConfig, OptimizerConfig, TrainConfig
@@ -77,8 +77,8 @@ def train_tiny_base(config: TinyBaseConfig) -> Path:
     )
     run = unet_config(config)
     trainer = Trainer(replace(run, resume=bool(list_checkpoints(run.output / "checkpoints"))), model)
-    trained = load_system(trainer.run(), run.system, dtype=torch.float16)
-    assert isinstance(trained, InstructPix2Pix)
+    trained = InstructPix2Pix.load(str(trainer.run()), run.system, PLAIN).to("cpu", torch.float16)
+    trained.sampler, trained.size = model.sampler, model.size
     for module in (trained.vae, trained.unet):
         module.register_to_config(_name_or_path="contrastive_i2v tiny")  # else it is a path of this machine
     trained.save(root / "model")
