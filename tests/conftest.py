@@ -14,6 +14,17 @@ import torch
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
+THREADS = torch.get_num_threads()
+
+
+def pytest_runtest_setup() -> None:
+    """A test starts with the threads that the run started with. The real UMAP leaves torch with one a core, whatever
+    OMP_NUM_THREADS says: trainings after it took 20 times as long, and had other bits than in a process of their own.
+    """
+    if torch.get_num_threads() != THREADS:
+        torch.set_num_threads(THREADS)
+
+
 WORDS = ("a", "red", "ball", "rolls", "to", "the", "left", "right", "make", "it", "snow")
 
 
