@@ -7,14 +7,24 @@ READY := $(VENV)/.ready
 CSRC := $(wildcard csrc/*.cpp csrc/*/*.cpp csrc/*/*.h csrc/*/*.cu csrc/*/*.cuh)
 export PATH := $(abspath $(BIN)):$(PATH)
 
-.PHONY: demo test lint format build gpu bench clean
+.PHONY: demo test test-slow test-all lint format build gpu bench clean
 
 demo: $(READY)
 	$(BIN)/contrastive-i2v demo
 
+# the markers of pyproject.toml that `make test` leaves out; it says how many tests that is
+SLOW := triton or emulator or browser or umap or processes or slow
 # a process a core: one file's tests stay together, and threads of several processes would only wait for each other
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
+
+# what a person waits for: under two minutes on two cores
 test: $(READY)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
+	$(PYTEST) -m "not ($(SLOW))" --durations 5 --durations-min 3
+
+test-slow: $(READY)
+	$(PYTEST) -m "$(SLOW)"
+
+test-all: test test-slow
 
 lint: $(READY)
 	$(BIN)/ruff check .

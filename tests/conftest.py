@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,45 @@ import torch
 # Without a GPU Triton's kernels run in its interpreter, which has to be chosen before triton is imported.
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
+
+THREADS = torch.get_num_threads()
+LEFT_OUT = pytest.StashKey["Counter[str]"]()
+
+
+def pytest_runtest_setup() -> None:
+    """A test starts with the threads that the run started with. The real UMAP leaves torch with one a core, whatever
+    OMP_NUM_THREADS says: trainings after it took 20 times as long, and had other bits than in a process of their own.
+    """
+    if torch.get_num_threads() != THREADS:
+        torch.set_num_threads(THREADS)
+
+
+def pytest_deselected(items: list[pytest.Item]) -> None:
+    """Counts what `-m "not (...)"` leaves out: a test under the first marker of the expression that it has."""
+    for item in items:
+        for kind in filter(item.get_closest_marker, re.findall(r"\w+", item.config.getoption("markexpr"))):
+            item.config.stash.setdefault(LEFT_OUT, Counter())[kind] += 1
+            break
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    if hasattr(session.config, "workeroutput"):  # one of pytest-xdist's processes, which alone collect
+        session.config.workeroutput["left_out"] = dict(session.config.stash.get(LEFT_OUT, {}))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """Each process of pytest-xdist collects everything, so each leaves out the same."""
+    if counts := getattr(node, "workeroutput", {}).get("left_out"):
+        node.config.stash[LEFT_OUT] = Counter(counts)
+
+
+@pytest.hookimpl(trylast=True)  # below the list of slow tests
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    if counts := config.stash.get(LEFT_OUT, None):
+        kinds = ", ".join(f"{kind} {count}" for kind, count in counts.most_common())
+        terminalreporter.write_line(f"left out: {counts.total()} slow tests ({kinds}); make test-all runs them")
+
 
 WORDS = ("a", "red", "ball", "rolls", "to", "the", "left", "right", "make", "it", "snow")
 

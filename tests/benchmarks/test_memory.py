@@ -12,7 +12,7 @@ import pytest
 from benchmarks import memory
 from benchmarks.problems import Case
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+pytestmark = [pytest.mark.processes, pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")]
 MIB = 1 << 20
 
 

@@ -13,6 +13,8 @@ from typing import NamedTuple
 
 import pytest
 
+pytestmark = pytest.mark.emulator
+
 SOURCE = Path(__file__).resolve().parents[2] / "csrc" / "cuda" / "diffusion_loss.cu"
 ARCHITECTURES = ("sm_80", "sm_90a")
 DTYPES = {"float": "If", "half": "6__half", "bfloat16": "13__nv_bfloat16"}

@@ -15,7 +15,7 @@ import pytest
 import torch
 from problems import HAZARDS, eager, error, make, run, to_double
 
-pytestmark = pytest.mark.skipif(bool(emulator.why_not()), reason=emulator.why_not())
+pytestmark = [pytest.mark.emulator, pytest.mark.skipif(bool(emulator.why_not()), reason=emulator.why_not())]
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 SHARED = emulator.HOPPER[0]

@@ -337,6 +337,7 @@ def test_umap_is_left_out_where_it_cannot_be(recording: list[RecordingUMAP], mon
     assert [found.method for found in latent_maps(eight, eight, seed=0)] == ["PCA"]
 
 
+@pytest.mark.umap
 @pytest.mark.timeout(900)  # numba compiles for 13 s, longer on a busy machine
 def test_the_real_umap_keeps_clips_apart_and_repeats_itself() -> None:
     pytest.importorskip("umap", reason="umap-learn is not installed")

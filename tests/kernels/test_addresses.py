@@ -16,7 +16,10 @@ ELEMENTS = 1 << 16
 ROWS = (1 << 15) + 3  # ROWS * ELEMENTS > 2^31
 LAST = ROWS - 1
 tl_dtype = pytest.importorskip("triton.language").bfloat16
-pytestmark = pytest.mark.skipif(not INTERPRETED.value, reason="picks its program in the interpreter; see test_gpu.py")
+pytestmark = [
+    pytest.mark.triton,
+    pytest.mark.skipif(not INTERPRETED.value, reason="picks its program in the interpreter; see test_gpu.py"),
+]
 
 
 @pytest.fixture(scope="module")

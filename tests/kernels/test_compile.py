@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 pytest.importorskip("triton")
+pytestmark = pytest.mark.triton
 SHARED = {80: 163 * 1024, 90: 227 * 1024}
 PRODUCTS = {"partial_logits_kernel", "small_gradient_kernel", "scaled_exp_kernel", "gradient_kernel"}
 LARGE = {"prologue_kernel", "scaled_exp_kernel", "glue_kernel", "gradient_kernel", "loss_kernel"}

@@ -16,6 +16,8 @@ from torch import Tensor
 
 from contrastive_i2v.ops.reference import diffusion_loss_reference
 
+pytestmark = pytest.mark.triton
+
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
 

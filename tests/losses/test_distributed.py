@@ -11,6 +11,7 @@ import pytest
 import ranks
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize("world", [2, 3, 4])
 def test_ranks_agree_with_one_process(world: int, tmp_path: Path) -> None:
     command = [sys.executable, ranks.__file__, str(world), str(tmp_path)]

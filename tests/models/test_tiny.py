@@ -56,6 +56,7 @@ def test_the_autoencoder_keeps_what_a_person_sees(shipped: Any, scenes: tuple[li
     assert float(10 * torch.log10(4 / error)) > 24  # PSNR in dB
 
 
+@pytest.mark.slow
 def test_a_person_sees_the_caption_obeyed(shipped: Any, scenes: tuple[list[str], torch.Tensor]) -> None:
     """Rolled out 3 frames, the video is nearer to the truth than the first frame repeated, and than under a caption
     with the opposite direction."""

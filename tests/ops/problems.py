@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -17,6 +18,8 @@ BACKENDS = [
     for name in ("reference", "cpu", "triton")
     if available_backends()[name] == "available" and not (name == "triton" and torch.cuda.is_available())
 ]
+# For tests that take Triton's interpreter seconds; those that it answers at once stay in `make test`.
+BACKENDS_BUT_SLOW = [pytest.param(name, marks=pytest.mark.triton) if name == "triton" else name for name in BACKENDS]
 
 
 def make(

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from problems import BACKENDS, error, make, run, to_double
+from problems import BACKENDS, BACKENDS_BUT_SLOW, error, make, run, to_double
 from torch import Tensor
 
 from contrastive_i2v.ops import contrastive_diffusion_loss
@@ -25,7 +25,7 @@ SHAPES = [
 ]
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", BACKENDS_BUT_SLOW)
 @pytest.mark.parametrize(("shape", "dtype"), list(itertools.product(SHAPES, DTYPES)))
 @pytest.mark.parametrize(("normalize", "options"), list(itertools.product([False, True], repeat=2)))
 def test_agrees_with_float64(backend: str, shape: Any, dtype: Any, normalize: bool, options: bool) -> None:
@@ -191,7 +191,7 @@ def test_autocast_changes_nothing(backend: str, dtype: torch.dtype) -> None:
         assert torch.equal(gradient, cast_gradient)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", BACKENDS_BUT_SLOW)
 @pytest.mark.parametrize("name", ["prediction", "noisy", "target", "c_skip", "c_out", "banks", "temperature"])
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
 @pytest.mark.parametrize("normalize", [False, True])
@@ -262,7 +262,7 @@ def test_bad_input_is_a_value_error_that_says_what(backend: str, case: str) -> N
         contrastive_diffusion_loss(**{**make(3, [4], [6]), "backend": backend, **change})
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", BACKENDS_BUT_SLOW)
 def test_opcheck(backend: str) -> None:
     a = make(4, [5, 6], [2, 3], options=True)
     for dtype in (torch.float32, torch.float16):

@@ -18,6 +18,7 @@ from contrastive_i2v.ops import contrastive_diffusion_loss
 pytestmark = pytest.mark.skipif("cpu" not in BACKENDS, reason="needs the extension")
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize("capability", ["default", "avx2"])
 def test_every_instruction_set_gives_the_same_answer(capability: str, tmp_path: Path) -> None:
     """ATEN_CPU_CAPABILITY holds for a whole process, so each runs in its own."""
@@ -55,6 +56,7 @@ def resident() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads /proc")
 def test_a_hundred_thousand_calls_leave_memory_flat() -> None:
     arguments = make(3, [4, 5], [16]) | {"positives": None}

@@ -270,6 +270,7 @@ for backend in ("cpu", "triton"):
     assert lines[5].startswith("backend='triton' cannot be used: triton is not installed")
 
 
+@pytest.mark.triton
 def test_triton_kernel_in_the_interpreter() -> None:
     pytest.importorskip("triton")
     assert python(
@@ -302,6 +303,7 @@ print("done")
     ).endswith("done\n")
 
 
+@pytest.mark.triton
 @pytest.mark.parametrize("capability", [80, 90])
 def test_triton_kernel_compiles_for_a_gpu_without_spills(capability: int, tmp_path: Any) -> None:
     pytest.importorskip("triton")

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from problems import BACKENDS, HAZARDS, eager, error, make, run, to_double
+from problems import BACKENDS, BACKENDS_BUT_SLOW, HAZARDS, eager, error, make, run, to_double
 
 from contrastive_i2v.ops import contrastive_diffusion_loss
 
@@ -20,7 +20,7 @@ def lower(arguments: dict[str, Any], dtype: torch.dtype) -> dict[str, Any]:
     return arguments | latents | {"banks": [bank.to(dtype) for bank in arguments["banks"]]}
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", BACKENDS_BUT_SLOW)
 @pytest.mark.parametrize("normalize", [False, True])
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("name", HAZARDS)
@@ -38,7 +38,7 @@ def test_gradient_error_is_at_most_twice_eagers(backend: str, name: str, dtype: 
     assert error(gradient, truth) < {torch.float32: 2e-3, torch.bfloat16: 1e-2, torch.float16: 5e-2}[dtype]
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", BACKENDS_BUT_SLOW)
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("normalize", [False, True])
 def test_finite_at_every_timestep_of_stable_diffusions_schedule(backend: str, dtype: Any, normalize: bool) -> None:

@@ -9,6 +9,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
 import torch
 
 from contrastive_i2v.models import InstructPix2Pix
@@ -27,6 +28,7 @@ def launch(config: TrainConfig, path: Path) -> None:
     assert done.returncode == 0, done.stderr[-2000:]
 
 
+@pytest.mark.processes
 def test_two_processes_train_save_and_resume(train_config: TrainConfig, tmp_path: Path) -> None:
     config = replace(train_config, steps=2, batch_size=2, checkpoint_every=1, loss=LossConfig(memory_bank=6))
     launch(config, tmp_path / "first.yaml")

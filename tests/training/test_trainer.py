@@ -89,6 +89,7 @@ def test_a_run_with_a_memory_bank_resumes_bitwise(train_config: TrainConfig, mon
     assert losses[0] > losses[1]  # more negatives
 
 
+@pytest.mark.processes
 def test_a_run_killed_at_random_moments_resumes_bitwise(train_config: TrainConfig) -> None:
     config = replace(train_config, steps=40, checkpoint_every=3)
     Trainer(config).run()

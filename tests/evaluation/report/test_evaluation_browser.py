@@ -24,7 +24,10 @@ from contrastive_i2v.evaluation.results import (
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
-pytestmark = pytest.mark.skipif(not CHROMIUM, reason="no chromium: not on PATH, nor named by CHROMIUM")
+pytestmark = [
+    pytest.mark.browser,
+    pytest.mark.skipif(not CHROMIUM, reason="no chromium: not on PATH, nor named by CHROMIUM"),
+]
 
 CLIPS, FRAMES, FPS = 5, 6, 6.0
 WAIT = 60_000

@@ -19,7 +19,10 @@ from contrastive_i2v.evaluation.study.store import Store
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="needs the package playwright")
 CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs chromium or google-chrome on the path, or $CHROMIUM")
+pytestmark = [
+    pytest.mark.browser,
+    pytest.mark.skipif(CHROMIUM is None, reason="needs chromium or google-chrome on the path, or $CHROMIUM"),
+]
 
 # Who chooses A, by pair; all others choose B.
 FOR_A = {

@@ -15,6 +15,8 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from contrastive_i2v.evaluation.study.store import Store
 
 RATERS = ("Ana", "Ben", "Cyd", "Dee", "Eva")
@@ -45,6 +47,7 @@ def side_of(turn: int) -> str:
     return "left" if turn // 4 % 2 else "right"
 
 
+@pytest.mark.processes
 def test_no_vote_is_lost_to_kill_9(folders: tuple[Path, Path], tmp_path: Path) -> None:
     path = tmp_path / "study.sqlite"
     server, url = start(folders, path)
