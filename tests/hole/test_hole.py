@@ -24,7 +24,14 @@ from contrastive_i2v.data.frames import FramesConfig
 from contrastive_i2v.data.video import probe
 from contrastive_i2v.models import SYSTEMS, load_system
 from contrastive_i2v.sampling import rollout
-from contrastive_i2v.training.config import DataConfig, LossConfig, OptimizerConfig, PreviewConfig, TrainConfig
+from contrastive_i2v.training.config import (
+    DataConfig,
+    LossConfig,
+    OptimizerConfig,
+    PreviewConfig,
+    TrainConfig,
+    save_config,
+)
 from contrastive_i2v.training.trainer import Trainer
 
 HERE = Path(__file__).parent
@@ -94,6 +101,7 @@ def test_it_trains_and_previews(trained: Path, start: Path) -> None:
     assert system.sampler == toy.Toy(toy.ToyConfig()).sampler
 
 
+@pytest.mark.processes
 def test_killed_and_resumed_it_ends_with_the_same_bits(trained: Path, start: Path, clips: Path, tmp_path: Path) -> None:
     code = (
         f"import sys; sys.path.insert(0, {str(HERE)!r}); import toy\n"
@@ -102,8 +110,6 @@ def test_killed_and_resumed_it_ends_with_the_same_bits(trained: Path, start: Pat
         f"Trainer(load_config(TrainConfig, Path({str(tmp_path / 'run.yaml')!r}))).run()"
     )
     config = recipe(start, clips, tmp_path / "run")
-    from contrastive_i2v.training.config import save_config
-
     save_config(config, tmp_path / "run.yaml")
     environment = os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())}
     process = subprocess.Popen([sys.executable, "-c", code], env=environment, stderr=subprocess.PIPE, text=True)
@@ -129,6 +135,7 @@ def test_it_rolls_out_ten_frames(trained: Path) -> None:
     assert not torch.equal(video[:, 4], video[:, 7]), "windows have noise of their own"
 
 
+@pytest.mark.umap
 def test_it_is_evaluated(trained: Path, clips: Path, tmp_path: Path) -> None:
     options = ["--method", str(trained), "--data", str(clips / "test"), "--output", str(tmp_path), "--frames", "6"]
     options += ["--frame-rate", "25", "--image", "none", "--video", "none", "--flow", "none"]
