@@ -26,9 +26,9 @@ from contrastive_i2v.evaluation.results import (
 )
 from contrastive_i2v.evaluation.suite import provenance
 from contrastive_i2v.evaluation.suite.background import Background
+from contrastive_i2v.evaluation.suite.measured import MeasuredVideos
 from contrastive_i2v.evaluation.suite.measures import Networks, build_measures
 from contrastive_i2v.evaluation.suite.metrics import distribution, fidelity, latent, over_time, prompt
-from contrastive_i2v.evaluation.suite.samples import Samples
 from contrastive_i2v.evaluation.suite.scored import FEW_CLIPS, Scored, difference
 from contrastive_i2v.evaluation.suite.work import Work
 from contrastive_i2v.evaluation.videos import ReferenceSet
@@ -68,17 +68,17 @@ def evaluate(
     measures = build_measures(networks, frame_rate=reference.frame_rate)
     work = Work(output, reference, methods, measures, batch_size, reference.frame_rate, progress)
     extractors = _extractors(networks)
-    truth = Samples(work.jobs["truth"], reference.clips)
+    truth = MeasuredVideos(work.jobs["truth"], reference.clips)
     maps = {}
 
     def start_maps(method: Method) -> None:  # UMAP takes 20 s of one core to compile: meanwhile the work goes on
-        maps[method.name] = Background(latent.maps, Samples(work.jobs[method.name], reference.clips), truth)
+        maps[method.name] = Background(latent.maps, MeasuredVideos(work.jobs[method.name], reference.clips), truth)
 
     work.run(start_maps)
     scored: dict[str, list[Scored]] = {}
     evaluated = []
     for method in tqdm(methods, desc="metrics", unit="method", disable=not progress):
-        ours = Samples(work.jobs[method.name], reference.clips)
+        ours = MeasuredVideos(work.jobs[method.name], reference.clips)
         with work.clock("metrics"), work.clock(method.name):
             scored[method.name] = _score(ours, truth, {role: one.name for role, one in extractors.items()})
         with work.clock("maps"):
@@ -109,7 +109,7 @@ def evaluate(
     return report
 
 
-def _score(ours: Samples, truth: Samples, extractors: dict[str, str]) -> list[Scored]:
+def _score(ours: MeasuredVideos, truth: MeasuredVideos, extractors: dict[str, str]) -> list[Scored]:
     return [
         *distribution.distribution_metrics(ours, truth, extractors),
         *prompt.prompt_metrics(ours, truth, extractors),
