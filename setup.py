@@ -126,7 +126,7 @@ def main() -> None:
             ],
             package_dir={"contrastive_i2v.kernels": "kernels"},
             package_data={
-                "contrastive_i2v": ["py.typed", "models/tiny/*", "models/tiny/**/*", "evaluation/study/page/*"]
+                "contrastive_i2v": ["py.typed", "models/tiny/*", "models/tiny/**/*", "evaluation/*/page/*"]
             },
             # optional: setuptools carries on when there is no file
             ext_modules=[Extension("contrastive_i2v._C", sources=[], optional=True)] if wanted else [],

@@ -128,13 +128,13 @@ def latent_metrics(ours: MeasuredVideos, truth: MeasuredVideos, extractors: dict
     return [*found, *_smoothness(ours, truth, key)]
 
 
-def maps(ours: MeasuredVideos, truth: MeasuredVideos) -> list[LatentMap]:
+def maps(ours: MeasuredVideos, truth: MeasuredVideos, umap: bool) -> list[LatentMap]:
     """Trajectories of the first seed in a plane; none without an encoder, or for one clip."""
     if not ours.has("latents") or len(ours.clips) < 2:
         return []
     kept = spread(len(ours.clips), MAPPED_CLIPS)
     x, y = (_latents(one, kept)[:, 0] for one in (ours, truth))
-    return latent_maps(x, y, seed=0)
+    return latent_maps(x, y, seed=0, umap=umap)
 
 
 def _latents(samples: MeasuredVideos, kept: list[int]) -> Tensor:
