@@ -30,6 +30,8 @@ lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/biome lint --error-on-warnings
+	$(BIN)/djlint --lint --quiet contrastive_i2v
 	$(BIN)/clang-format --dry-run --Werror $(CSRC) $(wildcard tests/csrc/*.cpp tests/csrc/*.h)
 
 format: $(READY)

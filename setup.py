@@ -125,9 +125,7 @@ def main() -> None:
                 "contrastive_i2v.kernels",
             ],
             package_dir={"contrastive_i2v.kernels": "kernels"},
-            package_data={
-                "contrastive_i2v": ["py.typed", "models/tiny/*", "models/tiny/**/*", "evaluation/study/page/*"]
-            },
+            package_data={"contrastive_i2v": ["py.typed", "models/tiny/*", "models/tiny/**/*", "evaluation/*/page/*"]},
             # optional: setuptools carries on when there is no file
             ext_modules=[Extension("contrastive_i2v._C", sources=[], optional=True)] if wanted else [],
             cmdclass={"build_ext": CMakeBuild},

@@ -30,11 +30,6 @@ from contrastive_i2v.training.preview import load_held_out, roll_out
 from contrastive_i2v.training.trainer import Trainer, is_trained
 
 Form = Literal["contrastive", "baseline", "literal"]
-RECIPES: dict[str, Callable[[], TrainConfig]] = {
-    "contrastive": recipes.contrastive,
-    "baseline": recipes.baseline,
-    "literal": recipes.literal,
-}
 NATIVE_STEP = 5  # native frames of the 25 fps clips between two of the model's
 
 
@@ -162,7 +157,7 @@ def shapes_config(options: Options) -> ShapesConfig:
 
 def run_config(options: Options, form: str, seed: int) -> TrainConfig:
     """One training of the demo: the tiny recipe of a form, on the demo's clips."""
-    config = recipes.tiny(RECIPES[form]())
+    config = recipes.tiny(recipes.recipe(form))
     output = options.output / "runs" / f"{form}-seed{seed}"
     return replace(
         config,

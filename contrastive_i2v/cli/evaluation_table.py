@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from contrastive_i2v.evaluation.report.evaluation_rows import ARROWS, clear_best, metric_rows
+from contrastive_i2v.evaluation.report.rows import ARROWS, clear_best, metric_rows
 from contrastive_i2v.evaluation.results import Interval, Metric, Report
 
 

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import tyro
 
-from contrastive_i2v.data.video import write_whole
 from contrastive_i2v.errors import InputError
 from contrastive_i2v.evaluation.study.pairs import find_pairs, sha256
 from contrastive_i2v.evaluation.study.questions import QuestionName
@@ -19,12 +18,13 @@ from contrastive_i2v.evaluation.study.session import Session
 from contrastive_i2v.evaluation.study.statistics import analyse
 from contrastive_i2v.evaluation.study.store import Design, Store, StudyPair
 from contrastive_i2v.evaluation.study.table import to_json, to_text
+from contrastive_i2v.files import write_whole
 
 COLUMNS = ("rater", "pair", "question", "choice", "left", "reasons", "time", "counts")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Serve:
+class ServeOptions:
     """Serve a local web page on which raters compare two folders of videos, pair by pair.
 
     Videos match by file name. Sides and order are random for each rater, and nothing the page shows or loads names a
@@ -58,7 +58,7 @@ class Serve:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Report:
+class ReportOptions:
     """Print win rates, reasons and agreement, and write them as JSON. Works while the study is served."""
 
     output: Path = Path("study.sqlite")
@@ -68,7 +68,7 @@ class Report:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Export:
+class ExportOptions:
     """Write every vote as a row of a CSV file."""
 
     output: Path = Path("study.sqlite")
@@ -82,20 +82,20 @@ class Export:
 def run(arguments: Sequence[str]) -> None:
     """Parse the options and do what they say."""
     options = tyro.extras.subcommand_cli_from_dict(
-        {"serve": Serve, "report": Report, "export": Export},
+        {"serve": ServeOptions, "report": ReportOptions, "export": ExportOptions},
         prog="contrastive-i2v study",
         description="Human preference: raters compare two folders of videos and say why (JUICE).",
         args=list(arguments),
     )
-    if isinstance(options, Serve):
+    if isinstance(options, ServeOptions):
         serve(options)
-    elif isinstance(options, Report):
+    elif isinstance(options, ReportOptions):
         report(options)
     else:
         export(options)
 
 
-def serve(options: Serve) -> None:
+def serve(options: ServeOptions) -> None:
     """Serve until interrupted."""
     if options.raters < 1:
         raise InputError(f"--raters {options.raters}: expected 1 or more")
@@ -156,7 +156,7 @@ def serve(options: Serve) -> None:
         store.close()
 
 
-def report(options: Report) -> None:
+def report(options: ReportOptions) -> None:
     """Print the table and write the JSON file."""
     store = Store(options.output)
     found = (store.design, store.raters(), store.votes())
@@ -169,7 +169,7 @@ def report(options: Report) -> None:
     print(f"\n{path}")
 
 
-def export(options: Export) -> None:
+def export(options: ExportOptions) -> None:
     """Write the CSV file."""
     store = Store(options.output)
     names = {"a": store.design.a, "b": store.design.b}

@@ -3,23 +3,14 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import tyro
 
 from contrastive_i2v.errors import InputError
-from contrastive_i2v.training import recipes
 from contrastive_i2v.training.config import TrainConfig, load_config
-
-RECIPES: dict[str, Callable[[], TrainConfig]] = {
-    "contrastive": recipes.contrastive,
-    "baseline": recipes.baseline,
-    "literal": recipes.literal,
-    "tiny-contrastive": lambda: recipes.tiny(recipes.contrastive()),
-    "tiny-baseline": lambda: recipes.tiny(recipes.baseline()),
-    "tiny-literal": lambda: recipes.tiny(recipes.literal()),
-}
+from contrastive_i2v.training.recipes import RECIPES
 
 DESCRIPTION = f"""Fine-tune a model on a folder of captioned videos.
 
@@ -47,7 +38,7 @@ def run(arguments: Sequence[str]) -> None:
     name = start.recipe or "contrastive"
     if name not in RECIPES:
         raise InputError(f"--recipe {name}: no such recipe; expected one of {', '.join(RECIPES)}, tiny-base")
-    default = load_config(TrainConfig, start.config) if start.config else RECIPES[name]()
+    default = load_config(TrainConfig, start.config) if start.config else RECIPES[name]
     config = tyro.cli(TrainConfig, default=default, prog="contrastive-i2v train", description=DESCRIPTION, args=rest)
     from contrastive_i2v.training.trainer import Trainer
 

@@ -18,7 +18,6 @@ __all__ = [
     "Moments",
     "extrapolated_frechet_distance",
     "frechet_distance",
-    "frechet_influence",
     "inception_score",
     "kernel_distance",
 ]
@@ -47,49 +46,6 @@ def frechet_distance(x: Features, y: Features) -> float:
     (mean_x, a), (mean_y, b) = _mean_and_factor(x), _mean_and_factor(y)
     squares = (mean_x - mean_y).square().sum() + a.square().sum() + b.square().sum()
     return max(0.0, float(squares) - 2 * nuclear_norm(a @ b.T))
-
-
-def frechet_influence(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    """How much each row moves the Frechet distance, to first order: its derivative by the row's weight, times N.
-
-        u = x_i - mean_x
-        influence_x[i] = 2 u.(mean_x - mean_y) + |u|^2 - u^T T u - (their mean over i),   T = A^-1 (A Sy A)^(1/2) A^-1
-
-    with A = Sx^(1/2): T is the optimal transport map from x's Gaussian to y's, and the gradient of the trace term. The
-    rows of y likewise, with x and y exchanged.
-
-    Args:
-        x: `[N, d]`.
-        y: `[M, d]`.
-
-    Returns:
-        `[N]` and `[M]` float64, each with mean 0; large where a row takes the sets apart.
-
-    Raises:
-        ValueError: as `frechet_distance`.
-    """
-    _check_pair(x, y)
-    (mean_x, a), (mean_y, b) = _mean_and_factor(x), _mean_and_factor(y)
-    if len(a) > len(b):
-        of_y, of_x = frechet_influence(y, x)
-        return of_x, of_y
-    cross = a @ b.T
-    squares, left = torch.linalg.eigh(cross @ cross.T)
-    kept = squares > 1e-12 * squares[-1:]
-    squares, left = squares[kept], left[:, kept]
-    root_x = b.T @ (cross.T @ (left * squares**-0.75))  # T = root root^T, [d, k]
-    root_y = a.T @ (left * squares**-0.25)
-    gap = mean_x - mean_y
-    return _influence(x, mean_x, gap, root_x), _influence(y, mean_y, -gap, root_y)
-
-
-def _influence(features: Tensor, mean: Tensor, gap: Tensor, root: Tensor) -> Tensor:
-    parts = []
-    for piece in pieces(features):
-        offset = piece.double() - mean
-        parts.append(2 * offset @ gap + offset.square().sum(dim=1) - (offset @ root).square().sum(dim=1))
-    influence = torch.cat(parts)
-    return influence - influence.mean()
 
 
 def extrapolated_frechet_distance(x: Tensor, y: Features, generator: torch.Generator, *, sizes: int = 15) -> float:

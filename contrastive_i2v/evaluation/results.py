@@ -15,12 +15,12 @@ from typing import Any, Literal
 
 import dacite
 
-from contrastive_i2v.data.video import write_whole
 from contrastive_i2v.errors import InputError
+from contrastive_i2v.files import write_whole
 
 Better = Literal["lower", "higher", "truth", "none"]
 """Which way is better; "truth" = closer to the value that the true videos have, "none" = only describes."""
-FORMAT = 1
+FORMAT = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,6 +92,16 @@ class LatentMap:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Training:
+    """Which of several trainings made a method."""
+
+    form: str
+    """Of the loss."""
+    seed: int
+    """Of batches, noise and sampling: shared with the same seed of the other forms, so that they are paired."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Evaluated:
     """One method: where its videos come from, and every metric of them."""
 
@@ -103,6 +113,42 @@ class Evaluated:
     clips: list[EvaluatedClip]
     maps: list[LatentMap] = field(default_factory=list)
     seconds: float = 0.0
+    training: Training | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class SeedNumber:
+    """One number of a form of the loss over its training seeds."""
+
+    title: str
+    better: Better
+    values: list[float]
+    """One a seed, in the order of FormOverSeeds.seeds."""
+    truth: float = math.nan
+    baseline: float = math.nan
+    """The baseline's mean over the seeds that both have."""
+    difference: Interval | None = None
+    """Mean of form minus baseline over those seeds with Student's 95 % interval; None for the baseline itself."""
+
+    @property
+    def mean(self) -> float:
+        return sum(self.values) / len(self.values)
+
+    @property
+    def is_apart(self) -> bool:
+        """Whether the interval leaves 0 out."""
+        gap = self.difference
+        return gap is not None and (gap.low > 0 or gap.high < 0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FormOverSeeds:
+    """A form of the loss over its training seeds; or a method that wasn't trained here, without seeds and verdict."""
+
+    form: str
+    seeds: list[int]
+    numbers: list[SeedNumber]
+    verdict: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,6 +190,8 @@ class Report:
     provenance: dict[str, str]
     """Data folder and its hash, number of clips and frames, size, versions, device, commit, seed, seconds."""
     differences: list[Difference] = field(default_factory=list)
+    over_seeds: list[FormOverSeeds] = field(default_factory=list)
+    """Empty where no method has a `training`."""
     warnings: list[str] = field(default_factory=list)
     format: int = FORMAT
 

@@ -1,13 +1,15 @@
-"""The forms of the loss that `contrastive-i2v experiment` holds against each other, by name."""
+"""The registry of loss forms, by name: what recipes train with, and demo and experiment hold against each other."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from contrastive_i2v.training import recipes
 from contrastive_i2v.training.config import LossConfig
 
-_DEFAULT = recipes.contrastive().loss
+BASELINE = "baseline"
+"""The form that others are held against."""
+_DEFAULT = LossConfig()
+_NO_TERM = LossConfig(target_weight=0.0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,13 +19,16 @@ class Form:
     loss: LossConfig
     about: str
     condition_noise: float | None = None
-    """None = as in the whole experiment."""
+    """None = as in the whole run or experiment."""
 
 
 FORMS: dict[str, Form] = {
-    "baseline": Form(loss=recipes.baseline().loss, about="no contrastive term"),
+    BASELINE: Form(loss=_NO_TERM, about="no contrastive term"),
     "contrastive": Form(loss=_DEFAULT, about="the default: target bank, cosine, temperature 0.07, weight 0.2, gated"),
-    "literal": Form(loss=recipes.literal().loss, about="the published form: dot products, both banks, 1/D, every step"),
+    "literal": Form(
+        loss=LossConfig(target_weight=None, input_weight=None, temperature=1.0, normalize=False, gate="none"),
+        about="the published form: dot products, both banks, 1/D, every step",
+    ),
     "weight-1": Form(loss=replace(_DEFAULT, target_weight=1.0), about="the default at five times the weight"),
     "no-gate": Form(loss=replace(_DEFAULT, gate="none"), about="the default at every timestep alike"),
     "both-banks": Form(loss=replace(_DEFAULT, input_weight=0.2), about="the default, and the input frame's bank"),
@@ -51,7 +56,5 @@ FORMS: dict[str, Form] = {
         loss=replace(_DEFAULT, input_weight=0.3, temperature=1.0, gate="none"),
         about="cosines at temperature 1 to the target and, for coherence, the input frame, every timestep",
     ),
-    "no-noise": Form(
-        loss=recipes.baseline().loss, condition_noise=0.0, about="no contrastive term, no noise on the condition"
-    ),
+    "no-noise": Form(loss=_NO_TERM, condition_noise=0.0, about="no contrastive term, no noise on the condition"),
 }

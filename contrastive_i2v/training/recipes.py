@@ -1,4 +1,4 @@
-"""Named starting points: each function returns a config that the command line then overrides."""
+"""Named starting points: configs that the command line then overrides, one for each of the main forms of the loss."""
 
 from __future__ import annotations
 
@@ -6,23 +6,13 @@ from dataclasses import replace
 from pathlib import Path
 
 from contrastive_i2v.data.frames import FramesConfig
-from contrastive_i2v.training.config import DataConfig, LossConfig, OptimizerConfig, PreviewConfig, TrainConfig
+from contrastive_i2v.training.config import DataConfig, OptimizerConfig, PreviewConfig, TrainConfig
+from contrastive_i2v.training.forms import FORMS
 
 
-def contrastive() -> TrainConfig:
-    """The default: target bank alone, cosine, temperature 0.07, gated by alphas_cumprod."""
-    return TrainConfig()
-
-
-def baseline() -> TrainConfig:
-    """No contrastive term: what every comparison is against."""
-    return TrainConfig(output=Path("runs/baseline"), loss=LossConfig(target_weight=0.0))
-
-
-def literal() -> TrainConfig:
-    """The published form: dot products, temperature 1, both banks at 1 / latent elements, every timestep."""
-    loss = LossConfig(target_weight=None, input_weight=None, temperature=1.0, normalize=False, gate="none")
-    return TrainConfig(output=Path("runs/literal"), loss=loss)
+def recipe(form: str) -> TrainConfig:
+    """The published size of training with a form of the loss."""
+    return TrainConfig(output=Path("runs") / form, loss=FORMS[form].loss)
 
 
 def tiny(config: TrainConfig) -> TrainConfig:
@@ -37,3 +27,8 @@ def tiny(config: TrainConfig) -> TrainConfig:
         optimizer=OptimizerConfig(learning_rate=1e-4, warmup_steps=20),
         preview=PreviewConfig(every=100),
     )
+
+
+_BY_FORM = {form: recipe(form) for form in ("contrastive", "baseline", "literal")}
+RECIPES = {**_BY_FORM, **{f"tiny-{form}": tiny(config) for form, config in _BY_FORM.items()}}
+"""What `train --recipe NAME` starts from; the other forms are those of `experiment`."""

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from contrastive_i2v.evaluation.compare import measure
 
 from contrastive_i2v.cli import demo
 from contrastive_i2v.cli.demo import Options
@@ -21,7 +22,6 @@ from contrastive_i2v.cli.demo_report import describe_loss, format_table, mean_cu
 from contrastive_i2v.cli.main import main
 from contrastive_i2v.data.video import read_frames
 from contrastive_i2v.errors import InputError
-from contrastive_i2v.evaluation.compare import measure
 from contrastive_i2v.training.config import LossConfig
 
 SMALL = "--train-clips 3 --test-clips 2 --resolution 16 --steps 4 --batch-size 4 --frames 4 --sampler-steps 2"

@@ -6,8 +6,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-
 from contrastive_i2v.cli.sampler_options import SamplerOptions
+
 from contrastive_i2v.errors import InputError
 from contrastive_i2v.evaluation.generators import Sampler
 from contrastive_i2v.models import InstructPix2Pix

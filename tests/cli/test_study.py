@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from contrastive_i2v.cli.study import Serve, _method_names, run, serve
+from contrastive_i2v.cli.study import ServeOptions, _method_names, run, serve
 from contrastive_i2v.data.shapes import ShapesConfig, render_scene, sample_scene
 from contrastive_i2v.data.video import write_video
 from contrastive_i2v.errors import InputError
-from contrastive_i2v.evaluation.study.questions import Method, QuestionName
+from contrastive_i2v.evaluation.study.questions import QuestionName, Side
 from contrastive_i2v.evaluation.study.store import Design, Store, StudyPair, Vote
 
 QUALITY_FOR_A = {"p1": 3, "p2": 2, "p3": 0}  # of 3 raters; p4 has one vote, for A
@@ -29,8 +29,8 @@ def study(tmp_path: Path) -> Path:
         path, Design(a="ours", b="theirs", seed=3, raters=3, questions=("quality", "faithfulness"), pairs=pairs)
     )
 
-    def say(rater: str, pair: str, choice: Method, question: QuestionName = "quality", *reasons: str) -> None:
-        left: Method = "b" if rater == "Ben" else "a"
+    def say(rater: str, pair: str, choice: Side, question: QuestionName = "quality", *reasons: str) -> None:
+        left: Side = "b" if rater == "Ben" else "a"
         store.record(
             Vote(rater=rater, pair=pair, question=question, left=left, choice=choice, reasons=reasons or ("sharpness",))
         )
@@ -129,7 +129,7 @@ def test_what_serve_refuses(tmp_path: Path) -> None:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        options = Serve(
+        options = ServeOptions(
             a=tmp_path / "x", b=tmp_path / "y", output=tmp_path / "s.sqlite", questions=("quality",), port=port
         )
         with pytest.raises(InputError, match=f"--port {port}: can't listen there .*--port 0 takes any free port"):

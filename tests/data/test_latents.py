@@ -10,12 +10,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
-from torch.nn import functional as F
-from torch.utils.data import DataLoader
-
-from contrastive_i2v.data import latents
-from contrastive_i2v.data.frames import FramePairConfig, clip_rng, sample_pairs, valid_frames
 from contrastive_i2v.data.latents import (
     LatentPair,
     LatentPairDataset,
@@ -24,6 +18,12 @@ from contrastive_i2v.data.latents import (
     encode_clips,
     report_skipped,
 )
+from torch import Tensor
+from torch.nn import functional as F
+from torch.utils.data import DataLoader
+
+from contrastive_i2v.data import latents
+from contrastive_i2v.data.frames import FramePairConfig, clip_rng, sample_pairs, valid_frames
 from contrastive_i2v.data.types import Clip, Skipped
 from contrastive_i2v.data.video import probe, read_frames, resize_frames, write_video
 from contrastive_i2v.errors import InputError

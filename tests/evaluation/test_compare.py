@@ -7,7 +7,6 @@ import statistics
 
 import pytest
 import torch
-
 from contrastive_i2v.evaluation.compare import (
     Measurement,
     clear_winner,

@@ -25,8 +25,8 @@ from contrastive_i2v.evaluation.results import Extractor, Metric, Report, load_r
 from contrastive_i2v.evaluation.suite import Networks, evaluate, measures
 from contrastive_i2v.evaluation.suite.background import Background
 from contrastive_i2v.evaluation.suite.jackknife import interval, leave_out
+from contrastive_i2v.evaluation.suite.measured import MeasuredVideos, spread
 from contrastive_i2v.evaluation.suite.measures import Measure
-from contrastive_i2v.evaluation.suite.samples import Samples, spread
 from contrastive_i2v.evaluation.suite.scored import About, Scored, difference, score_clips, score_set
 from contrastive_i2v.evaluation.suite.store import load_tensors, metadata_of
 from contrastive_i2v.evaluation.suite.work import Work
@@ -468,7 +468,7 @@ def test_memory_does_not_grow_with_the_number_of_clips(reference: ReferenceSet, 
 
         work = Work(tmp_path / str(count), many, [first_frame()], {"image": Measure("m", measure)}, 3, progress=False)
         work.run()
-        samples = Samples(work.jobs["first-frame"], clips)
+        samples = MeasuredVideos(work.jobs["first-frame"], clips)
         moments = samples.moments("image", "features", slice(1, None))
         assert moments.count == count * (F - 1)
         peaks.append(max([*seen, _live_bytes()]))

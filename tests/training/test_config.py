@@ -9,15 +9,26 @@ from pathlib import Path
 import pytest
 
 from contrastive_i2v.errors import InputError
-from contrastive_i2v.training import recipes
 from contrastive_i2v.training.config import LossConfig, TrainConfig, differences, load_config, save_config
+from contrastive_i2v.training.forms import FORMS
+from contrastive_i2v.training.recipes import RECIPES
 
 
-@pytest.mark.parametrize("recipe", [recipes.contrastive, recipes.baseline, recipes.literal])
-def test_a_saved_config_starts_the_same_run(recipe: object, tmp_path: Path) -> None:
-    for config in (recipe(), recipes.tiny(recipe())):  # type: ignore[operator]
-        save_config(config, tmp_path / "config.yaml")
-        assert load_config(TrainConfig, tmp_path / "config.yaml") == config
+@pytest.mark.parametrize("config", RECIPES.values(), ids=RECIPES)
+def test_a_saved_config_starts_the_same_run(config: TrainConfig, tmp_path: Path) -> None:
+    save_config(config, tmp_path / "config.yaml")
+    assert load_config(TrainConfig, tmp_path / "config.yaml") == config
+
+
+def test_recipes_train_with_the_registered_forms() -> None:
+    assert list(RECIPES) == [
+        f"{size}{form}" for size in ("", "tiny-") for form in ("contrastive", "baseline", "literal")
+    ]
+    for name, config in RECIPES.items():
+        form = name.removeprefix("tiny-")
+        assert config.loss == FORMS[form].loss
+        assert config.output == Path("runs") / form
+    assert RECIPES["contrastive"] == TrainConfig()
 
 
 @pytest.mark.parametrize(
@@ -47,7 +58,7 @@ def test_differences_are_those_that_change_the_weights() -> None:
 
 
 def test_the_baseline_differs_from_the_contrastive_recipe_in_the_loss_alone() -> None:
-    assert differences(recipes.contrastive(), recipes.baseline()) == ["loss.target_weight: 0.2 -> 0.0"]
+    assert differences(RECIPES["contrastive"], RECIPES["baseline"]) == ["loss.target_weight: 0.2 -> 0.0"]
 
 
 @pytest.mark.parametrize(

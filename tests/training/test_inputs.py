@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import torch
-
 from contrastive_i2v.data.latents import LatentPair
+
 from contrastive_i2v.diffusion import NoiseSchedule
 from contrastive_i2v.training.inputs import Inputs, batch_indices, make_inputs, seeded
 

@@ -1,6 +1,8 @@
-"""The page that shows what was measured: one self-contained HTML file."""
+"""The page that shows what was measured: one self-contained HTML file.
 
-from contrastive_i2v.evaluation.report.charts import Series
-from contrastive_i2v.evaluation.report.page import Chart, HeldOutRow, Method, Report, build_page
+`page/` holds what a browser reads (Jinja templates, style, scripts); the modules prepare what the templates lay out.
+"""
 
-__all__ = ["Chart", "HeldOutRow", "Method", "Report", "Series", "build_page"]
+from contrastive_i2v.evaluation.report.page import build_page
+
+__all__ = ["build_page"]

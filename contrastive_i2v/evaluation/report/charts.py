@@ -1,16 +1,24 @@
-"""Line charts as inline SVG whose colours are the page's, so they follow its light and dark themes."""
+"""Line charts: where ticks, lines and dots of an SVG lie. The template draws them in the page's colours."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from html import escape
 
 Point = tuple[float, float]
 
 WIDTH, HEIGHT = 440, 250
 LEFT, RIGHT, TOP, BOTTOM = 48, 12, 10, 38
+GEOMETRY = {
+    "left": LEFT,
+    "right": WIDTH - RIGHT,
+    "top": TOP,
+    "bottom": HEIGHT - BOTTOM,
+    "width": WIDTH,
+    "height": HEIGHT,
+}
+"""Edges of the plot, for the page's template and script."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,60 +30,47 @@ class Series:
     style: str
     """The page's CSS class that gives colour and dashes."""
     points: Sequence[Point]
-    spread: Sequence[float] = ()
-    """Half height of a band around each point; empty = no band."""
-    smooth: int = 1
-    """Show a centred mean over this many points, and the points themselves faintly."""
 
 
-def line_chart(series: Sequence[Series], *, x_label: str, y_label: str, from_zero: bool = False, key: str = "") -> str:
-    """An `<svg>` with axes, ticks and one line a series; "" when no series has a point.
+@dataclass(frozen=True, kw_only=True)
+class LineChart:
+    """A chart in pixels, y downwards."""
 
-    Args:
-        series: drawn in this order, the last on top.
-        x_label, y_label: what the axes are, with units.
-        from_zero: whether the y axis must hold 0.
-        key: what the page's script knows the chart by; it then shows the values, in place of the dots' texts.
-    """
+    low: float
+    """First and last x, in data units."""
+    high: float
+    grid: list[tuple[float, str]]
+    """Height and text of each horizontal line."""
+    ticks: list[tuple[float, str]]
+    """Place and text of each tick along x."""
+    lines: list[tuple[str, list[Point]]]
+    """Style and points of each series; a single point is a dot."""
+
+
+def line_chart(series: Sequence[Series]) -> LineChart | None:
+    """The chart of some series, the last on top; None when no series has a point."""
     finite = [[p for p in one.points if math.isfinite(p[0]) and math.isfinite(p[1])] for one in series]
     points = [p for line in finite for p in line]
     if not points:
-        return ""
-    bands = [_band(one) for one in series]
-    heights = [y for _, y in points] + [y for band in bands for _, y in band] + [0.0] * from_zero
-    x_ticks = ticks(min(x for x, _ in points), max(x for x, _ in points))
-    y_ticks = ticks(min(heights), max(heights))
+        return None
     x_low, x_high = min(x for x, _ in points), max(x for x, _ in points)
+    y_ticks = ticks(min(y for _, y in points), max(y for _, y in points))
     y_low, y_high = y_ticks[0], y_ticks[-1]
 
-    def place(point: Point) -> Point:
-        x = LEFT + (point[0] - x_low) / ((x_high - x_low) or 1) * (WIDTH - LEFT - RIGHT)
-        y = HEIGHT - BOTTOM - (point[1] - y_low) / ((y_high - y_low) or 1) * (HEIGHT - TOP - BOTTOM)
-        return x, y
+    def across(x: float) -> float:
+        return round(LEFT + (x - x_low) / ((x_high - x_low) or 1) * (WIDTH - LEFT - RIGHT), 1)
 
-    label = escape(f"{y_label} by {x_label}")
-    found = f' data-chart="{escape(key)}" data-low="{x_low:g}" data-high="{x_high:g}" tabindex="0"' if key else ""
-    parts = [f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{label}"{found}>']
-    for value in y_ticks:
-        y = place((x_low, value))[1]
-        parts.append(f'<path class="grid" d="M{LEFT} {y:.1f}H{WIDTH - RIGHT}"/>')
-        parts.append(f'<text x="{LEFT - 7}" y="{y + 4:.1f}" text-anchor="end">{_number(value)}</text>')
-    for value in (v for v in x_ticks if x_low <= v <= x_high):
-        x = place((value, y_low))[0]
-        parts.append(f'<text x="{x:.1f}" y="{HEIGHT - BOTTOM + 17}" text-anchor="middle">{_number(value)}</text>')
-    middle = (LEFT + WIDTH - RIGHT) / 2
-    parts.append(f'<text class="axis" x="{middle}" y="{HEIGHT - 4}" text-anchor="middle">{escape(x_label)}</text>')
-    for one, line, band in zip(series, finite, bands, strict=True):
-        style = escape(one.style)
-        if band:
-            parts.append(f'<path class="band {style}" d="{_path([place(p) for p in band])}Z"/>')
-        if one.smooth > 1:
-            parts.append(f'<path class="raw {style}" d="{_path([place(p) for p in line])}"/>')
-            line = moving_mean(line, one.smooth)
-        parts.append(f'<path class="line {style}" d="{_path([place(p) for p in line])}"/>')
-        if one.smooth == 1 and len(line) <= (1 if key else 32):
-            parts += [_dot(place(p), style, f"{one.name}, {x_label} {p[0]:g}: {p[1]:.4g}") for p in line]
-    return "".join(parts) + "</svg>"
+    def down(y: float) -> float:
+        return round(HEIGHT - BOTTOM - (y - y_low) / ((y_high - y_low) or 1) * (HEIGHT - TOP - BOTTOM), 1)
+
+    lines = [(one.style, [(across(x), down(y)) for x, y in line]) for one, line in zip(series, finite, strict=True)]
+    return LineChart(
+        low=x_low,
+        high=x_high,
+        grid=[(down(value), _number(value)) for value in y_ticks],
+        ticks=[(across(value), _number(value)) for value in ticks(x_low, x_high) if x_low <= value <= x_high],
+        lines=[(style, line) for style, line in lines if line],
+    )
 
 
 def ticks(low: float, high: float, count: int = 5) -> list[float]:
@@ -87,32 +82,6 @@ def ticks(low: float, high: float, count: int = 5) -> list[float]:
     step = next(scale * factor for factor in (1, 2, 5, 10) if scale * factor >= rough * 0.999)
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
     return [index * step for index in range(first, last + 1)]
-
-
-def moving_mean(points: Sequence[Point], width: int) -> list[Point]:
-    """Each point's y becomes the mean over `width` points around it, fewer at the ends."""
-    half = width // 2
-    windows = [points[max(0, i - half) : i + half + 1] for i in range(len(points))]
-    return [(x, sum(y for _, y in w) / len(w)) for (x, _), w in zip(points, windows, strict=True)]
-
-
-def _band(one: Series) -> list[Point]:
-    """The outline of a series' band: along its top, and back along its bottom."""
-    rows = [
-        (x, y, half)
-        for (x, y), half in zip(one.points, one.spread, strict=False)
-        if math.isfinite(y) and math.isfinite(half)
-    ]
-    return [(x, y + half) for x, y, half in rows] + [(x, y - half) for x, y, half in reversed(rows)]
-
-
-def _path(points: Sequence[Point]) -> str:
-    return "M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in points)
-
-
-def _dot(point: Point, style: str, text: str) -> str:
-    x, y = point
-    return f'<circle class="dot {style}" cx="{x:.1f}" cy="{y:.1f}" r="3"><title>{escape(text)}</title></circle>'
 
 
 def _number(value: float) -> str:

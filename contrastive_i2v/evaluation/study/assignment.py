@@ -5,10 +5,10 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 
-from contrastive_i2v.evaluation.study.questions import Method
+from contrastive_i2v.evaluation.study.questions import Side
 
 
-def left_method(seed: int, rater: str, pair: str) -> Method:
+def left_method(seed: int, rater: str, pair: str) -> Side:
     """The method on the left: `b` where the first byte of sha256("side", seed, rater, pair) is odd."""
     return "b" if _digest("side", seed, rater, pair)[0] % 2 else "a"
 

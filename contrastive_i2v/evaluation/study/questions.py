@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 QuestionName = Literal["quality", "faithfulness"]
-Method = Literal["a", "b"]
+Side = Literal["a", "b"]
 
 
 @dataclass(frozen=True, kw_only=True)

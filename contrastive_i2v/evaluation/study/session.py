@@ -18,11 +18,11 @@ from typing import Any, cast
 
 from contrastive_i2v.evaluation.study.assignment import left_method, shuffled
 from contrastive_i2v.evaluation.study.pairs import Pair
-from contrastive_i2v.evaluation.study.questions import QUESTIONS, Method, QuestionName
+from contrastive_i2v.evaluation.study.questions import QUESTIONS, QuestionName, Side
 from contrastive_i2v.evaluation.study.store import Rater, Store, StudyFullError, Vote
 
 NAME = re.compile(r"\w(?:[\w .'’-]{0,38}[\w.])?")
-METHODS: tuple[Method, Method] = ("a", "b")
+METHODS: tuple[Side, Side] = ("a", "b")
 
 
 class Refused(Exception):
@@ -151,7 +151,7 @@ class Session:
             raise Refused(HTTPStatus.NOT_FOUND, f"No pair {position}; the study has {len(self._pairs)}, from 0.")
         return self._pairs[shuffled(self.store.design.seed, rater.key, list(self._pairs))[position]]
 
-    def _sides(self, rater: Rater, pair: Pair) -> tuple[Method, Method]:
+    def _sides(self, rater: Rater, pair: Pair) -> tuple[Side, Side]:
         left = left_method(self.store.design.seed, rater.key, pair.name)
         return (left, "b") if left == "a" else (left, "a")
 

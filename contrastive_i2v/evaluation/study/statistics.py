@@ -16,7 +16,7 @@ import torch
 
 from contrastive_i2v.evaluation.results import Interval
 from contrastive_i2v.evaluation.statistics import bootstrap
-from contrastive_i2v.evaluation.study.questions import QUESTIONS, Method, QuestionName
+from contrastive_i2v.evaluation.study.questions import QUESTIONS, QuestionName, Side
 from contrastive_i2v.evaluation.study.store import Design, Vote
 
 Agreement = Literal["complete", "partial", "split"]
@@ -48,13 +48,13 @@ class QuestionResult:
     """Pairs by how far their raters agree, of those with at least two votes."""
     kappa: float
     """Fleiss' kappa; NaN where every vote names the same method."""
-    reasons: dict[str, dict[Method, int]]
+    reasons: dict[str, dict[Side, int]]
     """Reason -> how many votes for A, and for B, gave it."""
     left_share: Interval
     """Share of votes for the video on the left, with Wilson's interval: far from 1/2, raters have a habit."""
 
     @property
-    def preferred(self) -> Method | None:
+    def preferred(self) -> Side | None:
         """The method whose win rate is above 1/2 with its whole Wilson interval."""
         if self.wilson_a.low > 0.5:
             return "a"

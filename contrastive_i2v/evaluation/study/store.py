@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from contrastive_i2v.errors import InputError
-from contrastive_i2v.evaluation.study.questions import Method, QuestionName
+from contrastive_i2v.evaluation.study.questions import QuestionName, Side
 
 APPLICATION_ID = 0x63693276  # "ci2v"
 VERSION = 1
@@ -81,9 +81,9 @@ class Vote:
     rater: str
     pair: str
     question: QuestionName
-    left: Method
+    left: Side
     """The method that was shown on the left."""
-    choice: Method
+    choice: Side
     reasons: tuple[str, ...]
     time: str = ""
     """ISO 8601, UTC; set when recorded."""

@@ -11,8 +11,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from contrastive_i2v.evaluation.compare import T_QUANTILES
 from contrastive_i2v.evaluation.results import Interval
+from contrastive_i2v.evaluation.statistics import student_quantile
 
 GROUPS = 10
 """Parts that the clips are dealt into: clip n is in part n mod 10."""
@@ -48,5 +48,5 @@ def interval(value: float, left_out: Tensor, *, least: float = -math.inf) -> Int
     if count < 2 or not math.isfinite(value) or not bool(left_out.isfinite().all()):
         return Interval(value=value)
     error = float(((count - 1) / count * (left_out - left_out.mean()).square().sum()).sqrt())
-    half = T_QUANTILES[min(count - 2, len(T_QUANTILES) - 1)] * error
+    half = student_quantile(count - 1) * error
     return Interval(value=value, low=max(value - half, least), high=value + half)

@@ -23,7 +23,7 @@ from contrastive_i2v.evaluation.fidelity import lpips, psnr, ssim
 from contrastive_i2v.evaluation.frames import frame_mse, motion
 from contrastive_i2v.evaluation.results import Extractor
 from contrastive_i2v.evaluation.temporal import flicker_by_frame, is_dynamic, pixel_coherence
-from contrastive_i2v.evaluation.videos import digest
+from contrastive_i2v.files import digest
 
 
 class LatentEncoder(Protocol):

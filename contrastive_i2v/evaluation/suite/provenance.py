@@ -9,7 +9,8 @@ from pathlib import Path
 import torch
 
 from contrastive_i2v import __version__
-from contrastive_i2v.evaluation.videos import ReferenceSet, digest
+from contrastive_i2v.evaluation.videos import ReferenceSet
+from contrastive_i2v.files import digest
 
 PACKAGE = Path(__file__).parents[2]
 

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
 from itertools import combinations
 from pathlib import Path
 
 from tqdm import tqdm
 
-from contrastive_i2v.data.video import write_whole
 from contrastive_i2v.errors import InputError
 from contrastive_i2v.evaluation.generators import Method
-from contrastive_i2v.evaluation.report.evaluation_page import build_evaluation_page
+from contrastive_i2v.evaluation.report import build_page
 from contrastive_i2v.evaluation.results import (
     Difference,
     Evaluated,
@@ -22,16 +21,19 @@ from contrastive_i2v.evaluation.results import (
     LatentMap,
     Metric,
     Report,
+    Training,
     save_report,
 )
 from contrastive_i2v.evaluation.suite import provenance
 from contrastive_i2v.evaluation.suite.background import Background
+from contrastive_i2v.evaluation.suite.measured import MeasuredVideos
 from contrastive_i2v.evaluation.suite.measures import Networks, build_measures
 from contrastive_i2v.evaluation.suite.metrics import distribution, fidelity, latent, over_time, prompt
-from contrastive_i2v.evaluation.suite.samples import Samples
 from contrastive_i2v.evaluation.suite.scored import FEW_CLIPS, Scored, difference
+from contrastive_i2v.evaluation.suite.training_seeds import over_seeds
 from contrastive_i2v.evaluation.suite.work import Work
 from contrastive_i2v.evaluation.videos import ReferenceSet
+from contrastive_i2v.files import write_whole
 
 ROLES = ("image", "subject", "video", "clip", "flow", "latents")
 
@@ -45,16 +47,24 @@ def evaluate(
     title: str,
     command: str,
     batch_size: int = 8,
+    trainings: Mapping[str, Training] | None = None,
+    baseline: str = "baseline",
+    umap: bool = True,
+    page: str = "report.html",
     about: dict[str, str] | None = None,
     warnings: Sequence[str] = (),
     progress: bool = True,
 ) -> Report:
-    """Evaluate methods on the same clips; writes `output/report.json`, `output/report.html` and the videos.
+    """Evaluate methods on the same clips; writes `output/report.json`, the page and the videos.
 
     Run again with the same arguments it goes on where it was stopped; what changed is made anew.
 
     Args:
         command: how to run it again, for the report.
+        trainings: method -> the training that made it, of those that are one of several.
+        baseline: the form of the loss that other forms are held against.
+        umap: False leaves UMAP's maps out, and the 20 s or more that they take.
+        page: the page's file name in `output`.
         about: more provenance of the whole evaluation.
         warnings: said in the report before its own.
 
@@ -68,24 +78,27 @@ def evaluate(
     measures = build_measures(networks, frame_rate=reference.frame_rate)
     work = Work(output, reference, methods, measures, batch_size, reference.frame_rate, progress)
     extractors = _extractors(networks)
-    truth = Samples(work.jobs["truth"], reference.clips)
+    truth = MeasuredVideos(work.jobs["truth"], reference.clips)
     maps = {}
 
     def start_maps(method: Method) -> None:  # UMAP takes 20 s of one core to compile: meanwhile the work goes on
-        maps[method.name] = Background(latent.maps, Samples(work.jobs[method.name], reference.clips), truth)
+        maps[method.name] = Background(
+            latent.maps, MeasuredVideos(work.jobs[method.name], reference.clips), truth, umap
+        )
 
     work.run(start_maps)
     scored: dict[str, list[Scored]] = {}
     evaluated = []
     for method in tqdm(methods, desc="metrics", unit="method", disable=not progress):
-        ours = Samples(work.jobs[method.name], reference.clips)
+        ours = MeasuredVideos(work.jobs[method.name], reference.clips)
         with work.clock("metrics"), work.clock(method.name):
             scored[method.name] = _score(ours, truth, {role: one.name for role, one in extractors.items()})
         with work.clock("maps"):
             found = maps[method.name].result()
-        evaluated.append(_evaluated(work, method, [one.metric for one in scored[method.name]], found))
+        training = (trainings or {}).get(method.name)
+        evaluated.append(_evaluated(work, method, [one.metric for one in scored[method.name]], found, training))
     with work.clock("differences"):
-        differences = _differences(scored)
+        differences = _differences(scored, trainings or {}, baseline)
     parts = {name: spent for name, spent in work.seconds.items() if name not in work.jobs}
     report = Report(
         title=title,
@@ -101,15 +114,16 @@ def evaluate(
             "seconds by part": ", ".join(f"{name} {spent:.1f}" for name, spent in parts.items()),
         },
         differences=differences,
+        over_seeds=over_seeds(evaluated, baseline),
         warnings=[*warnings, *_warnings(reference, networks)],
     )
     save_report(report, output / "report.json")
-    page = build_evaluation_page(report, output)
-    write_whole(output / "report.html", lambda part: part.write_text(page, encoding="utf-8"))
+    html = build_page(report, output)
+    write_whole(output / page, lambda part: part.write_text(html, encoding="utf-8"))
     return report
 
 
-def _score(ours: Samples, truth: Samples, extractors: dict[str, str]) -> list[Scored]:
+def _score(ours: MeasuredVideos, truth: MeasuredVideos, extractors: dict[str, str]) -> list[Scored]:
     return [
         *distribution.distribution_metrics(ours, truth, extractors),
         *prompt.prompt_metrics(ours, truth, extractors),
@@ -119,10 +133,18 @@ def _score(ours: Samples, truth: Samples, extractors: dict[str, str]) -> list[Sc
     ]
 
 
-def _differences(scored: dict[str, list[Scored]]) -> list[Difference]:
-    """Of every pair of methods, for the metrics that both have."""
+def _differences(
+    scored: Mapping[str, list[Scored]], trainings: Mapping[str, Training], baseline: str
+) -> list[Difference]:
+    """Of the pairs of methods that answer a question, for the metrics that both have."""
+    trained = {training.form for training in trainings.values()}
     found = []
     for a, b in combinations(scored, 2):
+        both = [trainings[name] for name in (a, b) if name in trainings]
+        if len(both) == 2 and (
+            both[0].seed != both[1].seed or (baseline in trained and baseline not in (both[0].form, both[1].form))
+        ):
+            continue  # forms are held against the baseline of their seed; over seeds there is a section of its own
         others = {one.metric.name: one for one in scored[b]}
         for one in scored[a]:
             if (other := others.get(one.metric.name)) is not None:
@@ -135,7 +157,9 @@ def _extractors(networks: Networks) -> dict[str, Extractor]:
     return {role: network.about for role, network in found.items() if network is not None}
 
 
-def _evaluated(work: Work, method: Method, metrics: list[Metric], maps: list[LatentMap]) -> Evaluated:
+def _evaluated(
+    work: Work, method: Method, metrics: list[Metric], maps: list[LatentMap], training: Training | None
+) -> Evaluated:
     job = work.jobs[method.name][0]
     seeds = {"seeds": " ".join(map(str, method.seeds))} if method.seeds else {}
     clips = [
@@ -155,6 +179,7 @@ def _evaluated(work: Work, method: Method, metrics: list[Metric], maps: list[Lat
         clips=clips,
         maps=maps,
         seconds=work.seconds.get(method.name, 0.0),
+        training=training,
     )
 
 

@@ -20,8 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from contrastive_i2v.data.video import write_whole
-from contrastive_i2v.evaluation.videos import digest
+from contrastive_i2v.files import digest, write_whole
 
 FORMAT = 1
 """Part of every key: raise it when frames or measures come to mean something else."""

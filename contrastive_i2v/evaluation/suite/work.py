@@ -21,7 +21,8 @@ from contrastive_i2v.errors import InputError
 from contrastive_i2v.evaluation.generators import Batch, Generator, Method, true_videos
 from contrastive_i2v.evaluation.suite.measures import Measure
 from contrastive_i2v.evaluation.suite.store import Shelf, has_tensors, load_tensors, open_shelf, save_tensors
-from contrastive_i2v.evaluation.videos import ReferenceClip, ReferenceSet, digest
+from contrastive_i2v.evaluation.videos import ReferenceClip, ReferenceSet
+from contrastive_i2v.files import digest
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from contrastive_i2v.evaluation.study.questions import Method, QuestionName
+from contrastive_i2v.evaluation.study.questions import QuestionName, Side
 from contrastive_i2v.evaluation.study.statistics import agreement_level, analyse, fleiss_kappa, wilson
 from contrastive_i2v.evaluation.study.store import Design, StudyPair, Vote
 
@@ -39,7 +39,7 @@ def design_of(pairs: int, raters: int) -> Design:
 
 def votes_of(counts: list[tuple[int, int]], question: QuestionName = "quality") -> list[Vote]:
     """`counts[i]` = votes for A and for B on pair i; A is always on the left."""
-    choices: list[tuple[int, int, Method]] = [
+    choices: list[tuple[int, int, Side]] = [
         (i, rater, "a" if rater < a else "b") for i, (a, b) in enumerate(counts) for rater in range(a + b)
     ]
     return [

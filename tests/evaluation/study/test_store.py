@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 
 from contrastive_i2v.errors import InputError
-from contrastive_i2v.evaluation.study.questions import Method
+from contrastive_i2v.evaluation.study.questions import Side
 from contrastive_i2v.evaluation.study.store import Design, Store, StudyFullError, Vote
 
 
-def vote(choice: Method = "a", *reasons: str, rater: str = "Ana", pair: str = "00000") -> Vote:
+def vote(choice: Side = "a", *reasons: str, rater: str = "Ana", pair: str = "00000") -> Vote:
     reasons = reasons or ("sharpness",)
     return Vote(rater=rater, pair=pair, question="quality", left="b", choice=choice, reasons=reasons)
 

@@ -17,7 +17,7 @@ from contrastive_i2v.evaluation.distribution import (
     kernel_distance,
 )
 from contrastive_i2v.evaluation.suite.jackknife import leave_out
-from contrastive_i2v.evaluation.suite.samples import Samples, spread
+from contrastive_i2v.evaluation.suite.measured import MeasuredVideos, spread
 from contrastive_i2v.evaluation.suite.scored import About, Scored, score_set, with_warning
 
 GROUP = "Distribution"
@@ -123,7 +123,7 @@ class Features:
         )
 
 
-def distribution_metrics(ours: Samples, truth: Samples, extractors: dict[str, str]) -> list[Scored]:
+def distribution_metrics(ours: MeasuredVideos, truth: MeasuredVideos, extractors: dict[str, str]) -> list[Scored]:
     """Those whose network is there. `extractors`: role -> key of Report.extractors."""
     found = []
     if ours.has("image"):
@@ -141,15 +141,15 @@ def distribution_metrics(ours: Samples, truth: Samples, extractors: dict[str, st
     return found
 
 
-def _read(ours: Samples, truth: Samples, role: str, frames: slice | None, extractor: str) -> Features:
+def _read(ours: MeasuredVideos, truth: MeasuredVideos, role: str, frames: slice | None, extractor: str) -> Features:
     kept = spread(len(ours.clips), ours.held(role, "features", frames))
     x, y = (one.rows(role, "features", frames, kept) for one in (ours, truth))
     return Features(role, frames, x, y, len(ours.clips), extractor)
 
 
 def _frechet(
-    ours: Samples,
-    truth: Samples,
+    ours: MeasuredVideos,
+    truth: MeasuredVideos,
     features: Features,
     about: About,
     instead: About,
@@ -216,7 +216,7 @@ def _kernel(features: Features, about: About) -> Scored:
     )
 
 
-def _frechet_by_frame(ours: Samples, truth: Samples) -> tuple[Tensor, Tensor]:
+def _frechet_by_frame(ours: MeasuredVideos, truth: MeasuredVideos) -> tuple[Tensor, Tensor]:
     """`[F]`, and `[G, F]` with parts of the clips left out."""
     kept = spread(len(ours.clips), min(CURVE_CLIPS, ours.held("image", "features", slice(None))))
     x, y = (one.by_frame("image", "features", kept) for one in (ours, truth))  # [n, S, F, d]
@@ -231,7 +231,7 @@ def _frechet_by_frame(ours: Samples, truth: Samples) -> tuple[Tensor, Tensor]:
     return torch.tensor(curve, dtype=torch.float64), torch.stack(left_out, dim=1)
 
 
-def _inception_score(ours: Samples, truth: Samples, extractor: str) -> Scored:
+def _inception_score(ours: MeasuredVideos, truth: MeasuredVideos, extractor: str) -> Scored:
     kept = spread(len(ours.clips), ours.held("image", "probabilities", slice(None)))
     x, y = (one.by_frame("image", "probabilities", kept) for one in (ours, truth))  # [n, S, F, K]
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from contrastive_i2v.evaluation.suite.samples import Samples
+from contrastive_i2v.evaluation.suite.measured import MeasuredVideos
 from contrastive_i2v.evaluation.suite.scored import About, Scored, score_clips
 
 GROUP = "Fidelity"
@@ -44,7 +44,7 @@ LPIPS = About(
 )
 
 
-def fidelity_metrics(ours: Samples) -> list[Scored]:
+def fidelity_metrics(ours: MeasuredVideos) -> list[Scored]:
     """LPIPS where its network is there."""
     found = [
         _by_frame(ours, "fidelity", "mse", MSE),
@@ -54,7 +54,7 @@ def fidelity_metrics(ours: Samples) -> list[Scored]:
     return [*found, _by_frame(ours, "lpips", "distance", LPIPS)] if ours.has("lpips") else found
 
 
-def _by_frame(ours: Samples, role: str, name: str, about: About) -> Scored:
+def _by_frame(ours: MeasuredVideos, role: str, name: str, about: About) -> Scored:
     def read(kept: Mapping[str, Tensor]) -> Tensor:
         return kept[name].clamp(max=MOST_DECIBELS)  # the others are far below
 

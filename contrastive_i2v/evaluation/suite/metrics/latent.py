@@ -16,7 +16,7 @@ from contrastive_i2v.evaluation.latent_space import (
     trajectory_smoothness,
 )
 from contrastive_i2v.evaluation.results import LatentMap
-from contrastive_i2v.evaluation.suite.samples import Samples, spread
+from contrastive_i2v.evaluation.suite.measured import MeasuredVideos, spread
 from contrastive_i2v.evaluation.suite.scored import About, Scored, from_second, score_clips, score_set
 
 GROUP = "Latent space"
@@ -96,7 +96,7 @@ STRAIGHTNESS = About(
 )
 
 
-def latent_metrics(ours: Samples, truth: Samples, extractors: dict[str, str]) -> list[Scored]:
+def latent_metrics(ours: MeasuredVideos, truth: MeasuredVideos, extractors: dict[str, str]) -> list[Scored]:
     """None without an encoder."""
     if not ours.has("latents"):
         return []
@@ -128,16 +128,16 @@ def latent_metrics(ours: Samples, truth: Samples, extractors: dict[str, str]) ->
     return [*found, *_smoothness(ours, truth, key)]
 
 
-def maps(ours: Samples, truth: Samples) -> list[LatentMap]:
+def maps(ours: MeasuredVideos, truth: MeasuredVideos, umap: bool) -> list[LatentMap]:
     """Trajectories of the first seed in a plane; none without an encoder, or for one clip."""
     if not ours.has("latents") or len(ours.clips) < 2:
         return []
     kept = spread(len(ours.clips), MAPPED_CLIPS)
     x, y = (_latents(one, kept)[:, 0] for one in (ours, truth))
-    return latent_maps(x, y, seed=0)
+    return latent_maps(x, y, seed=0, umap=umap)
 
 
-def _latents(samples: Samples, kept: list[int]) -> Tensor:
+def _latents(samples: MeasuredVideos, kept: list[int]) -> Tensor:
     """`[n, S, F, D]`."""
     return torch.stack([samples.read("latents", samples.clips[i])["latents"].flatten(2) for i in kept])
 
@@ -192,7 +192,7 @@ def _uniformity(clusters: list[ClusterMetrics], true: ClusterMetrics, count: int
     )
 
 
-def _smoothness(ours: Samples, truth: Samples, key: str) -> list[Scored]:
+def _smoothness(ours: MeasuredVideos, truth: MeasuredVideos, key: str) -> list[Scored]:
     def speed(kept: Mapping[str, Tensor]) -> Tensor:
         return trajectory_smoothness(kept["latents"]).speed
 

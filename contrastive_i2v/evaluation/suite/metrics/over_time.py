@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from contrastive_i2v.evaluation.suite.jackknife import leave_out
-from contrastive_i2v.evaluation.suite.samples import Samples
+from contrastive_i2v.evaluation.suite.measured import MeasuredVideos
 from contrastive_i2v.evaluation.suite.scored import About, Scored, from_second, score_clips, score_set
 from contrastive_i2v.evaluation.temporal import consistency, feature_coherence, image_to_video_consistency
 
@@ -94,7 +94,7 @@ MOTION_RATIO = About(
 )
 
 
-def over_time_metrics(ours: Samples, truth: Samples, extractors: dict[str, str]) -> list[Scored]:
+def over_time_metrics(ours: MeasuredVideos, truth: MeasuredVideos, extractors: dict[str, str]) -> list[Scored]:
     """Those whose network is there; flickering, pixel coherence and the motion ratio always."""
     found = [_pairs(ours, truth, "motion", "flicker", FLICKERING)]
     subject = "subject" if ours.has("subject") else "image"
@@ -116,15 +116,17 @@ def over_time_metrics(ours: Samples, truth: Samples, extractors: dict[str, str])
     return [*found, _motion_ratio(ours, truth)]
 
 
-def _pairs(ours: Samples, truth: Samples, role: str, name: str, about: About, extractor: str = "") -> Scored:
+def _pairs(
+    ours: MeasuredVideos, truth: MeasuredVideos, role: str, name: str, about: About, extractor: str = ""
+) -> Scored:
     """From a value a pair of consecutive frames."""
     x, y = (from_second(one.each(role, lambda kept: kept[name])) for one in (ours, truth))
     return score_clips(about, x.nanmean(dim=1), curves=x, truth=y.nanmean(dim=1), truth_curves=y, extractor=extractor)
 
 
 def _features(
-    ours: Samples,
-    truth: Samples,
+    ours: MeasuredVideos,
+    truth: MeasuredVideos,
     role: str,
     measure: Callable[[Tensor], Tensor],
     about: About,
@@ -143,7 +145,7 @@ def _features(
     )
 
 
-def _whole(ours: Samples, truth: Samples, role: str, about: About, extractors: dict[str, str]) -> Scored:
+def _whole(ours: MeasuredVideos, truth: MeasuredVideos, role: str, about: About, extractors: dict[str, str]) -> Scored:
     x, y = (one.each(role, lambda kept: image_to_video_consistency(kept["features"])) for one in (ours, truth))
     return score_clips(about, x, truth=y, extractor=extractors[role], warning=_stand_in(role, about))
 
@@ -154,7 +156,7 @@ def _stand_in(role: str, about: About) -> str:
     return ""
 
 
-def _flow(ours: Samples, truth: Samples, extractor: str) -> Scored:
+def _flow(ours: MeasuredVideos, truth: MeasuredVideos, extractor: str) -> Scored:
     """By pair where every pair of frames was looked at, else the mean alone."""
     x, y = (one.each("flow", lambda kept: kept["magnitudes"]) for one in (ours, truth))  # [N, pairs]
     every = x.shape[1] == ours.read("motion", ours.clips[0])["flicker"].shape[1]
@@ -168,7 +170,7 @@ def _flow(ours: Samples, truth: Samples, extractor: str) -> Scored:
     )
 
 
-def _motion_ratio(ours: Samples, truth: Samples) -> Scored:
+def _motion_ratio(ours: MeasuredVideos, truth: MeasuredVideos) -> Scored:
     x, y = (one.each("motion", lambda kept: kept["motion"]) for one in (ours, truth))  # [N]
 
     def ratio(kept: Tensor) -> float:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from contrastive_i2v.evaluation.alignment import clipsim, cosine
-from contrastive_i2v.evaluation.suite.samples import Samples
+from contrastive_i2v.evaluation.suite.measured import MeasuredVideos
 from contrastive_i2v.evaluation.suite.scored import About, Scored, score_clips
 
 GROUP = "Prompt"
@@ -42,7 +42,7 @@ CLIPSIM = About(
 )
 
 
-def prompt_metrics(ours: Samples, truth: Samples, extractors: dict[str, str]) -> list[Scored]:
+def prompt_metrics(ours: MeasuredVideos, truth: MeasuredVideos, extractors: dict[str, str]) -> list[Scored]:
     """None without CLIP."""
     if not ours.has("clip"):
         return []

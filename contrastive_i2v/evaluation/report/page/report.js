@@ -1,13 +1,6 @@
-"""The script of the table, the charts and the maps: definitions open, and values show where one points."""
-
-from contrastive_i2v.evaluation.report.charts import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH
-
-_GEOMETRY = f"{{ left: {LEFT}, right: {WIDTH - RIGHT}, top: {TOP}, bottom: {HEIGHT - BOTTOM}, width: {WIDTH} }}"
-
-SCRIPT = (
-    f'"use strict";\nconst CHART = {_GEOMETRY};'
-    + """
+"use strict";
 const data = JSON.parse(document.getElementById("data").textContent);
+const CHART = data.chart;
 const all = (selector, within = document) => [...within.querySelectorAll(selector)];
 
 const tip = (() => {
@@ -131,5 +124,3 @@ for (const svg of all("svg[data-chart]")) {
 }
 
 addEventListener("beforeprint", () => { for (const one of all("details")) one.open = true; });
-"""
-)

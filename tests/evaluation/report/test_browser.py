@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from contrastive_i2v.data.video import write_video
-from contrastive_i2v.evaluation.report.evaluation_page import build_evaluation_page
+from contrastive_i2v.evaluation.report import build_page
 from contrastive_i2v.evaluation.results import (
     Difference,
     Evaluated,
@@ -84,7 +84,7 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> str:
         warnings=["few clips"],
     )
     page = folder / "report.html"
-    page.write_text(build_evaluation_page(report, folder), encoding="utf-8")
+    page.write_text(build_page(report, folder), encoding="utf-8")
     return page.as_uri()
 
 

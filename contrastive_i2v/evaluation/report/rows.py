@@ -15,6 +15,8 @@ ARROWS: Mapping[Better, tuple[str, str]] = {
     "truth": ("≈", "closer to the truth is better"),
     "none": ("", "describes; neither way is better"),
 }
+Styles = Mapping[str, str]
+"""Method -> the CSS class that gives its colour and dashes."""
 CASES = 3
 """Best and worst clips shown for a metric, of each at most so many."""
 

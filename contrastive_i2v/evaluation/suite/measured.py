@@ -19,7 +19,7 @@ ROWS_HELD = 8192
 
 
 @dataclass(frozen=True)
-class Samples:
+class MeasuredVideos:
     """The measured videos of one method: N clips, S seeds."""
 
     jobs: Sequence[Job]

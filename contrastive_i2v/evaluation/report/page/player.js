@@ -1,8 +1,3 @@
-"""The script of the video grid: one clock for all videos, attached while near the window, and the cases to show."""
-
-# Browsers refuse more than some dozens of players at once, so a row far from the window gives its videos back. The
-# clock counts seconds at normal speed; videos run by themselves and are set right when they drift from it.
-PLAYER = """
 if (data.playing.frames) {
   const { fps, frames, cases } = data.playing;
   const $ = (id) => document.getElementById(id);
@@ -137,4 +132,3 @@ if (data.playing.frames) {
   label();
   if (!matchMedia("(prefers-reduced-motion: reduce)").matches) start();
 }
-"""

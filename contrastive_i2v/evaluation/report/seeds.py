@@ -1,0 +1,40 @@
+"""The table over training seeds: what the clips' intervals don't hold."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from contrastive_i2v.evaluation.report.rows import decimals, number
+from contrastive_i2v.evaluation.results import FormOverSeeds, Interval, Report, SeedNumber
+
+
+@dataclass(frozen=True, kw_only=True)
+class SeedsTable:
+    """Numbers down, forms across."""
+
+    forms: list[FormOverSeeds]
+    rows: list[tuple[SeedNumber, list[tuple[str, str, bool]]]]
+    """Of each number what it is, and a cell a form: the mean, the difference to the baseline, whether it is real."""
+
+
+def seeds_table(report: Report) -> SeedsTable | None:
+    """The table where some form has two seeds or more."""
+    if all(len(form.seeds) < 2 for form in report.over_seeds):
+        return None
+    rows = []
+    for index, about in enumerate(report.over_seeds[0].numbers):
+        numbers = [form.numbers[index] for form in report.over_seeds]
+        places = decimals([Interval(value=one.mean) for one in numbers])
+        rows.append((about, [(number(one.mean, places), difference(one), one.is_apart) for one in numbers]))
+    return SeedsTable(forms=report.over_seeds, rows=rows)
+
+
+def difference(one: SeedNumber) -> str:
+    """The paired difference as "-1.2 ± 0.8 %" of the baseline, "" where there is none."""
+    if one.difference is None or not one.baseline:
+        return ""
+    scale = 100 / abs(one.baseline)
+    half = (one.difference.high - one.difference.low) / 2 * scale
+    text = number(one.difference.value * scale, 1, sign=True)
+    return text + (f" ± {number(half, 1)}" if math.isfinite(half) else "") + " %"

@@ -1,0 +1,96 @@
+"""Trained forms of the loss over their seeds: the spread of training, which resampling the clips doesn't show."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+from contrastive_i2v.evaluation.results import Evaluated, FormOverSeeds, Metric, SeedNumber
+from contrastive_i2v.evaluation.statistics import paired_difference
+
+MOTION_TOLERANCE = 0.1
+SHOWN = ("fvd", "motion_ratio", "dynamic_degree")
+
+
+def over_seeds(methods: Sequence[Evaluated], baseline: str) -> list[FormOverSeeds]:
+    """The numbers of each trained form, `baseline` first, then of the methods that weren't trained; [] without a form.
+
+    Numbers are frame MSE at frames 1, F / 2 and F - 1 and on average, FVD, motion ratio and dynamic degree; those that
+    every method has.
+    """
+    runs: dict[str, dict[int, Evaluated]] = {}
+    for method in methods:
+        if method.training is not None:
+            runs.setdefault(method.training.form, {})[method.training.seed] = method
+    if not runs:
+        return []
+    ordered = sorted(runs, key=lambda form: form != baseline)
+    numbers = {method.name: numbers_of(method) for method in methods}
+    shared = [key for key in numbers[methods[0].name] if all(key in found for found in numbers.values())]
+    found = []
+    for form in ordered:
+        ours = {seed: numbers[method.name] for seed, method in runs[form].items()}
+        theirs = (
+            {seed: numbers[method.name] for seed, method in runs.get(baseline, {}).items()} if form != baseline else {}
+        )
+        compared = {key: _over_seeds(key, ours, theirs) for key in shared}
+        found.append(
+            FormOverSeeds(form=form, seeds=list(ours), numbers=list(compared.values()), verdict=_verdict(compared))
+        )
+    untrained = [method for method in methods if method.training is None]
+    return found + [
+        FormOverSeeds(
+            form=method.name, seeds=[], numbers=[_over_seeds(key, {0: numbers[method.name]}, {}) for key in shared]
+        )
+        for method in untrained
+    ]
+
+
+def numbers_of(method: Evaluated) -> dict[str, tuple[Metric, str, float]]:
+    """Key -> metric, title and value of what is compared over seeds."""
+    metrics = {metric.name: metric for metric in method.metrics}
+    found = {}
+    if (error := metrics.get("frame_mse")) is not None:
+        frames = len(error.per_frame)
+        for frame in sorted({1, frames // 2, frames - 1}):
+            key = "last" if frame == frames - 1 else f"frame {frame}"
+            found[key] = (error, f"{error.title}, frame {frame}", error.per_frame[frame])
+        found["mean"] = (error, f"{error.title}, mean", error.estimate.value)
+    for name in SHOWN:
+        if (metric := metrics.get(name)) is not None and math.isfinite(metric.estimate.value):
+            found[name] = (metric, metric.title, metric.estimate.value)
+    return found
+
+
+Numbers = Mapping[int, Mapping[str, tuple[Metric, str, float]]]
+"""Seed -> what `numbers_of` gives."""
+
+
+def _over_seeds(key: str, ours: Numbers, theirs: Numbers) -> SeedNumber:
+    values = {seed: found[key][2] for seed, found in ours.items()}
+    metric, title, _ = next(iter(ours.values()))[key]
+    seeds = [seed for seed in values if seed in theirs]
+    base = [theirs[seed][key][2] for seed in seeds]
+    return SeedNumber(
+        title=title,
+        better=metric.better,
+        values=list(values.values()),
+        truth=metric.truth,
+        baseline=sum(base) / len(base) if base else math.nan,
+        difference=paired_difference([values[seed] for seed in seeds], base) if base else None,
+    )
+
+
+def _verdict(numbers: Mapping[str, SeedNumber]) -> str:
+    """By the error at the last frame and FVD together; "" without a baseline, or with one shared seed.
+
+    Better (worse) needs both intervals on that side of 0; better also needs a motion within 10 % of the truth's.
+    """
+    gaps = [numbers[key].difference for key in ("last", "fvd") if key in numbers]
+    known = [gap for gap in gaps if gap is not None and math.isfinite(gap.high)]
+    if not known or len(known) < len(gaps):
+        return ""
+    if all(gap.high < 0 for gap in known):
+        moves = "motion_ratio" not in numbers or abs(numbers["motion_ratio"].mean - 1) <= MOTION_TOLERANCE
+        return "better" if moves else "closer to the truth, but its motion is not within 10 %"
+    return "worse" if all(gap.low > 0 for gap in known) else "not told apart"
