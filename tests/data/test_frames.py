@@ -283,20 +283,6 @@ def test_a_clip_too_short_for_a_window_is_skipped() -> None:
     assert reason == "too short: 3.00 s hold fewer than 16 frames at 5 a second"
 
 
-@pytest.mark.parametrize(("length", "given"), [(2, (0, 1)), (3, (1, 0)), (3, (0, 0)), (3, (3,)), (3, (-1,)), (0, ())])
-def test_windows_refuse(length: int, given: tuple[int, ...]) -> None:
-    with pytest.raises(InputError, match=r"window: .* expected rising positions"):
-        Window(length, given)
-
-
-def test_windows_say_what_is_given_and_whether_they_roll() -> None:
-    between = Window(9, given=(0, 4, 8))
-    assert between.generated == (1, 2, 3, 5, 6, 7) and between.past == 1 and not between.rolls
-    assert Window(3, given=range(2)).past == 2 and Window(3, given=range(2)).rolls
-    assert Window(16).generated == tuple(range(1, 16)) and Window(16).rolls
-    assert not Window(3, given=()).rolls and not Window(5, given=(2,)).rolls
-
-
 @pytest.mark.parametrize(
     ("name", "value"),
     [
