@@ -94,6 +94,7 @@ def test_latents_that_hold_several_frames_are_cut_to_the_frames_asked_for(batch:
     for frames, latents in ((4, 3), (5, 3), (6, 4)):
         made = roll_out(system, system.sampler)(Batch(batch.clips, batch.read, frames, 3, told.append))
         assert made.shape == (2, frames, 3, 16, 16) and len(system.told) == latents - 1
+        assert told[-1] == f"frame {latents}/{latents}"
         system.told.clear()
     longest = roll_out(system, system.sampler)(Batch(batch.clips, batch.read, 7, 3))
     assert torch.equal(made, longest[:, :6])

@@ -279,7 +279,7 @@ def test_a_rollout_is_one_window_after_another(window: Window, scheduler: Any) -
     assert len(asked) == len(told) == len(windows) == -(-(frames - 1) // len(window.generated))
     for (frame, z), (start, truth) in zip(told, windows, strict=True):
         assert frame == min(start + len(window.generated), frames) - 1
-        torch.testing.assert_close(z, truth, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(z, truth[:, : frames - start], rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("window", WINDOWS, ids=str)
