@@ -147,7 +147,7 @@ def model(pipeline_folder: Path) -> Any:
     """The same model through the package's own loader. Shared by the session: don't train it in place."""
     from contrastive_i2v.models import load_system
 
-    return load_system(pipeline_folder, device="cpu")
+    return load_system(pipeline_folder)
 
 
 @pytest.fixture(scope="session")

@@ -259,9 +259,11 @@ def test_offsets_of_long_windows_follow_the_rule() -> None:
             assert abs(found[source, offset] - expected) < 5 * math.sqrt(expected + 1) + 0.01 * expected
 
 
+@pytest.mark.parametrize("given", [(0,), (0, 1, 2)])
 @pytest.mark.parametrize("anchor", [False, True])
-def test_a_codec_that_compresses_time_gets_every_frame(anchor: bool) -> None:
-    window = Window(5, given=(0,), anchor=anchor)
+def test_a_codec_that_compresses_time_gets_every_frame(anchor: bool, given: tuple[int, ...]) -> None:
+    """None is missing, also where several latent frames are given: each holds frames, and a repeated one holds none."""
+    window = Window(5, given=given, anchor=anchor)
     assert frames_after_source(window, 4) == 16
     valid = list(range(7, 107))
     config = FramesConfig(offset_std=2, windows_per_clip=50)
