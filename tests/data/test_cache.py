@@ -59,14 +59,14 @@ def test_preprocessing_version_is_in_the_key(
     assert system.codec.frames > 0
 
 
-def test_the_keys_of_squares_are_those_of_version_0_1() -> None:
+def test_the_keys_of_squares_are_as_before_there_were_rectangles() -> None:
     assert cache_folder(Path("c"), "toy", (16, 16)) == Path("c/16px-a642ec9311d25afc50de62b56841b8be")
 
 
-def test_a_cache_that_version_0_1_wrote_is_read(
+def test_a_cache_of_pairs_from_before_there_were_windows_is_read(
     clips: list[Clip], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Layout and keys as it wrote them; the latents are made up, so that reading them shows."""
+    """Layout and keys as they were; the latents are made up, so that reading them shows."""
     clip = clips[0]
     stat = clip.path.stat()
     parts = [str(clip.path), stat.st_size, stat.st_mtime_ns, "caption 0", None, None]

@@ -167,7 +167,7 @@ PINNED = [(165, 195), (15, 40), (255, 295)]
 def test_pairs_are_drawn_as_before_there_were_windows(
     valid: Sequence[int], std: float, seed: int | str, expected: list[tuple[int, int]]
 ) -> None:
-    """The draws of version 0.1, so that its runs go on with the same data."""
+    """So that runs begun then go on with the same data."""
     count = 5 if std == 0 else 6
     config = FramesConfig(offset_std=std, windows_per_clip=count)
     windows = sample_windows(valid, PAIR, config, random.Random(seed))
