@@ -57,6 +57,7 @@ def kind_of(spec: str) -> str:
     if folder.is_dir() and opening_kind(Path(locate(folder))) is not None:
         return "checkpoint"
     if (folder / "model_index.json").is_file():
+        _read_class(folder / "model_index.json")  # a damaged one is said before any work
         return "pipeline"
     if folder.is_dir() and any(file.suffix.lower() in VIDEO_EXTENSIONS for file in folder.rglob("*")):
         return "videos"

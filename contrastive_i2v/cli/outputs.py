@@ -26,11 +26,13 @@ def write_outputs(
     formats: Sequence[Format],
     fps: float,
     *,
+    length: int | None = None,
     progress: Callable[[int], object] = lambda frames: None,
 ) -> list[Path]:
     """Decode normalised latents `[f, C, h, w]` and write `stem.{format}`; returns the files.
 
     Args:
+        length: frames of the video; None = all that the latents hold.
         progress: called with the number of latent frames of each part that is decoded.
     """
     written = []
@@ -40,7 +42,7 @@ def write_outputs(
         for part in torch.split(latents, FRAMES_AT_ONCE if codec.temporal_downscale == 1 else len(latents)):
             parts.append(to_uint8(codec.decode(part[None])[0]).cpu())
             progress(len(part))
-        frames = torch.cat(parts)
+        frames = torch.cat(parts)[:length]
     for kind in formats:
         path = stem.with_suffix(".safetensors" if kind == "latents" else f".{kind}")
         if kind == "mp4":

@@ -74,7 +74,8 @@ def run(arguments: Sequence[str]) -> None:
     height, width = (None, None) if options.resolution is None else as_size(options.resolution)
 
     batches = math.ceil(len(jobs) / options.batch_size)
-    bar = tqdm(total=batches * (options.frames - 1), desc="sampling", unit="frame")
+    generated = math.ceil((options.frames - 1) / pipeline.system.codec.temporal_downscale)  # latent frames
+    bar = tqdm(total=batches * generated, desc="sampling", unit="frame")
     for start in range(0, len(jobs), options.batch_size):
         part = slice(start, start + options.batch_size)
         latents = pipeline(
@@ -92,7 +93,8 @@ def run(arguments: Sequence[str]) -> None:
         ).frames  # [B, f, C, h, w]
         for number, video in enumerate(latents, start):
             stem, fps = options.output / f"{number:05d}", options.fps or pipeline.system.fps
-            for path in write_outputs(stem, video, pipeline.system.codec, options.formats, fps):
+            codec = pipeline.system.codec
+            for path in write_outputs(stem, video, codec, options.formats, fps, length=options.frames):
                 bar.write(str(path))
     bar.close()
 

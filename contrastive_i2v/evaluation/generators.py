@@ -95,14 +95,15 @@ def roll_out(system: System, sampler: Sampler) -> Generator:
     def generate(batch: Batch) -> Tensor:
         codec = system.codec
         pixels = batch.first.float() / 127.5 - 1
+        frames = -(-(batch.frames - 1) // codec.temporal_downscale) + 1  # latent ones
         latents = rollout(
             system,
             codec.sample(codec.encode(pixels[:, None]))[:, 0],
             system.encode_text(batch.prompts),
-            frames=-(-(batch.frames - 1) // codec.temporal_downscale) + 1,
+            frames=frames,
             sampler=sampler,
             seeds=batch.seeds,
-            callback=lambda frame, z: batch.report(f"frame {frame + 1}/{batch.frames}"),
+            callback=lambda frame, z: batch.report(f"frame {frame + 1}/{frames}"),
         )  # [B, f, C, h, w]
         videos = codec.decode(latents)[:, : batch.frames]
         for clip, video in zip(batch.clips, videos, strict=True):

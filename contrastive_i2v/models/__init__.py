@@ -99,6 +99,8 @@ def read_description(source: str | Path) -> Description | None:
         return None
     try:
         values: Any = json.loads(file.read_text(encoding="utf-8"))
+        if not isinstance(values, dict):
+            raise ValueError(f"a {type(values).__name__} is no object")
         rules = dacite.Config(strict=True, cast=[tuple, float], type_hooks={SystemConfig: parse_config})
         return dacite.from_dict(Description, values, rules)
     except (OSError, ValueError, TypeError, dacite.DaciteError) as error:

@@ -53,7 +53,8 @@ def rollout(
             keeps its state. Those that draw noise are given one generator a sample (DPMSolverSDE takes none, and isn't
             reproducible).
         fps: frames a second; None = what the system was trained at.
-        callback: called with (index of a window's last frame, its latents [B, G, C, h, w]) after each window.
+        callback: called with (index of the last finished frame, the window's latents [B, g, C, h, w]) after each
+            window; g = G, or fewer where the video ends inside the window.
 
     Returns:
         [B, frames, C, h, w] float32 latents, normalised; frame 0 is the first.
@@ -86,7 +87,8 @@ def rollout(
         shape = (len(first), len(window.generated), *first.shape[1:])
         noise = system.noise(shape, generators, given=stacked, sampling=True).to(first.device)
         latents = sample(system, noise, condition, sampler=sampler, generators=generators)  # [B, G, C, h, w]
-        for latent in latents[:, : frames - start].unbind(dim=1):
+        latents = latents[:, : frames - start]
+        for latent in latents.unbind(dim=1):
             video.append(latent)
             own.append(codec.denormalize(latent))
         if callback is not None:

@@ -48,7 +48,7 @@ def _small_networks(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(evaluation_methods.loading, "load_video_extractor", lambda name, device: Colours())
     monkeypatch.setattr(evaluation_methods.loading, "load_flow", lambda name, device: None)
     yield
-    evaluation_methods._model.cache_clear()
+    evaluation_methods._system.cache_clear()
     evaluation_methods._weights.cache_clear()
 
 

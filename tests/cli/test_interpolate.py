@@ -43,7 +43,7 @@ def test_latents_become_a_video_that_shows_the_decoded_path(
     assert (info.frames, info.fps) == (7, 15)  # 5 a second, the rate of rollouts, times 3
     with Image.open(out / "00000.png") as strip:
         pixels = torch.frombuffer(bytearray(strip.tobytes()), dtype=torch.uint8).view(16, 7, 16, 3)
-    assert torch.equal(pixels.permute(1, 3, 0, 2), to_uint8(model.decode_latents(expected)))
+    assert torch.equal(pixels.permute(1, 3, 0, 2), to_uint8(model.codec.decode(expected[None])[0]))
     with Image.open(out / "00000.gif") as gif:
         assert gif.n_frames == 7
 
@@ -55,7 +55,7 @@ def test_a_video_is_encoded_at_its_own_rate(pipeline_folder: Path, model: Any, c
     interpolate(pipeline_folder, "--input", video, "--output", tmp_path / "out", "--formats", "latents", "mp4")
     found = load_file(tmp_path / "out" / "short.v2.safetensors")["latents"]
     pixels = resize_frames(read_frames(video, range(4)), 16)
-    given = model.encode_images(pixels).chunk(2, dim=1)[0] * model.scaling_factor
+    given = model.codec.normalize(model.codec.sample(model.codec.encode(pixels[None])))[0]
     torch.testing.assert_close(found, resample_trajectory(given, 13, "catmull-rom"), atol=1e-5, rtol=1e-5)
     info = probe(tmp_path / "out" / "short.v2.mp4")
     assert (info.frames, info.fps) == (13, 12.5)  # the default factor of 4

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from contrastive_i2v.data import video
+from contrastive_i2v.data.shapes import ShapesConfig, render_scene, sample_scene
 from contrastive_i2v.data.video import VideoError, VideoInfo, probe, read_frames, resize_frames, write_video
 from contrastive_i2v.errors import InputError
 
@@ -47,6 +48,17 @@ def test_round_trip(tmp_path: Path, height: int, width: int) -> None:
     error = (back[..., :height, :width].float() - frames.float()).abs()
     assert error.mean() < 3 and error.flatten(1).mean(1).max() < 4
     assert [p.name for p in path.parent.iterdir()] == ["a.mp4"]
+
+
+def test_the_same_frames_make_the_same_file(tmp_path: Path) -> None:
+    """Every time, though x264 decides differently from run to run where its macroblock tree is on."""
+    scene = sample_scene(ShapesConfig(train_clips=24, test_clips=2, seed=3), "train", 10)
+    frames = render_scene(scene, frames=80, size=64)
+    found = set()
+    for _ in range(20):
+        write_video(tmp_path / "a.mp4", frames, 25.0)
+        found.add((tmp_path / "a.mp4").read_bytes())
+    assert len(found) == 1
 
 
 @pytest.mark.parametrize("fps", [10.0, 25.0, 30000 / 1001])
@@ -149,6 +161,35 @@ def test_resize_crops_the_centre() -> None:
     assert torch.equal(resize_frames(frames, 4), torch.ones(1, 3, 4, 4))
     assert torch.equal(resize_frames(frames.mT, 4), torch.ones(1, 3, 4, 4))
     assert resize_frames(torch.zeros(1, 3, 4, 4, dtype=torch.uint8), 4).unique().tolist() == [-1.0]
+
+
+def test_resize_to_a_rectangle_crops_the_centre() -> None:
+    frames = torch.zeros(1, 3, 6, 12, dtype=torch.uint8)
+    frames[..., 3:9] = 255  # the middle 6 columns of 6 rows
+    assert torch.equal(resize_frames(frames, (6, 6)), resize_frames(frames, 6))
+    assert torch.equal(resize_frames(frames, (6, 12)), frames.float() / 127.5 - 1)  # its own size
+
+    def is_white(pixels: Tensor, size: tuple[int, int]) -> bool:
+        return torch.allclose(resize_frames(pixels, size), torch.ones(1, 3, *size), atol=1e-6)
+
+    assert is_white(frames, (12, 6)) and is_white(frames.mT, (6, 12))  # of the middle 3 columns, and rows
+    assert is_white(frames, (6, 6)) and not is_white(frames, (6, 7))
+    rows = torch.zeros(1, 3, 8, 8, dtype=torch.uint8)
+    rows[..., 2:6, :] = 255
+    assert is_white(rows, (4, 8)) and is_white(rows.mT, (8, 4))  # cropped, not squashed
+    assert not is_white(rows, (8, 4))
+
+
+@pytest.mark.parametrize("size", [(7, 31), (48, 20), (16, 24)])
+def test_a_rectangle_keeps_the_proportions_and_the_range(size: tuple[int, int]) -> None:
+    height, width = 40, 60
+    down = torch.linspace(0, 255, height)[:, None].expand(height, width)
+    across = torch.linspace(0, 255, width).expand(height, width)
+    pixels = resize_frames(torch.stack([down, across, down])[None].round().byte(), size)[0]
+    assert pixels.shape == (3, *size) and pixels.abs().max() <= 1
+    step_down = pixels[0].diff(dim=0)[1:-1].mean() * height  # of brightness, in pixels of the source
+    step_across = pixels[1].diff(dim=1)[1:-1].mean() * width
+    assert step_down / step_across == pytest.approx(1, rel=0.08)  # square pixels stay square
 
 
 @pytest.mark.parametrize(("side", "size"), [(64, 16), (48, 7), (5, 32)])

@@ -13,16 +13,15 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from toy import BlockMeans, Toy
 
 from contrastive_i2v.data.video import read_frames, to_uint8, write_video
 from contrastive_i2v.errors import InputError
 from contrastive_i2v.evaluation.generators import (
     Batch,
-    Sampler,
     call_pipeline,
     finished_videos,
     first_frame,
-    folder_hash,
     parse_arguments,
     retrieval,
     roll_out,
@@ -30,8 +29,11 @@ from contrastive_i2v.evaluation.generators import (
 )
 from contrastive_i2v.evaluation.results import Extractor
 from contrastive_i2v.evaluation.videos import ReferenceSet, read_reference_set, read_true_frames
+from contrastive_i2v.files import folder_hash
+from contrastive_i2v.system import Sampler, Window
 
 SAMPLER = Sampler(steps=2, guidance_scale=1.0, image_guidance_scale=1.0)
+SIZE = (16, 16)
 
 
 class Letters:
@@ -50,11 +52,11 @@ def reference(clips: Path) -> ReferenceSet:
 
 @pytest.fixture
 def batch(reference: ReferenceSet) -> Batch:
-    return Batch(reference.clips, lambda clip: read_true_frames(clip, 16), 4, seed=3)
+    return Batch(reference.clips, lambda clip: read_true_frames(clip, SIZE), 4, seed=3)
 
 
 def truth(reference: ReferenceSet) -> Tensor:
-    return torch.stack([read_true_frames(clip, 16) for clip in reference.clips])
+    return torch.stack([read_true_frames(clip, SIZE) for clip in reference.clips])
 
 
 def test_truth_and_first_frame(reference: ReferenceSet, batch: Batch) -> None:
@@ -75,8 +77,9 @@ def test_seeds_are_the_clips_own(reference: ReferenceSet, batch: Batch) -> None:
 def test_a_rollout_starts_at_the_decoded_first_frame_and_repeats(model: Any, batch: Batch) -> None:
     told: list[str] = []
     videos = roll_out(model, SAMPLER)(Batch(batch.clips, batch.read, 4, 3, told.append))
-    latents = model.encode_images(batch.first.float() / 127.5 - 1).chunk(2, dim=1)[0] * model.scaling_factor
-    assert torch.equal(videos[:, 0], to_uint8(model.decode_latents(latents)))
+    codec = model.codec
+    latents = codec.normalize(codec.sample(codec.encode((batch.first.float() / 127.5 - 1)[:, None])))
+    assert torch.equal(videos[:, :1], to_uint8(codec.decode(latents)))
     assert told == ["frame 2/4", "frame 3/4", "frame 4/4"]
     alone = roll_out(model, SAMPLER)(Batch(batch.clips[1:], batch.read, 4, 3))
     assert (alone[0].int() - videos[1].int()).abs().max() <= 1  # rounding of batched sums
@@ -85,16 +88,23 @@ def test_a_rollout_starts_at_the_decoded_first_frame_and_repeats(model: Any, bat
     assert not torch.equal(other[:, 1:], videos[:, 1:])
 
 
-def test_nan_frames_name_the_clip(model: Any, batch: Batch) -> None:
-    class Broken:
-        def __getattr__(self, name: str) -> Any:
-            return getattr(model, name)
+def test_latents_that_hold_several_frames_are_cut_to_the_frames_asked_for(batch: Batch) -> None:
+    told: list[str] = []
+    system = Toy(Window(2), BlockMeans(2))
+    for frames, latents in ((4, 3), (5, 3), (6, 4)):
+        made = roll_out(system, system.sampler)(Batch(batch.clips, batch.read, frames, 3, told.append))
+        assert made.shape == (2, frames, 3, 16, 16) and len(system.told) == latents - 1
+        assert told[-1] == f"frame {latents}/{latents}"
+        system.told.clear()
+    longest = roll_out(system, system.sampler)(Batch(batch.clips, batch.read, 7, 3))
+    assert torch.equal(made, longest[:, :6])
 
-        def decode_latents(self, latents: Tensor) -> Tensor:
-            return model.decode_latents(latents) * torch.nan
 
+def test_nan_frames_name_the_clip(model: Any, batch: Batch, monkeypatch: pytest.MonkeyPatch) -> None:
+    decode = model.codec.decode
+    monkeypatch.setattr(model.codec, "decode", lambda latents: decode(latents) * torch.nan)
     with pytest.raises(InputError, match="00000: the model's frames hold NaN"):
-        roll_out(Broken(), SAMPLER)(batch)  # type: ignore[arg-type]
+        roll_out(model, SAMPLER)(batch)
 
 
 def test_retrieval_takes_the_nearest_caption_that_is_long_enough(

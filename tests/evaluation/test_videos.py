@@ -42,9 +42,27 @@ def test_frames_are_the_first_valid_ones(folder: Path) -> None:
     assert [clip.name for clip in reference.clips] == ["00000", "00001"]
     assert [clip.indices for clip in reference.clips] == [(0, 5, 10, 15)] * 2
     expected = to_uint8(resize_frames(read_frames(folder / "00001.mp4", [0, 5, 10, 15]), 8))
-    assert torch.equal(read_true_frames(reference.clips[1], 8), expected)
+    assert torch.equal(read_true_frames(reference.clips[1], (8, 8)), expected)
     twice = read_reference_set(folder, frames=4, resolution=8, frame_rate=10)
     assert twice.clips[0].indices == (0, 3, 5, 8)  # 25 fps, every 2.5th
+
+
+def test_a_reference_set_may_be_rectangular(folder: Path, tmp_path: Path) -> None:
+    reference = read_reference_set(folder, frames=4, resolution=(8, 12))
+    clip = reference.clips[0]
+    assert reference.size == (8, 12) and reference.setting["resolution"] == "8x12"
+    square = read_reference_set(folder, frames=4, resolution=(8, 8))
+    assert square.setting == read_reference_set(folder, frames=4, resolution=8).setting
+    assert square.setting["resolution"] == "8"
+    true = read_true_frames(clip, reference.size)
+    assert torch.equal(true, to_uint8(resize_frames(read_frames(folder / "00000.mp4", [0, 5, 10, 15]), (8, 12))))
+    assert true.shape == (4, 3, 8, 12)
+    write_clip(tmp_path / "v.mp4", 4, size=(8, 12))
+    assert torch.equal(
+        read_finished_frames(tmp_path / "v.mp4", clip, (8, 12)), read_frames(tmp_path / "v.mp4", range(4))
+    )
+    with pytest.raises(InputError, match=re.escape("v.mp4: is 12x8 pixels; expected 8x12, or 16x16 as 00000.mp4 has")):
+        read_finished_frames(tmp_path / "v.mp4", clip, (12, 8))
 
 
 def test_the_first_clips_alone(folder: Path) -> None:
@@ -128,13 +146,13 @@ def test_a_missing_pair_and_an_empty_folder_are_named(folder: Path, tmp_path: Pa
 def test_a_finished_video_is_read_frame_by_frame(folder: Path, tmp_path: Path) -> None:
     path = tmp_path / "v.mp4"
     write_clip(path, 4, fps=24)  # its rate doesn't matter: frame i answers frame i
-    assert torch.equal(read_finished_frames(path, first(folder), 16), read_frames(path, range(4)))
+    assert torch.equal(read_finished_frames(path, first(folder), (16, 16)), read_frames(path, range(4)))
 
 
 def test_a_filtered_copy_gives_the_clips_own_frames(folder: Path, tmp_path: Path) -> None:
     clip = first(folder)
     copy = Path(shutil.copy(clip.clip.path, tmp_path / "copy.mp4"))
-    assert torch.equal(read_finished_frames(copy, clip, 8), read_true_frames(clip, 8))
+    assert torch.equal(read_finished_frames(copy, clip, (8, 8)), read_true_frames(clip, (8, 8)))
 
 
 @pytest.mark.parametrize(
@@ -149,4 +167,4 @@ def test_another_length_or_size_is_refused(
 ) -> None:
     write_clip(tmp_path / "v.mp4", frames, size=size)
     with pytest.raises(InputError, match=re.escape(message)):
-        read_finished_frames(tmp_path / "v.mp4", first(folder), 8)
+        read_finished_frames(tmp_path / "v.mp4", first(folder), (8, 8))

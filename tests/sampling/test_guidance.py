@@ -4,23 +4,41 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from toy import Toy
 
-from contrastive_i2v.sampling import guided_prediction, three_way_guidance
+from contrastive_i2v.ops.guided_step import guidance_branches
+from contrastive_i2v.sampling import branch_conditions, guided_prediction, three_way_guidance
+from contrastive_i2v.system import Condition, dropped
 
 
-class Denoiser:
+class Denoiser(nn.Module):
     """Linear in the image, quadratic in the prompt; counts the samples it was run on."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.samples = 0
         self.calls = 0
 
-    def __call__(self, noisy: Tensor, timesteps: Tensor, image_latents: Tensor, prompt_embeds: Tensor) -> Tensor:
+    def forward(self, noisy: Tensor, timesteps: Tensor, image_latents: Tensor, prompt_embeds: Tensor) -> Tensor:
         self.samples += len(noisy)
         self.calls += 1
         prompt = prompt_embeds.square().mean((1, 2))[:, None, None, None]
         return noisy * timesteps[:, None, None, None] + 2 * image_latents + prompt
+
+
+class Dropping(Toy):
+    """Says what a dropped image and prompt are."""
+
+    def __init__(self, null_prompt_embeds: Tensor) -> None:
+        super().__init__()
+        self.null_prompt_embeds = null_prompt_embeds
+
+    def drop(self, condition: Condition, *, image: Tensor, text: Tensor) -> Condition:
+        return {
+            "image_latents": dropped(condition["image_latents"], image),
+            "prompt_embeds": dropped(condition["prompt_embeds"], text, self.null_prompt_embeds),
+        }
 
 
 def test_formula() -> None:
@@ -43,13 +61,14 @@ def test_only_the_branches_that_count_are_run(
     timesteps = torch.tensor([1.0, 2.0])
     prompt_embeds, null_prompt_embeds = torch.randn(2, 5, 6), torch.randn(1, 5, 6)
     denoiser = Denoiser()
+    run = guidance_branches(guidance_scale, image_guidance_scale)
+    condition = {"image_latents": image_latents, "prompt_embeds": prompt_embeds}
     actual = guided_prediction(
         denoiser,
         noisy,
         timesteps,
-        image_latents,
-        prompt_embeds,
-        null_prompt_embeds,
+        branch_conditions(Dropping(null_prompt_embeds), condition, run),
+        run,
         guidance_scale=guidance_scale,
         image_guidance_scale=image_guidance_scale,
     )

@@ -10,9 +10,9 @@ import pytest
 import torch
 from scipy.interpolate import CubicHermiteSpline
 
-from contrastive_i2v.sampling.interpolation import Method, even_times, resample_trajectory
+from contrastive_i2v.sampling.interpolation import Path, even_times, resample_trajectory
 
-METHODS = get_args(Method)
+METHODS = get_args(Path)
 
 
 def latents(frames: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
@@ -26,7 +26,7 @@ def curve(*points: list[float]) -> torch.Tensor:
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 @pytest.mark.parametrize("factor", [1, 3, 7])
-def test_passes_exactly_through_the_given_latents(method: Method, dtype: torch.dtype, factor: int) -> None:
+def test_passes_exactly_through_the_given_latents(method: Path, dtype: torch.dtype, factor: int) -> None:
     given = latents(6, dtype)
     path = resample_trajectory(given, 5 * factor + 1, method)
     assert path.dtype == dtype
@@ -36,7 +36,7 @@ def test_passes_exactly_through_the_given_latents(method: Method, dtype: torch.d
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_a_number_of_frames_is_that_many_even_times(method: Method) -> None:
+def test_a_number_of_frames_is_that_many_even_times(method: Path) -> None:
     given = latents(4)
     at = [0.0, 0.75, 1.5, 2.25, 3.0]
     assert torch.equal(resample_trajectory(given, 5, method), resample_trajectory(given, at, method))
@@ -122,7 +122,7 @@ def test_catmull_rom_agrees_with_scipy_given_the_same_slopes() -> None:
 def test_the_velocity_is_continuous_for_catmull_rom_alone() -> None:
     given, step = latents(5, torch.float64), 1e-5
 
-    def jump(method: Method) -> float:
+    def jump(method: Path) -> float:
         """The largest difference of the velocities before and after an inner latent."""
         jumps = []
         for knot in (1.0, 2.0, 3.0):
@@ -136,7 +136,7 @@ def test_the_velocity_is_continuous_for_catmull_rom_alone() -> None:
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_the_times_of_the_latents_can_be_uneven(method: Method) -> None:
+def test_the_times_of_the_latents_can_be_uneven(method: Path) -> None:
     given, times = latents(4), [0.0, 0.2, 1.0, 1.1]
     assert torch.equal(resample_trajectory(given, times, method, times=times), given)
     if method == "linear":
@@ -145,14 +145,14 @@ def test_the_times_of_the_latents_can_be_uneven(method: Method) -> None:
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_two_latents_are_enough_and_a_standstill_stays_still(method: Method) -> None:
+def test_two_latents_are_enough_and_a_standstill_stays_still(method: Path) -> None:
     still = latents(1).repeat(3, 1, 1, 1)
     torch.testing.assert_close(resample_trajectory(still, 9, method), still[:1].repeat(9, 1, 1, 1))
     assert resample_trajectory(latents(2), 5, method).isfinite().all()
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_gradients_reach_the_latents(method: Method) -> None:
+def test_gradients_reach_the_latents(method: Path) -> None:
     given = latents(3, torch.float64)[:, :1, :1, :3].clone().requires_grad_()
     assert torch.autograd.gradcheck(lambda z: resample_trajectory(z, [0.3, 1.6], method), given)
 

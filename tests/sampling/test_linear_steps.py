@@ -9,9 +9,12 @@ from typing import Any
 import diffusers
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from toy import Toy
 
-from contrastive_i2v.sampling import frame_noise, linear_steps, rollout, three_way_guidance
+from contrastive_i2v.randomness import frame_generator
+from contrastive_i2v.sampling import linear_steps, rollout, three_way_guidance
+from contrastive_i2v.system import Condition, Sampler, System
 
 NOISE = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
 DDIM = {**NOISE, "clip_sample": False}
@@ -39,18 +42,32 @@ LINEAR = [
 ]
 
 
-class Recorded:
-    """A denoiser whose predictions are given; keeps what it was asked."""
+class Recorded(nn.Module):
+    """A network whose predictions are given; keeps what it was asked."""
 
     def __init__(self, predictions: Tensor) -> None:
+        super().__init__()
         self.predictions = predictions  # [steps, 3B, C, h, w]
         self.inputs: list[Tensor] = []
         self.timesteps: list[Tensor] = []
 
-    def __call__(self, noisy: Tensor, timesteps: Tensor, image_latents: Tensor, prompt_embeds: Tensor) -> Tensor:
-        self.inputs.append(noisy)
+    def forward(self, noisy: Tensor, timesteps: Tensor, **condition: Tensor) -> Tensor:
+        self.inputs.append(noisy[:, 0])
         self.timesteps.append(timesteps)
-        return self.predictions[len(self.inputs) - 1]
+        return self.predictions[len(self.inputs) - 1][:, None]
+
+
+class Fixed(Toy):
+    """A system of one generated frame whose predictions are given, and whose noise is independent."""
+
+    noise = System.noise
+
+    def __init__(self, predictions: Tensor) -> None:
+        super().__init__()
+        self.network = Recorded(predictions)  # type: ignore[assignment]
+
+    def condition(self, given: Tensor, text: Condition, **more: object) -> Condition:
+        return {"given": given, "prompt_embeds": text["prompt_embeds"]}
 
 
 def draw(steps: int, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -61,24 +78,21 @@ def draw(steps: int, dtype: torch.dtype = torch.float32) -> Tensor:
 
 
 def ours(scheduler: Any, predictions: Tensor) -> tuple[Tensor, Recorded]:
-    denoiser = Recorded(predictions)
+    system = Fixed(predictions)
     video = rollout(
-        denoiser,
+        system,
         torch.zeros(2, *SHAPE),
-        torch.zeros(2, 3, 2),
-        torch.zeros(1, 3, 2),
+        {"prompt_embeds": torch.zeros(2, 3, 2)},
         frames=2,
         scheduler=scheduler,
-        steps=len(predictions),
-        scaling_factor=1.0,
+        sampler=Sampler(steps=len(predictions), **GUIDANCE),
         seeds=[3, 4],
-        **GUIDANCE,
     )
-    return video[:, 1], denoiser
+    return video[:, 1], system.network  # type: ignore[return-value]
 
 
 def noise() -> Tensor:
-    return torch.stack([frame_noise(seed, 1, SHAPE) for seed in (3, 4)])
+    return torch.stack([torch.randn(SHAPE, generator=frame_generator(seed, 1)) for seed in (3, 4)])
 
 
 def by_diffusers(scheduler: Any, predictions: Tensor) -> tuple[Tensor, list[Tensor], Tensor]:

@@ -1,40 +1,58 @@
-"""Rollouts against diffusers' pipeline, and the properties that make them usable."""
+"""Rollouts against diffusers' pipeline and window by window, and the properties that make them usable."""
 
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Callable
 from typing import Any
 
 import diffusers
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from toy import BlockMeans, Toy
 
 from contrastive_i2v.errors import InputError
-from contrastive_i2v.models import InstructPix2Pix
-from contrastive_i2v.sampling import frame_generator, frame_noise, rollout
+from contrastive_i2v.models.instruct_pix2pix import InstructPix2Pix
+from contrastive_i2v.randomness import draw, frame_generator
+from contrastive_i2v.sampling import rollout, three_way_guidance
+from contrastive_i2v.system import Sampler, Window
 
 NOISE = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
 PROMPTS = ["a red ball rolls to the left", "make it snow"]
+STEPS = Sampler(steps=3)
 
 
 @pytest.fixture(scope="module")
 def latents(model: InstructPix2Pix) -> Tensor:
     torch.manual_seed(0)
-    return model.encode_images(torch.rand(2, 3, 16, 16) * 2 - 1)[:, :4]
+    return model.codec.sample(model.codec.encode(torch.rand(2, 1, 3, 16, 16) * 2 - 1))[:, 0]
 
 
-def _rollout(model: InstructPix2Pix, first_latent: Tensor, prompts: list[str], **kwargs: Any) -> Tensor:
-    settings = {"scheduler": model.scheduler, "steps": 3, "seeds": list(range(len(prompts)))}
-    return rollout(
-        model.denoiser,
-        first_latent,
-        model.encode_prompts(prompts),
-        model.encode_prompts([""]),
-        scaling_factor=model.scaling_factor,
-        **{**settings, **kwargs},
-    )
+def _rollout(system: Any, first: Tensor, prompts: list[str], *, sampler: Sampler = STEPS, **kwargs: Any) -> Tensor:
+    settings = {"seeds": list(range(len(prompts))), "sampler": sampler}
+    return rollout(system, first, system.encode_text(prompts), **{**settings, **kwargs})
+
+
+@pytest.fixture
+def watched(model: InstructPix2Pix, monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Tensor]]:
+    """What the model's network is asked from here on."""
+    asked: list[dict[str, Tensor]] = []
+    network = model.network
+
+    class Watched(nn.Module):
+        def forward(self, noisy: Tensor, timesteps: Tensor, **condition: Tensor) -> Tensor:
+            asked.append({"noisy": noisy, "timesteps": timesteps, **condition})
+            prediction: Tensor = network(noisy, timesteps, **condition)
+            return prediction
+
+    monkeypatch.setattr(model, "network", Watched())
+    return asked
+
+
+def frame_noise(seed: int, frame: int, shape: tuple[int, ...]) -> Tensor:
+    return draw((1, *shape), [frame_generator(seed, frame)])[0]
 
 
 @pytest.mark.parametrize(
@@ -74,36 +92,19 @@ def test_one_frame_is_the_diffusers_pipeline(
         PROMPTS,
         frames=2,
         scheduler=scheduler,
-        steps=4,
+        sampler=Sampler(steps=4, guidance_scale=6.0, image_guidance_scale=1.6),
         seeds=[5, 6],
-        guidance_scale=6.0,
-        image_guidance_scale=1.6,
     )
     assert video.shape == (2, 2, 4, 8, 8)
     torch.testing.assert_close(video[:, 0], latents * 0.5)
     torch.testing.assert_close(video[:, 1], expected, rtol=1e-4, atol=1e-4)
 
 
-def test_the_second_frame_starts_from_the_unscaled_first(model: InstructPix2Pix, latents: Tensor) -> None:
+def test_the_second_frame_starts_from_the_unscaled_first(
+    model: InstructPix2Pix, latents: Tensor, watched: list[dict[str, Tensor]]
+) -> None:
     video = _rollout(model, latents, PROMPTS, frames=3)
-    seen: list[Tensor] = []
-
-    def watch(noisy: Tensor, timesteps: Tensor, image_latents: Tensor, prompt_embeds: Tensor) -> Tensor:
-        seen.append(image_latents)
-        return model.denoiser(noisy, timesteps, image_latents, prompt_embeds)
-
-    embeds, null = model.encode_prompts(PROMPTS), model.encode_prompts([""])
-    rollout(
-        watch,
-        latents,
-        embeds,
-        null,
-        frames=3,
-        scheduler=model.scheduler,
-        steps=3,
-        scaling_factor=0.5,
-        seeds=[0, 1],
-    )
+    seen = [asked["image_latents"] for asked in watched]
     assert len(seen) == 6
     torch.testing.assert_close(seen[0], torch.cat([latents, latents, torch.zeros_like(latents)]))
     condition = video[:, 1] / 0.5
@@ -156,36 +157,20 @@ def test_noise_differs_for_every_seed_and_frame() -> None:
     assert torch.equal(frame_noise(3, 2, (5,)), torch.randn(5, generator=frame_generator(3, 2)))
 
 
-def test_guidance_off_costs_one_forward_a_sample(model: InstructPix2Pix, latents: Tensor) -> None:
-    sizes: list[int] = []
-
-    def count(noisy: Tensor, *rest: Tensor) -> Tensor:
-        sizes.append(len(noisy))
-        return noisy
-
-    embeds, null = model.encode_prompts(PROMPTS), model.encode_prompts([""])
+def test_guidance_off_costs_one_forward_a_sample(
+    model: InstructPix2Pix, latents: Tensor, watched: list[dict[str, Tensor]]
+) -> None:
     for scale, image_scale in ((1.0, 1.0), (7.5, 1.5)):
-        rollout(
-            count,
-            latents,
-            embeds,
-            null,
-            frames=2,
-            scheduler=model.scheduler,
-            steps=2,
-            scaling_factor=0.5,
-            seeds=[0, 1],
-            guidance_scale=scale,
-            image_guidance_scale=image_scale,
-        )
-    assert sizes == [2, 2, 6, 6]
+        sampler = Sampler(steps=2, guidance_scale=scale, image_guidance_scale=image_scale)
+        _rollout(model, latents, PROMPTS, frames=2, sampler=sampler)
+    assert [len(asked["noisy"]) for asked in watched] == [2, 2, 6, 6]
 
 
 def test_callback_sees_every_generated_frame(model: InstructPix2Pix, latents: Tensor) -> None:
     seen: list[tuple[int, Tensor]] = []
     video = _rollout(model, latents, PROMPTS, frames=3, callback=lambda frame, z: seen.append((frame, z)))
     assert [frame for frame, _ in seen] == [1, 2]
-    torch.testing.assert_close(torch.stack([z for _, z in seen], dim=1), video[:, 1:])
+    torch.testing.assert_close(torch.cat([z for _, z in seen], dim=1), video[:, 1:])
     assert _rollout(model, latents, PROMPTS, frames=1).shape == (2, 1, 4, 8, 8)
 
 
@@ -193,8 +178,8 @@ def test_callback_sees_every_generated_frame(model: InstructPix2Pix, latents: Te
     ("kwargs", "message"),
     [
         ({"frames": 0}, "frames=0; expected at least 1"),
-        ({"steps": 0}, "steps=0; expected between 1 and 1000"),
-        ({"steps": 2000}, "steps=2000; expected between 1 and 1000"),
+        ({"sampler": Sampler(steps=0)}, "steps=0; expected between 1 and 1000"),
+        ({"sampler": Sampler(steps=2000)}, "steps=2000; expected between 1 and 1000"),
         ({"seeds": [1]}, "seeds has 1 entries; expected one for each of the 2"),
         (
             {"scheduler": diffusers.FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True)},
@@ -207,3 +192,157 @@ def test_bad_arguments(model: InstructPix2Pix, latents: Tensor, kwargs: dict[str
         _rollout(model, latents, PROMPTS, **{"frames": 2, **kwargs})
     with pytest.raises(InputError, match="prompt_embeds has shape"):
         _rollout(model, latents, PROMPTS[:1], frames=2, seeds=[0, 1])
+    with pytest.raises(InputError, match=r"first has shape \(2, 1, 4, 8, 8\); expected \[B, C, h, w\]"):
+        _rollout(model, latents[:, None], PROMPTS, frames=2)
+
+
+def test_a_systems_own_sampler_and_scheduler_are_used_unless_somebody_says_otherwise() -> None:
+    system = Toy()
+    first, kwargs = torch.rand(2, 3, 2, 2), {"frames": 3, "seeds": [0, 1]}
+    text = system.encode_text(PROMPTS)
+    usual = rollout(system, first, text, **kwargs)
+    assert torch.equal(usual, rollout(system, first, text, sampler=system.sampler, **kwargs))
+    assert torch.equal(usual, rollout(system, first, text, scheduler=system.scheduler, **kwargs))
+    assert not torch.allclose(usual, rollout(system, first, text, sampler=Sampler(steps=7), **kwargs))
+    scheduler = diffusers.DDIMScheduler(**NOISE, clip_sample=False, prediction_type="v_prediction")
+    assert not torch.allclose(usual, rollout(system, first, text, scheduler=scheduler, **kwargs))
+
+
+WINDOWS = [
+    Window(4),
+    Window(4, given=(0, 1, 2)),
+    Window(2, anchor=True),
+    Window(5, given=(0, 1), anchor=True),
+]
+SCHEDULERS = [diffusers.DDIMScheduler(**NOISE, clip_sample=False), diffusers.DPMSolverMultistepScheduler(**NOISE)]
+
+
+def _first(count: int = 2) -> Tensor:
+    return torch.rand(count, 3, 2, 2, generator=torch.Generator().manual_seed(1)) * 2 - 1
+
+
+@pytest.mark.parametrize("scheduler", SCHEDULERS, ids=lambda scheduler: type(scheduler).__name__)
+@pytest.mark.parametrize("window", WINDOWS, ids=str)
+def test_a_rollout_is_one_window_after_another(window: Window, scheduler: Any) -> None:
+    """Written again, plainly: what each window is given, its noise, three network calls a step, diffusers' own step."""
+    system = Toy(window)
+    first, seeds, frames = _first(), [11, 12], 9
+    text = system.encode_text(PROMPTS)
+    told: list[tuple[int, Tensor]] = []
+    video = rollout(
+        system,
+        first,
+        text,
+        frames=frames,
+        seeds=seeds,
+        scheduler=scheduler,
+        callback=lambda frame, z: told.append((frame, z)),
+    )
+    asked, system.told = system.told, []
+
+    expected = [first * 0.5]  # normalised
+    windows = []
+    while len(expected) < frames:
+        start = len(expected)
+        before = [start - age for age in range(len(window.given), 0, -1)]
+        shown = [0] * window.anchor + [max(frame, 0) for frame in before]
+        given = torch.stack([expected[frame] / 0.5 for frame in shown], dim=1)
+        was = asked[len(windows)]
+        torch.testing.assert_close(was["given"], given, rtol=1e-5, atol=1e-5)
+        present = [True] * window.anchor + [frame >= 0 for frame in before]
+        assert was["present"].dtype == torch.bool and was["present"].tolist() == [present] * 2
+        assert was["fps"] is None
+
+        made = len(window.generated)
+        generators = [frame_generator(seed, start) for seed in seeds]
+        noise = system.noise((2, made, 3, 2, 2), generators, given=given, sampling=True)
+        by_step = copy.deepcopy(scheduler)
+        by_step.set_timesteps(3)
+        z = noise * by_step.init_noise_sigma
+        embeds = text["prompt_embeds"] / 100
+        for step in by_step.timesteps:
+            noisy = by_step.scale_model_input(z, step)
+            predictions = [
+                system.network(noisy, step.expand(2), given=image, prompt_embeds=words).detach()
+                for image, words in (
+                    (torch.zeros_like(given), torch.zeros_like(embeds)),
+                    (given, torch.zeros_like(embeds)),
+                    (given, embeds),
+                )
+            ]
+            z = by_step.step(three_way_guidance(*predictions, 2.0, 1.5), step, z, return_dict=False)[0]
+        windows.append((start, z))
+        expected += list(z.unbind(1))[: frames - start]
+
+    assert video.shape == (2, frames, 3, 2, 2) and video.dtype == torch.float32
+    torch.testing.assert_close(video, torch.stack(expected, dim=1), rtol=1e-4, atol=1e-4)
+    assert len(asked) == len(told) == len(windows) == -(-(frames - 1) // len(window.generated))
+    for (frame, z), (start, truth) in zip(told, windows, strict=True):
+        assert frame == min(start + len(window.generated), frames) - 1
+        torch.testing.assert_close(z, truth[:, : frames - start], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("window", WINDOWS, ids=str)
+def test_windows_alone_or_in_a_batch_and_short_or_long(window: Window) -> None:
+    system, first = Toy(window), _first()
+    together = _rollout(system, first, PROMPTS, frames=11, seeds=[7, 8])
+    alone = _rollout(system, first[1:], PROMPTS[1:], frames=11, seeds=[8])
+    torch.testing.assert_close(alone[0], together[1], rtol=1e-4, atol=1e-4)
+    for frames in range(1, 11):
+        shorter = _rollout(system, first, PROMPTS, frames=frames, seeds=[7, 8])
+        torch.testing.assert_close(shorter, together[:, :frames], rtol=0, atol=0)
+    assert (together[:, 1:] - together[:, :-1]).abs().amax((0, 2, 3, 4)).min() > 1e-2
+    other = _rollout(system, first, PROMPTS, frames=11, seeds=[7, 99])
+    torch.testing.assert_close(other[0], together[0], rtol=1e-4, atol=1e-4)
+    assert (other[1, 1:] - together[1, 1:]).abs().amax((1, 2, 3)).min() > 1e-2
+
+
+def test_past_frames_before_the_first_are_marked_and_the_anchor_stays() -> None:
+    system, first = Toy(Window(4, given=(0, 1, 2), anchor=True)), _first()
+    video = _rollout(system, first, PROMPTS, frames=6) / 0.5
+    assert [told["present"][0].tolist() for told in system.told] == [
+        [True, False, False, True],
+        [True, False, True, True],
+        [True, True, True, True],
+        [True, True, True, True],
+        [True, True, True, True],
+    ]
+    shown = [[0, 0, 0, 0], [0, 0, 0, 1], [0, 0, 1, 2], [0, 1, 2, 3], [0, 2, 3, 4]]
+    for told, frames in zip(system.told, shown, strict=True):
+        torch.testing.assert_close(told["given"], video[:, frames])
+        assert torch.equal(told["given"][:, 0], first)
+
+
+def test_the_rate_reaches_the_condition() -> None:
+    system = Toy(Window(4))
+    _rollout(system, _first(), PROMPTS, frames=6, fps=8.0)
+    assert [told["fps"].tolist() for told in system.told] == [[8.0, 8.0]] * 2
+    assert all("noise_level" not in told or told["noise_level"] is None for told in system.told)
+
+
+def test_a_systems_own_noise_starts_its_windows() -> None:
+    class Silent(Toy):
+        def noise(self, shape: Any, generator: Any, *, given: Tensor, sampling: bool) -> Tensor:
+            assert tuple(shape) == (2, 3, 3, 2, 2) and sampling and given.shape == (2, 1, 3, 2, 2)
+            return torch.zeros(*shape)
+
+    silent, first = Silent(Window(4)), _first()
+    once = _rollout(silent, first, PROMPTS, frames=7, seeds=[1, 2])
+    again = _rollout(silent, first, PROMPTS, frames=7, seeds=[3, 4])
+    assert torch.equal(once, again)
+    usual = _rollout(Toy(Window(4)), first, PROMPTS, frames=7, seeds=[1, 2])
+    assert (once - usual)[:, 1:].abs().amax((0, 2, 3, 4)).min() > 1e-2
+
+
+@pytest.mark.parametrize("window", [Window(5, given=(0, 4)), Window(5, given=()), Window(5, given=(2,))], ids=str)
+def test_windows_that_can_not_follow_each_other_are_refused(window: Window) -> None:
+    message = f"the windows of toy give frames {window.given} of 5, so none can follow another; expected a system whose"
+    with pytest.raises(InputError, match=re.escape(message)):
+        _rollout(Toy(window), _first(), PROMPTS, frames=3)
+
+
+def test_a_codec_that_compresses_time_rolls_out_latents() -> None:
+    system = Toy(Window(3), BlockMeans(2))
+    own = system.codec.sample(system.codec.encode(torch.rand(2, 1, 3, 16, 16)))[:, 0]
+    latents = _rollout(system, own, PROMPTS, frames=4)
+    assert latents.shape == (2, 4, 3, 2, 2) and system.codec.decode(latents).shape == (2, 7, 3, 16, 16)
