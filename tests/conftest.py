@@ -145,9 +145,9 @@ def base_folder(build_pipeline: Callable[..., Any], tmp_path_factory: pytest.Tem
 @pytest.fixture(scope="session")
 def model(pipeline_folder: Path) -> Any:
     """The same model through the package's own loader. Shared by the session: don't train it in place."""
-    from contrastive_i2v.models import InstructPix2Pix
+    from contrastive_i2v.models import load_system
 
-    return InstructPix2Pix.from_pretrained(pipeline_folder)
+    return load_system(pipeline_folder)
 
 
 @pytest.fixture(scope="session")
@@ -163,7 +163,7 @@ def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def train_config(pipeline_folder: Path, clips: Path, tmp_path: Path) -> Any:
     """A run of 8 steps on those clips with the random model; seconds on a CPU."""
-    from contrastive_i2v.data.frames import FramePairConfig
+    from contrastive_i2v.data.frames import FramesConfig
     from contrastive_i2v.training.config import DataConfig, OptimizerConfig, PreviewConfig, TrainConfig
 
     return TrainConfig(
@@ -178,7 +178,7 @@ def train_config(pipeline_folder: Path, clips: Path, tmp_path: Path) -> Any:
             path=clips / "train",
             cache_dir=tmp_path / "latents",
             resolution=16,
-            pairs=FramePairConfig(offset_std=1.0, pairs_per_clip=3),
+            frames=FramesConfig(offset_std=1.0, windows_per_clip=3),
         ),
         optimizer=OptimizerConfig(learning_rate=1e-3, warmup_steps=2),
         preview=PreviewConfig(every=0),
