@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from runs import assert_same_run, last_step, train_until
 from safetensors.torch import load_file
 
 from contrastive_i2v.diffusion import NoiseSchedule
@@ -25,36 +26,6 @@ from contrastive_i2v.training.config import LossConfig, PreviewConfig, TrainConf
 from contrastive_i2v.training.inputs import loss_rows
 from contrastive_i2v.training.logs import RunLog, read_log
 from contrastive_i2v.training.trainer import Trainer, build_loss
-
-
-class Interrupted(Exception):
-    pass
-
-
-def train_until(config: TrainConfig, step: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Run, and die at the beginning of `step`."""
-    original = Trainer._train_step
-
-    def train_step(self: Trainer, batches: Any) -> Any:
-        if self.state.step == step:
-            raise Interrupted
-        return original(self, batches)
-
-    with monkeypatch.context() as patch, pytest.raises(Interrupted):
-        patch.setattr(Trainer, "_train_step", train_step)
-        Trainer(config).run()
-
-
-def assert_same_run(first: Path, second: Path) -> None:
-    """Bitwise the same final weights, moving average, optimizer state and losses."""
-    a, b = (load_checkpoint(list_checkpoints(path / "checkpoints")[-1]) for path in (first, second))
-    assert a[1] == b[1]
-    for group in a[0]:
-        assert a[0][group].keys() == b[0][group].keys()
-        for name, value in a[0][group].items():
-            assert torch.equal(value, b[0][group][name]), f"{group}: {name}"
-    losses = [[(row["step"], row["loss"]) for row in read_log(path / "log.jsonl")] for path in (first, second)]
-    assert losses[0] == losses[1]
 
 
 def test_a_run_repeats_itself_and_resumes_bitwise(train_config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -103,14 +74,14 @@ def test_a_run_killed_at_random_moments_resumes_bitwise(train_config: TrainConfi
     rng = random.Random(time.time_ns())
     for kill in (1, 2, 3):
         process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
-        before = len(list_checkpoints(killed.output / "checkpoints")) and _last_step(killed)
+        before = len(list_checkpoints(killed.output / "checkpoints")) and last_step(killed)
         deadline = time.monotonic() + 120
-        while _last_step(killed) <= before and process.poll() is None and time.monotonic() < deadline:
+        while last_step(killed) <= before and process.poll() is None and time.monotonic() < deadline:
             time.sleep(0.01)
         time.sleep(rng.random() * 0.3)
         process.send_signal(signal.SIGKILL)
         assert process.wait() == -signal.SIGKILL, f"kill {kill} came after the end"
-    assert 0 < _last_step(killed) < config.steps
+    assert 0 < last_step(killed) < config.steps
     Trainer(killed).run()
     assert_same_run(config.output, killed.output)
 
@@ -129,17 +100,12 @@ def test_ctrl_c_saves_the_step_under_way(train_config: TrainConfig, monkeypatch:
     with pytest.raises(KeyboardInterrupt):
         Trainer(config).run()
     assert signal.getsignal(signal.SIGTERM) is before
-    assert _last_step(config) == 3
+    assert last_step(config) == 3
     Trainer(replace(config, resume=True)).run()
     whole = replace(config, output=config.output.with_name("whole"), resume=True)
     save_config(whole, whole.output / "config.yaml")
     Trainer(whole).run()
     assert_same_run(whole.output, config.output)
-
-
-def _last_step(config: TrainConfig) -> int:
-    saved = list_checkpoints(config.output / "checkpoints")
-    return int(saved[-1].name.removeprefix("step-")) if saved else 0
 
 
 def test_training_moves_the_unet_alone_and_writes_a_model_that_opens(train_config: TrainConfig) -> None:
