@@ -10,9 +10,11 @@ from typing import Any, Literal
 import pytest
 import torch
 from runs import assert_same_run, beside, last_tensors, train_until
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from contrastive_i2v import models
+from contrastive_i2v.errors import InputError
 from contrastive_i2v.models import load_system
 from contrastive_i2v.models.instruct_pix2pix import InstructPix2Pix, InstructPix2PixConfig
 from contrastive_i2v.system import Window
@@ -39,10 +41,10 @@ def test_past_frames_an_anchor_and_noise_train_and_resume_bitwise(
     trained = load_system(folder, device="cpu")
     assert trained.config == system and trained.size == (16, 16) and trained.fps == 5.0
     assert isinstance(trained, InstructPix2Pix)
-    weights = trained.unet.conv_in.weight  # noisy, newest, two older ones with their masks, anchor
+    weights = trained.unet.conv_in.weight.detach()  # noisy, newest, two older ones with their masks, anchor
     assert weights.shape[1] == 8 + 2 * 5 + 4
     assert all(float(part.abs().max()) > 0 for part in weights.split([4, 4, 4, 1, 4, 1, 4], dim=1))
-    assert float(trained.unet.class_embedding.linear_2.weight.abs().max()) > 0
+    assert bool(trained.unet.class_embedding.linear_2.weight.any())
 
 
 def test_what_a_system_is_told_in_training(train_config: TrainConfig) -> None:
@@ -52,9 +54,8 @@ def test_what_a_system_is_told_in_training(train_config: TrainConfig) -> None:
     batch = next(iter(build_loader(trainer.dataset, config, trainer.accelerator, step=0)))
     inputs = trainer._inputs(batch, 0)
     codec, level = trainer.system.codec, inputs.condition["noise_level"]
-    assert (
-        level.shape == (8,) and float(level.min()) >= 0 and float(level.max()) <= 0.5 and len(set(level.tolist())) == 8
-    )
+    assert level.shape == (8,) and len(set(level.tolist())) == 8
+    assert float(level.min()) >= 0 and float(level.max()) <= 0.5
     means = codec.sample(batch.raw)  # [8, anchor + 3 + 1, 4, 8, 8]
     seen = inputs.condition["image_latents"]
     for start, place in ((0, 3), (4, 2), (9, 1), (14, 0)):  # newest, older, oldest, anchor
@@ -243,10 +244,6 @@ def test_windows_train_and_resume_bitwise(
 
 
 def test_an_earlier_versions_checkpoint_is_refused_by_name(train_config: TrainConfig) -> None:
-    from safetensors.torch import save_file
-
-    from contrastive_i2v.errors import InputError
-
     config = replace(train_config, steps=2)
     Trainer(config).run()
     checkpoint = list_checkpoints(config.output / "checkpoints")[-1]
@@ -262,12 +259,8 @@ def test_an_earlier_versions_checkpoint_is_refused_by_name(train_config: TrainCo
 
 
 def test_an_earlier_versions_config_is_refused_by_name(train_config: TrainConfig, tmp_path: Path) -> None:
-    from contrastive_i2v.errors import InputError
-
     path = tmp_path / "config.yaml"
-    path.write_text(
-        "data:\n  path: clips\n  pairs:\n    frame_rate: 5.0\n    offset_std: 10.0\n    pairs_per_clip: 2\n"
-    )
+    path.write_text("data:\n  path: clips\n  pairs:\n    frame_rate: 5.0\n    pairs_per_clip: 2\n")
     with pytest.raises(InputError, match=r"config\.yaml: .*pairs.*another version") as refused:
         load_config(TrainConfig, path)
     assert "\n" not in str(refused.value)
