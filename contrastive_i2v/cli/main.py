@@ -36,7 +36,7 @@ Start with:  contrastive-i2v demo
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; returns the exit status: 0; 2 for bad input; 3 for a training that diverged; 130 when interrupted."""
+    """Run a command; returns the exit status: 0, 2 for bad input, 3 for a diverged training, 130 when interrupted."""
     command, *rest = [*(sys.argv[1:] if arguments is None else arguments)] or ["--help"]
     if command in ("--help", "-h", "help"):
         print(USAGE)
