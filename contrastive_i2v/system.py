@@ -303,7 +303,9 @@ class Description:
 def dropped(values: Tensor, where: Tensor, null: Tensor | float = 0.0) -> Tensor:
     """`values [B, *]` with the rows at which `where [B]` is True replaced by `null` (`[1, *]`, or a number)."""
     mask = where.view(-1, *[1] * (values.dim() - 1))
-    return torch.where(mask, torch.as_tensor(null, dtype=values.dtype, device=values.device), values)
+    if isinstance(null, Tensor):
+        return torch.where(mask, null.to(values), values)
+    return values.masked_fill(mask, null)  # a number made a tensor would wait for the device
 
 
 def default_device() -> torch.device:

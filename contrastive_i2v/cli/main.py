@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from contrastive_i2v import __version__
 from contrastive_i2v.cli.allocator import keep_freed_memory
-from contrastive_i2v.errors import InputError
+from contrastive_i2v.errors import DivergedError, InputError
 
 COMMANDS = {
     "demo": "make clips, fine-tune with and without the contrastive loss, and open the page that compares them",
@@ -36,7 +36,7 @@ Start with:  contrastive-i2v demo
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; returns the exit status: 0, 2 for bad input, 130 when interrupted."""
+    """Run a command; returns the exit status: 0, 2 for bad input, 3 for a diverged training, 130 when interrupted."""
     command, *rest = [*(sys.argv[1:] if arguments is None else arguments)] or ["--help"]
     if command in ("--help", "-h", "help"):
         print(USAGE)
@@ -58,6 +58,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except InputError as error:
         print(f"\nerror: {error}", file=sys.stderr)
         return 2
+    except DivergedError as error:
+        print(f"\nerror: {error}", file=sys.stderr)
+        return 3
     except OSError as error:  # a full disk, a folder that can't be written
         if error.filename is None and error.errno is None:
             raise

@@ -71,7 +71,10 @@ def run(arguments: Sequence[str]) -> None:
 
         cls = getattr(diffusers, SCHEDULERS[options.scheduler])
         pipeline.scheduler = cls.from_config(pipeline.scheduler.config)
-    height, width = (None, None) if options.resolution is None else as_size(options.resolution)
+    step = pipeline.system.codec.downscale
+    height, width = pipeline.system.size if options.resolution is None else as_size(options.resolution)
+    if any(side < step or side % step for side in (height, width)):
+        raise InputError(f"--resolution {options.resolution}: expected a multiple of {step} for {options.model!r}")
 
     batches = math.ceil(len(jobs) / options.batch_size)
     generated = math.ceil((options.frames - 1) / pipeline.system.codec.temporal_downscale)  # latent frames

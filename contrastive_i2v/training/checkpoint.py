@@ -30,7 +30,7 @@ from contrastive_i2v.errors import InputError
 TensorGroups = dict[str, dict[str, Tensor]]
 
 WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
-"""State dicts are collected from every rank, whole, on the CPU."""
+"""State dicts are collected from every rank, whole, on rank 0's CPU; the other ranks get empty ones."""
 
 
 def save_checkpoint(
@@ -86,15 +86,16 @@ def load_checkpoint(path: Path) -> tuple[TensorGroups, dict[str, Any]]:
 def pack_optimizer(
     module: nn.Module, optimizer: torch.optim.Optimizer
 ) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
-    """An optimizer's state as tensors named `{parameter}.{name}`, and its groups as plain values. Every rank calls."""
+    """An optimizer's state as tensors named `{parameter}.{name}`, and its groups as plain values. Every rank calls, and
+    rank 0 alone gets them."""
     packed: dict[str, Any] = get_optimizer_state_dict(module, optimizer, options=WHOLE)
     tensors = {
         f"{parameter}.{name}": value
-        for parameter, values in packed["state"].items()
+        for parameter, values in packed.get("state", {}).items()
         for name, value in values.items()
         if isinstance(value, Tensor)
     }
-    return tensors, packed["param_groups"]
+    return tensors, packed.get("param_groups", [])
 
 
 def unpack_optimizer(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -63,29 +64,29 @@ def make_inputs(
     device, p, codec, window = batch.raw.device, conditioning_dropout, system.codec, system.window
     anchors = int(window.anchor)
     given_rows = [*range(anchors), *(anchors + place for place in window.given)]
-    given = codec.sample(batch.raw[:, given_rows])  # [B, n, C, h, w]
-    raw = batch.raw[:, [anchors + place for place in window.generated]]
+    given = codec.sample(_pick(batch.raw, given_rows))  # [B, n, C, h, w]
+    raw = _pick(batch.raw, [anchors + place for place in window.generated])
     size, shape = len(raw), (*raw.shape[:2], codec.channels, *raw.shape[3:])  # [B, G, C, h, w]
-    clean = codec.normalize(codec.sample(raw, draw(shape, generator).to(device)))
-    noise = system.noise(shape, generator, given=given, sampling=False).to(device)
+    clean = codec.normalize(codec.sample(raw, _send(draw(shape, generator), device)))
+    noise = _send(system.noise(shape, generator, given=given, sampling=False), device)
     drawn = schedule.sample_timesteps(
         size,
         generator,
-        device,
         distribution=timesteps.distribution,
         mean=timesteps.logit_mean,
         std=timesteps.logit_std,
         shift=timesteps.shift,
     )
-    r = torch.rand(size, generator=generator).to(device)
+    drawn = _send(drawn, device)
+    r = _send(torch.rand(size, generator=generator), device)
     no_text, no_image = r < 2 * p, (r >= p) & (r < 3 * p)
     source = codec.normalize(given[:, -1])
     drift, level = torch.zeros_like(source), None
     if condition_noise > 0:
         amount = condition_noise * torch.rand(size, 1, 1, 1, 1, generator=generator)
-        added = (amount * draw(given.shape, generator)).to(device)
-        given, drift, level = given + added / codec.scale, added[:, -1], amount.flatten().to(device)
-    present = batch.present[:, given_rows]
+        added = _send(amount * draw(given.shape, generator), device)
+        given, drift, level = given + added / codec.scale, added[:, -1], _send(amount.flatten(), device)
+    present = _pick(batch.present, given_rows)
     condition = system.condition(given, batch.text, present=present, fps=batch.fps, noise_level=level)
     return Inputs(
         noisy_latents=schedule.add_noise(clean, noise, drawn),
@@ -98,6 +99,16 @@ def make_inputs(
         drift=drift,
         groups=batch.group,
     )
+
+
+def _pick(frames: Tensor, rows: Sequence[int]) -> Tensor:
+    """`frames[:, rows]`; indexing by a list would wait for the device."""
+    return torch.stack([frames[:, row] for row in rows], dim=1)
+
+
+def _send(drawn: Tensor, device: torch.device) -> Tensor:
+    """To the device without waiting for it, which takes pinned memory."""
+    return (drawn.pin_memory() if device.type == "cuda" else drawn).to(device, non_blocking=True)
 
 
 def loss_rows(inputs: Inputs, rows: Literal["frame", "clip"]) -> LossRows:

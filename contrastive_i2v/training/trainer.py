@@ -49,6 +49,8 @@ class Trainer:
         )
         self.main = self.accelerator.is_main_process
         device = self.accelerator.device
+        if config.mixed_precision == "fp16" and not self.accelerator.native_amp:
+            raise InputError(f"mixed_precision=fp16: there is none on {device.type}; expected bf16 or no")
         self.system = load_system(config.model, config.system, device=device) if system is None else system.to(device)
         self.system.size, self.system.fps = _check_size(config, self.system), config.data.frames.frame_rate
         self.loss = build_loss(self.system.schedule, config.loss)

@@ -13,9 +13,9 @@ from contrastive_i2v.cli.main import COMMANDS, main
 from contrastive_i2v.data.video import probe
 
 
-def error_of(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
-    """The single line a command prints for bad input."""
-    assert main(arguments) == 2
+def error_of(arguments: list[str], capsys: pytest.CaptureFixture[str], *, status: int = 2) -> str:
+    """The single line a command prints for bad input, or for what `status` says."""
+    assert main(arguments) == status
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     assert len(lines) == 1
     return lines[0]
@@ -60,6 +60,26 @@ def test_bad_data_is_one_line_that_names_it(
     (empty / "clip.txt").write_text("a clip")
     cache = ["--data.cache-dir", str(tmp_path / "cache")]
     assert "clip.mp4" in error_of([*run, *cache, "--data.path", str(empty)], capsys)  # corrupt
+
+
+def test_a_training_that_diverges_is_one_line_with_a_status_of_its_own(
+    tmp_path: Path, pipeline_folder: Path, clips: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = ["train", "--model", str(pipeline_folder), "--output", str(tmp_path / "run"), "--data.resolution", "16"]
+    run += ["--data.path", str(clips / "train"), "--data.cache-dir", str(tmp_path / "cache"), "--steps", "9"]
+    run += ["--optimizer.learning-rate", "1e30", "--optimizer.warmup-steps", "0", "--max-nonfinite-steps", "2"]
+    run += ["--batch-size", "2"]
+    line = error_of(run, capsys, status=3)
+    assert "2 steps in a row" in line and "--optimizer.learning-rate" in line
+
+
+def test_an_earlier_versions_config_is_one_line_that_names_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    old = tmp_path / "config.yaml"
+    old.write_text("steps: 3\ndata:\n  path: clips\n  pairs:\n    frame_rate: 5.0\n    pairs_per_clip: 2\n")
+    line = error_of(["train", "--config", str(old)], capsys)
+    assert str(old) in line and "pairs" in line and "another version" in line
 
 
 def test_sample_writes_every_format(tmp_path: Path, pipeline_folder: Path, clips: Path) -> None:

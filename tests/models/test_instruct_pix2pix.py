@@ -13,7 +13,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from contrastive_i2v.errors import InputError
-from contrastive_i2v.models import InstructPix2Pix
+from contrastive_i2v.models import autoencoder, load_system
+from contrastive_i2v.models.instruct_pix2pix import InstructPix2Pix
 
 
 def _edit_config(folder: Path, part: str, **changes: Any) -> None:
@@ -34,14 +35,14 @@ def _run_pipeline(pipeline: Any, noise: torch.Tensor, image_latents: torch.Tenso
 
 def test_conversion_starts_at_the_base_model(base_folder: Path, build_pipeline: Callable[..., Any]) -> None:
     base = build_pipeline(in_channels=4).unet
-    model = InstructPix2Pix.from_pretrained(base_folder)
+    model = load_system(base_folder)
     noisy, image_latents = torch.randn(2, 3, 4, 8, 8)
     timesteps = torch.tensor([3, 500, 999])
     prompt_embeds = torch.randn(3, 12, 16)
 
     with torch.no_grad():
         expected = base(noisy, timesteps, encoder_hidden_states=prompt_embeds).sample
-        actual = model.denoiser(noisy, timesteps, image_latents, prompt_embeds)
+        actual = model.network(noisy[:, None], timesteps, image_latents, prompt_embeds)[:, 0]
 
     assert base.conv_in.bias.abs().sum() > 0
     torch.testing.assert_close(model.unet.conv_in.bias, base.conv_in.bias, rtol=0, atol=0)
@@ -52,9 +53,9 @@ def test_conversion_starts_at_the_base_model(base_folder: Path, build_pipeline: 
 
 
 def test_new_channels_learn(base_folder: Path) -> None:
-    model = InstructPix2Pix.from_pretrained(base_folder)
-    model.denoiser(
-        torch.randn(1, 4, 8, 8), torch.tensor([10]), torch.randn(1, 4, 8, 8), torch.randn(1, 12, 16)
+    model = load_system(base_folder)
+    model.network(
+        torch.randn(1, 1, 4, 8, 8), torch.tensor([10]), torch.randn(1, 4, 8, 8), torch.randn(1, 12, 16)
     ).square().sum().backward()
     assert model.unet.conv_in.weight.grad[:, 4:].abs().sum() > 0
     assert all(
@@ -62,21 +63,23 @@ def test_new_channels_learn(base_folder: Path) -> None:
     )
 
 
-def test_denoiser_concatenates_noisy_then_image(model: InstructPix2Pix) -> None:
+def test_the_network_concatenates_noisy_then_image(model: InstructPix2Pix) -> None:
     noisy, image_latents = torch.randn(2, 2, 4, 8, 8)
     prompt_embeds = torch.randn(2, 12, 16)
     with torch.no_grad():
         expected = model.unet(torch.cat([noisy, image_latents], dim=1), 7, encoder_hidden_states=prompt_embeds).sample
-        torch.testing.assert_close(model.denoiser(noisy, torch.tensor(7), image_latents, prompt_embeds), expected)
+        actual = model.network(noisy[:, None], torch.tensor([7, 7]), image_latents, prompt_embeds)
+    assert actual.shape == (2, 1, 4, 8, 8)
+    torch.testing.assert_close(actual[:, 0], expected)
 
 
 def test_converted_then_saved_opens_in_diffusers(base_folder: Path, tmp_path: Path) -> None:
     from diffusers import StableDiffusionInstructPix2PixPipeline
 
-    model = InstructPix2Pix.from_pretrained(base_folder)
+    model = load_system(base_folder)
     with torch.no_grad():
         model.unet.conv_in.weight[:, 4:].normal_()
-    model.save_pretrained(tmp_path / "saved")
+    model.save(tmp_path / "saved")
 
     index = json.loads((tmp_path / "saved" / "model_index.json").read_text())
     assert index["_class_name"] == "StableDiffusionInstructPix2PixPipeline"
@@ -100,7 +103,7 @@ def test_converted_then_saved_opens_in_diffusers(base_folder: Path, tmp_path: Pa
     expected = _run_pipeline(ours, noise, image_latents)
     torch.testing.assert_close(_run_pipeline(opened, noise, image_latents), expected, rtol=0, atol=0)
 
-    again = InstructPix2Pix.from_pretrained(tmp_path / "saved")
+    again = load_system(tmp_path / "saved")
     torch.testing.assert_close(again.unet.conv_in.weight, model.unet.conv_in.weight, rtol=0, atol=0)
     assert again.fingerprint == model.fingerprint
 
@@ -108,81 +111,87 @@ def test_converted_then_saved_opens_in_diffusers(base_folder: Path, tmp_path: Pa
 def test_a_converted_model_keeps_its_scheduler(pipeline_folder: Path, tmp_path: Path) -> None:
     from diffusers import FlowMatchEulerDiscreteScheduler
 
-    model = InstructPix2Pix.from_pretrained(pipeline_folder)
+    model = load_system(pipeline_folder)
     model.scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0)
-    model.save_pretrained(tmp_path)
-    opened = InstructPix2Pix.from_pretrained(tmp_path).scheduler
+    model.save(tmp_path)
+    opened = load_system(tmp_path).scheduler
     assert isinstance(opened, FlowMatchEulerDiscreteScheduler) and opened.config.shift == 3.0
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_half_precision_files_load_in_any_dtype(pipeline_folder: Path, tmp_path: Path, dtype: torch.dtype) -> None:
     folder = tmp_path / "half"
-    half = InstructPix2Pix.from_pretrained(pipeline_folder, dtype=torch.float16)
-    half.save_pretrained(folder)
+    half = load_system(pipeline_folder, dtype=torch.float16)
+    half.save(folder)
     stored = load_file(folder / "unet" / "diffusion_pytorch_model.safetensors")
     assert {value.dtype for value in stored.values()} == {torch.float16}
 
-    model = InstructPix2Pix.from_pretrained(folder, dtype=dtype)
+    model = load_system(folder, dtype=dtype)
     for module in (model.vae, model.text_encoder, model.unet):
         assert {value.dtype for value in module.parameters()} == {dtype} and not module.training
     torch.testing.assert_close(model.unet.conv_in.weight, stored["conv_in.weight"].to(dtype), rtol=0, atol=0)
-    moments = model.encode_images(torch.rand(1, 3, 16, 16))
-    prediction = model.denoiser(
-        torch.randn(1, 4, 8, 8), torch.tensor([5]), moments[:, :4], model.encode_prompts(["a ball"])
-    )
+    given = model.codec.sample(model.codec.encode(torch.rand(1, 1, 3, 16, 16)))
+    condition = model.condition(given, model.encode_text(["a ball"]))
+    prediction = model.network(torch.randn(1, 1, 4, 8, 8), torch.tensor([5]), **condition)
     assert prediction.dtype == dtype and prediction.isfinite().all()
-    assert half.fingerprint == InstructPix2Pix.from_pretrained(folder).fingerprint
+    assert half.fingerprint == load_system(folder).fingerprint
 
 
 def test_a_folder_of_fp16_variants_loads(pipeline_folder: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(pipeline_folder, tmp_path / "variant"))
     for file in folder.rglob("*.safetensors"):
         file.rename(file.with_name(f"{file.stem}.fp16.safetensors"))
-    model = InstructPix2Pix.from_pretrained(folder)
-    assert model.fingerprint == InstructPix2Pix.from_pretrained(pipeline_folder).fingerprint
+    model = load_system(folder)
+    assert model.fingerprint == load_system(pipeline_folder).fingerprint
 
 
-def test_encode_images_gives_the_posterior(model: InstructPix2Pix) -> None:
+def test_encode_gives_the_posterior(model: InstructPix2Pix, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(autoencoder, "AT_ONCE", 2)
     pixels = torch.rand(5, 3, 16, 24) * 2 - 1
-    moments = model.encode_images(pixels, chunk=2)
+    moments = model.codec.encode(pixels[None])
     with torch.no_grad():
         posterior = model.vae.encode(pixels).latent_dist
-    assert moments.shape == (5, 8, 8, 12) and model.downscale == 2 and model.latent_channels == 4
-    torch.testing.assert_close(moments[:, :4], posterior.mode())
-    torch.testing.assert_close(torch.exp(0.5 * moments[:, 4:]), posterior.std)
+    assert moments.shape == (1, 5, 8, 8, 12) and model.codec.downscale == 2 and model.codec.channels == 4
+    torch.testing.assert_close(moments[0, :, :4], posterior.mode())
+    torch.testing.assert_close(model.codec.sample(moments)[0], posterior.mode())
+    torch.testing.assert_close(torch.exp(0.5 * moments[0, :, 4:]), posterior.std)
+    noise = torch.randn(1, 5, 4, 8, 12)
+    drawn = model.codec.sample(moments, noise)
+    torch.testing.assert_close(drawn[0], posterior.mean + posterior.std * noise[0])
     with pytest.raises(InputError, match="multiples of 2"):
-        model.encode_images(torch.rand(1, 3, 15, 16))
+        model.codec.encode(torch.rand(1, 1, 3, 15, 16))
 
 
-def test_decode_latents_undoes_the_scaling(model: InstructPix2Pix) -> None:
+def test_decode_undoes_the_scaling(model: InstructPix2Pix, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(autoencoder, "AT_ONCE", 2)
     latents = torch.randn(5, 4, 8, 8)
     with torch.no_grad():
         expected = model.vae.decode(latents / 0.5).sample.clamp(-1, 1)
-    assert model.scaling_factor == 0.5
-    torch.testing.assert_close(model.decode_latents(latents, chunk=2), expected, atol=1e-5, rtol=1e-5)
-    assert model.decode_latents(latents * 1e3).abs().max() <= 1
+    assert model.codec.scale == 0.5
+    torch.testing.assert_close(model.codec.decode(latents[None])[0], expected, atol=1e-5, rtol=1e-5)
+    assert model.codec.decode(latents[None] * 1e3).abs().max() <= 1
+    torch.testing.assert_close(model.codec.denormalize(model.codec.normalize(latents)), latents)
 
 
 def test_encode_prompts_matches_diffusers(model: InstructPix2Pix, build_pipeline: Callable[..., Any]) -> None:
     prompts = ["a red ball rolls to the left", "make it snow " * 20]
     expected = build_pipeline()._encode_prompt(prompts, "cpu", 1, True)
     with torch.no_grad():
-        torch.testing.assert_close(model.encode_prompts([*prompts, "", "", "", ""]), expected)
-    assert not torch.allclose(*model.encode_prompts(["a ball", ""]))
+        torch.testing.assert_close(model.encode_text([*prompts, "", "", "", ""])["prompt_embeds"], expected)
+    assert not torch.allclose(*model.encode_text(["a ball", ""])["prompt_embeds"])
 
 
 def test_fingerprint_follows_the_encoders_only(pipeline_folder: Path) -> None:
-    first = InstructPix2Pix.from_pretrained(pipeline_folder)
-    second = InstructPix2Pix.from_pretrained(pipeline_folder)
+    first = load_system(pipeline_folder)
+    second = load_system(pipeline_folder)
     with torch.no_grad():
         second.unet.conv_in.weight.add_(1)
     assert first.fingerprint == second.fingerprint
-    third = InstructPix2Pix.from_pretrained(pipeline_folder)
+    third = load_system(pipeline_folder)
     with torch.no_grad():
         third.vae.quant_conv.bias[0].add_(1e-3)
     assert third.fingerprint != first.fingerprint
-    fourth = InstructPix2Pix.from_pretrained(pipeline_folder)
+    fourth = load_system(pipeline_folder)
     fourth.tokenizer.add_tokens(["<new>"])
     assert fourth.fingerprint != first.fingerprint
 
@@ -192,7 +201,7 @@ def test_a_folder_without_a_part_is_refused(pipeline_folder: Path, tmp_path: Pat
     folder = Path(shutil.copytree(pipeline_folder, tmp_path / "broken"))
     shutil.rmtree(folder / part)
     with pytest.raises(InputError, match=f"broken.*lacks {part}/.*save_pretrained"):
-        InstructPix2Pix.from_pretrained(folder)
+        load_system(folder)
 
 
 def test_pickled_weights_are_refused(pipeline_folder: Path, tmp_path: Path) -> None:
@@ -201,7 +210,7 @@ def test_pickled_weights_are_refused(pipeline_folder: Path, tmp_path: Path) -> N
     torch.save(load_file(weights), weights.with_suffix(".bin"))
     weights.unlink()
     with pytest.raises(InputError, match="diffusion_pytorch_model.bin, which would have to be unpickled"):
-        InstructPix2Pix.from_pretrained(folder)
+        load_system(folder)
 
 
 def test_unet_of_another_kind_is_refused(pipeline_folder: Path, tmp_path: Path) -> None:
@@ -212,7 +221,7 @@ def test_unet_of_another_kind_is_refused(pipeline_folder: Path, tmp_path: Path) 
     save_file(state, weights, metadata={"format": "pt"})
     _edit_config(folder, "unet", in_channels=9)
     with pytest.raises(InputError, match=r"in_channels=9.*expected in_channels 4 .* or 8"):
-        InstructPix2Pix.from_pretrained(folder)
+        load_system(folder)
 
 
 def test_broken_weights_are_refused(pipeline_folder: Path, tmp_path: Path) -> None:
@@ -220,7 +229,7 @@ def test_broken_weights_are_refused(pipeline_folder: Path, tmp_path: Path) -> No
     weights = folder / "vae" / "diffusion_pytorch_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
     with pytest.raises(InputError, match="could not load vae of model .*cut"):
-        InstructPix2Pix.from_pretrained(folder)
+        load_system(folder)
 
 
 @pytest.mark.parametrize("part", ["unet", "text_encoder"])
@@ -232,13 +241,13 @@ def test_weights_that_lack_parameters_are_refused(pipeline_folder: Path, tmp_pat
     del state[dropped]
     save_file(state, weights, metadata={"format": "pt"})
     with pytest.raises(InputError, match=f"weights of {part} in model .*gaps.* lack 1 parameters.*{dropped}"):
-        InstructPix2Pix.from_pretrained(folder)
+        load_system(folder)
 
 
 @pytest.mark.parametrize("name", ["./nowhere", "/nowhere/at/all", "a/b/c"])
 def test_a_missing_path_is_not_looked_up(name: str) -> None:
     with pytest.raises(InputError, match=f"model '{name}' does not exist; expected 'tiny'"):
-        InstructPix2Pix.from_pretrained(name)
+        load_system(name)
 
 
 def test_an_id_that_cannot_be_fetched_names_the_way_out(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -249,11 +258,11 @@ def test_an_id_that_cannot_be_fetched_names_the_way_out(monkeypatch: pytest.Monk
 
     monkeypatch.setattr(AutoencoderKL, "from_pretrained", offline)
     with pytest.raises(InputError, match="someone/some-model.*couldn't connect.*pass that folder; 'tiny' needs no"):
-        InstructPix2Pix.from_pretrained("someone/some-model")
+        load_system("someone/some-model")
 
 
 def test_unknown_scheduler_is_refused(pipeline_folder: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(pipeline_folder, tmp_path / "scheduler"))
     (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps({"_class_name": "DiffusionPipeline"}))
     with pytest.raises(InputError, match="names 'DiffusionPipeline'"):
-        InstructPix2Pix.from_pretrained(folder)
+        load_system(folder)

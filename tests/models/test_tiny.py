@@ -9,14 +9,15 @@ import torch
 from diffusers import StableDiffusionInstructPix2PixPipeline
 
 from contrastive_i2v.data.shapes import ShapesConfig, render_scene, sample_scene
-from contrastive_i2v.models import InstructPix2Pix, tiny
+from contrastive_i2v.models import load_system, tiny
 from contrastive_i2v.models.loading import TINY
 from contrastive_i2v.sampling import rollout
+from contrastive_i2v.system import Sampler
 
 
 @pytest.fixture(scope="module")
 def shipped() -> Any:
-    return InstructPix2Pix.from_pretrained("tiny")
+    return load_system("tiny")
 
 
 @pytest.fixture(scope="module")
@@ -49,10 +50,10 @@ def test_diffusers_opens_the_folder() -> None:
 
 def test_the_autoencoder_keeps_what_a_person_sees(shipped: Any, scenes: tuple[list[str], torch.Tensor]) -> None:
     images = scenes[1][:, 0]
-    latents = shipped.encode_images(images).chunk(2, dim=1)[0] * shipped.scaling_factor
+    latents = shipped.codec.normalize(shipped.codec.sample(shipped.codec.encode(images[:, None])))[:, 0]
     assert latents.shape[1:] == (4, 16, 16)
     assert 0.7 < float(latents.std()) < 1.4  # the scaling factor is right
-    error = (shipped.decode_latents(latents) - images).square().mean()
+    error = (shipped.codec.decode(latents[:, None])[:, 0] - images).square().mean()
     assert float(10 * torch.log10(4 / error)) > 24  # PSNR in dB
 
 
@@ -68,19 +69,14 @@ def test_a_person_sees_the_caption_obeyed(shipped: Any, scenes: tuple[list[str],
 
     def last_frame_error(prompts: list[str]) -> float:
         latents = rollout(
-            shipped.denoiser,
-            shipped.encode_images(frames[:, 0]).chunk(2, dim=1)[0],
-            shipped.encode_prompts(prompts),
-            shipped.encode_prompts([""]),
+            shipped,
+            shipped.codec.sample(shipped.codec.encode(frames[:, :1]))[:, 0],
+            shipped.encode_text(prompts),
             frames=4,
-            scheduler=shipped.scheduler,
-            steps=8,
-            guidance_scale=1.0,
-            image_guidance_scale=1.0,
-            scaling_factor=shipped.scaling_factor,
+            sampler=Sampler(steps=8, guidance_scale=1.0, image_guidance_scale=1.0),
             seeds=range(len(prompts)),
         )
-        return float((shipped.decode_latents(latents[:, -1]) - frames[:, -1]).square().mean())
+        return float((shipped.codec.decode(latents[:, -1:])[:, 0] - frames[:, -1]).square().mean())
 
     right = last_frame_error(captions)
     repeated = float((frames[:, 0] - frames[:, -1]).square().mean())

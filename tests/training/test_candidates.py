@@ -12,23 +12,30 @@ from contrastive_i2v.errors import InputError
 from contrastive_i2v.losses.memory_bank import NO_GROUP
 from contrastive_i2v.training.candidates import CandidateBanks
 from contrastive_i2v.training.config import LossConfig
-from contrastive_i2v.training.inputs import Inputs
+from contrastive_i2v.training.inputs import LossRows
 
 SHAPE = (4, 2, 2)
 
 
-def batch(start: int) -> Inputs:
+def batch(start: int) -> LossRows:
     latents = torch.arange(start, start + 3).float()[:, None, None, None].expand(3, *SHAPE)
     groups, has_condition = torch.arange(start, start + 3), torch.ones(3, dtype=torch.bool)
     banks = {"target": latents, "input": -latents}
-    return Inputs(latents, groups, latents, latents, latents, latents, has_condition, banks, groups, latents)
+    return LossRows(
+        noisy_latents=latents,
+        timesteps=groups,
+        clean_latents=latents,
+        noise=latents,
+        has_condition=has_condition,
+        banks=banks,
+        drift=latents,
+        groups=groups,
+    )
 
 
 def build(config: LossConfig, processes: int = 1) -> CandidateBanks:
     names = ["target", "input"]
-    return CandidateBanks(
-        config, names, latent_shape=SHAPE, device=torch.device("cpu"), batch_size=3, processes=processes
-    )
+    return CandidateBanks(config, names, latent_shape=SHAPE, device=torch.device("cpu"), rows=3, processes=processes)
 
 
 def test_one_process_without_memory_passes_its_own_latents_on() -> None:
@@ -85,7 +92,7 @@ def test_what_is_not_finite_is_not_remembered() -> None:
 @pytest.mark.parametrize(
     ("config", "processes", "message"),
     [
-        ({"memory_bank": 5}, 2, "memory_bank=5; expected 0, or at least the 6 pairs"),
+        ({"memory_bank": 5}, 2, "memory_bank=5; expected 0, or at least the 6 rows"),
         ({"memory_bank": 9, "gather": False}, 2, "memory_bank=9 with 2 processes needs loss.gather"),
     ],
 )

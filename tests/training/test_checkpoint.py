@@ -21,7 +21,7 @@ from contrastive_i2v.training.checkpoint import (
 
 
 def tensors(value: float) -> dict[str, dict[str, torch.Tensor]]:
-    return {"unet": {"weight": torch.full((3, 2), value)}}
+    return {"network": {"weight": torch.full((3, 2), value)}}
 
 
 def test_round_trip_and_pruning(tmp_path: Path) -> None:
@@ -30,7 +30,7 @@ def test_round_trip_and_pruning(tmp_path: Path) -> None:
     kept = list_checkpoints(tmp_path)
     assert [path.name for path in kept] == ["step-00000010", "step-00000100"]
     groups, state = load_checkpoint(kept[-1])
-    assert torch.equal(groups["unet"]["weight"], torch.full((3, 2), 100.0))
+    assert torch.equal(groups["network"]["weight"], torch.full((3, 2), 100.0))
     assert state == {"step": 100, "note": "x"}
 
 
@@ -47,13 +47,13 @@ def test_a_full_disk_leaves_the_earlier_checkpoint_and_no_rubbish(
     with pytest.raises(InputError, match="step-00000002: the disk is full.*--resume"):
         save_checkpoint(tmp_path, 2, tensors(2), {}, keep=1)
     assert [path.name for path in tmp_path.iterdir()] == ["step-00000001"]
-    assert load_checkpoint(tmp_path / "step-00000001")[0]["unet"]["weight"][0, 0] == 1
+    assert load_checkpoint(tmp_path / "step-00000001")[0]["network"]["weight"][0, 0] == 1
 
 
 def test_what_a_kill_left_half_written_is_not_a_checkpoint_and_goes(tmp_path: Path) -> None:
     stale = tmp_path / ".step-00000005.123.part"
     stale.mkdir()
-    (stale / "unet.safetensors").write_bytes(b"half")
+    (stale / "network.safetensors").write_bytes(b"half")
     assert list_checkpoints(tmp_path) == []
     save_checkpoint(tmp_path, 6, tensors(6), {}, keep=1)
     assert [path.name for path in tmp_path.iterdir()] == ["step-00000006"]
@@ -61,7 +61,7 @@ def test_what_a_kill_left_half_written_is_not_a_checkpoint_and_goes(tmp_path: Pa
 
 def test_a_damaged_checkpoint_is_named(tmp_path: Path) -> None:
     path = save_checkpoint(tmp_path, 1, tensors(1), {}, keep=1)
-    (path / "unet.safetensors").write_bytes(b"\x00" * 7)
+    (path / "network.safetensors").write_bytes(b"\x00" * 7)
     with pytest.raises(InputError, match="step-00000001: damaged checkpoint.*resume from the one before"):
         load_checkpoint(path)
 
@@ -83,10 +83,10 @@ def test_an_optimizer_goes_on_exactly() -> None:
     half, half_optimizer = build()
     for seed in range(2):
         step(half, half_optimizer, seed)
-    packed, groups = pack_optimizer(half_optimizer)
+    packed, groups = pack_optimizer(half, half_optimizer)
     other, other_optimizer = build()
     other.load_state_dict(half.state_dict())
-    unpack_optimizer(other_optimizer, {name: value.clone() for name, value in packed.items()}, groups)
+    unpack_optimizer(other, other_optimizer, {name: value.clone() for name, value in packed.items()}, groups)
     for seed in range(2, 4):
         step(other, other_optimizer, seed)
     assert torch.equal(other.weight, whole.weight)

@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from contrastive_i2v.models import InstructPix2Pix
+from contrastive_i2v.models import load_system
+from contrastive_i2v.training.batches import batch_indices
 from contrastive_i2v.training.checkpoint import list_checkpoints, load_checkpoint
 from contrastive_i2v.training.config import LossConfig, TrainConfig, save_config
-from contrastive_i2v.training.inputs import batch_indices
 from contrastive_i2v.training.logs import read_log
 
 
@@ -39,7 +39,7 @@ def test_two_processes_train_save_and_resume(train_config: TrainConfig, tmp_path
     assert len(tensors["memory_bank"]["target.queue"].flatten(1).unique(dim=0)) == 6
     row = read_log(config.output / "log.jsonl")[-1]
     assert row["step"] == 2 and row["samples_per_second"] > 0
-    InstructPix2Pix.from_pretrained(config.output / "model")
+    load_system(config.output / "model")
 
     shutil.rmtree(second)  # as if killed after the first step
     launch(replace(config, resume=True), tmp_path / "second.yaml")

@@ -2,83 +2,113 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
-from contrastive_i2v.data.latents import LatentPair
 
+from contrastive_i2v.data.examples import Example
 from contrastive_i2v.diffusion import NoiseSchedule
-from contrastive_i2v.training.inputs import Inputs, batch_indices, make_inputs, seeded
+from contrastive_i2v.models.instruct_pix2pix import InstructPix2Pix
+from contrastive_i2v.randomness import seeded
+from contrastive_i2v.training.batches import batch_indices
+from contrastive_i2v.training.config import TimestepsConfig
+from contrastive_i2v.training.inputs import Inputs, loss_rows, make_inputs
 
 SCHEDULE = NoiseSchedule.from_config({"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012})
 
 
+@pytest.fixture
+def system(model: InstructPix2Pix, monkeypatch: pytest.MonkeyPatch) -> InstructPix2Pix:
+    """The random model, its latents scaled by 0.5; the embedding of "" is zero."""
+    monkeypatch.setitem(vars(model), "_null_embeds", torch.zeros(1, 3, 5))
+    return model
+
+
 def inputs(
-    size: int, dropout: float, seed: int = 0, logvar: float = -30.0, condition_noise: float = 0.0
-) -> tuple[LatentPair, Inputs]:
+    system: InstructPix2Pix,
+    size: int,
+    dropout: float,
+    seed: int = 0,
+    logvar: float = -30.0,
+    condition_noise: float = 0.0,
+) -> tuple[Example, Inputs]:
     generator = torch.Generator().manual_seed(1)
     moments = [torch.randn(size, 4, 4, 4, generator=generator) for _ in range(2)]
     moments = [torch.cat([mean, torch.full_like(mean, logvar)], dim=1) for mean in moments]
-    pair = LatentPair(*moments, torch.randn(size, 3, 5, generator=generator), torch.arange(size))
+    batch = Example(
+        raw=torch.stack(moments, dim=1),
+        present=torch.ones(size, 2, dtype=torch.bool),
+        text={"prompt_embeds": torch.randn(size, 3, 5, generator=generator)},
+        fps=torch.full((size,), 5.0),
+        group=torch.arange(size),
+    )
     made = make_inputs(
-        pair,
+        batch,
+        system,
         schedule=SCHEDULE,
-        scaling_factor=0.5,
-        null_embeds=torch.zeros(1, 3, 5),
+        timesteps=TimestepsConfig(),
         conditioning_dropout=dropout,
         condition_noise=condition_noise,
         generator=torch.Generator().manual_seed(seed),
     )
-    return pair, made
+    return batch, made
 
 
-def test_scales_follow_instruct_pix2pix() -> None:
-    pair, made = inputs(6, 0.0)
-    source, target = pair.source_moments[:, :4], pair.target_moments[:, :4]
-    torch.testing.assert_close(made.clean_latents, target * 0.5, atol=1e-5, rtol=0)  # a sample, scaled
-    assert torch.equal(made.image_latents, source)  # the mode, unscaled
-    torch.testing.assert_close(made.banks["input"], source * 0.5)  # the bank is on the scale of x0
-    assert made.banks["target"] is made.clean_latents
-    alpha = SCHEDULE.alphas_cumprod[made.timesteps].float()[:, None, None, None]
+def means(batch: Example) -> tuple[torch.Tensor, torch.Tensor]:
+    """The posterior means of the source and of the target."""
+    return batch.raw[:, 0, :4], batch.raw[:, 1, :4]
+
+
+def test_scales_follow_instruct_pix2pix(system: InstructPix2Pix) -> None:
+    batch, made = inputs(system, 6, 0.0)
+    source, target = means(batch)
+    torch.testing.assert_close(made.clean_latents[:, 0], target * 0.5, atol=1e-5, rtol=0)  # a sample, scaled
+    assert torch.equal(made.condition["image_latents"], source)  # the mode, unscaled
+    torch.testing.assert_close(made.source_latents, source * 0.5)  # the bank is on the scale of x0
+    alpha = SCHEDULE.alphas_cumprod[made.timesteps].float()[:, None, None, None, None]
     expected = alpha.sqrt() * made.clean_latents + (1 - alpha).sqrt() * made.noise
     torch.testing.assert_close(made.noisy_latents, expected)
+    rows = loss_rows(made, "frame")
+    assert torch.equal(rows.banks["input"], made.source_latents)
+    assert rows.banks["target"] is rows.clean_latents and torch.equal(rows.clean_latents, made.clean_latents[:, 0])
 
 
-def test_the_target_is_a_posterior_sample() -> None:
-    _, made = inputs(4000, 0.0, logvar=0.0)
-    pair, _ = inputs(4000, 0.0, logvar=0.0)
-    deviation = (made.clean_latents / 0.5 - pair.target_moments[:, :4]).std()
+def test_the_target_is_a_posterior_sample(system: InstructPix2Pix) -> None:
+    batch, made = inputs(system, 4000, 0.0, logvar=0.0)
+    deviation = (made.clean_latents[:, 0] / 0.5 - means(batch)[1]).std()
     assert abs(float(deviation) - 1) < 0.01
 
 
-def test_condition_noise_is_uniform_in_strength_and_spares_everything_else() -> None:
-    _, clean = inputs(6000, 0.1)
-    pair, made = inputs(6000, 0.1, condition_noise=0.8)
+def test_condition_noise_is_uniform_in_strength_and_spares_everything_else(system: InstructPix2Pix) -> None:
+    _, clean = inputs(system, 6000, 0.1)
+    batch, made = inputs(system, 6000, 0.1, condition_noise=0.8)
     assert torch.equal(clean.drift, torch.zeros_like(clean.drift))
-    for name in ("noisy_latents", "timesteps", "clean_latents", "noise", "prompt_embeds", "has_condition"):
+    for name in ("noisy_latents", "timesteps", "clean_latents", "noise", "has_condition", "source_latents"):
         assert torch.equal(getattr(made, name), getattr(clean, name)), name  # so it can be compared pair by pair
-    assert torch.equal(made.banks["input"], clean.banks["input"])
-    kept = made.has_condition
-    shown = (made.image_latents - pair.source_moments[:, :4]) * 0.5  # on the scale of x0
+    assert torch.equal(made.condition["prompt_embeds"], clean.condition["prompt_embeds"])
+    kept, seen = made.has_condition, made.condition["image_latents"]
+    shown = (seen - means(batch)[0]) * 0.5  # on the scale of x0
     torch.testing.assert_close(shown[kept], made.drift[kept], atol=1e-6, rtol=0)
-    assert torch.equal(made.image_latents[~kept], torch.zeros_like(made.image_latents[~kept]))
+    assert torch.equal(seen[~kept], torch.zeros_like(seen[~kept]))
     strength = made.drift.flatten(1).square().mean(1)  # mean over pairs: E[u^2] 0.8^2 = 0.64 / 3
     assert abs(float(strength.mean()) - 0.64 / 3) < 0.01
     assert abs(float(strength.sqrt().mean()) - 0.4) < 0.02 and float(strength.max()) < 0.64 * 2
 
 
-def test_dropped_conditions_have_the_documented_rates_and_nulls() -> None:
+def test_dropped_conditions_have_the_documented_rates_and_nulls(system: InstructPix2Pix) -> None:
     p = 0.1
-    pair, made = inputs(20_000, p)
-    no_prompt = (made.prompt_embeds == 0).flatten(1).all(1)
-    no_image = (made.image_latents == 0).flatten(1).all(1)
+    batch, made = inputs(system, 20_000, p)
+    embeds = made.condition["prompt_embeds"]
+    no_prompt = (embeds == 0).flatten(1).all(1)
+    no_image = (made.condition["image_latents"] == 0).flatten(1).all(1)
     assert torch.equal(no_image, ~made.has_condition)
     assert abs(float(no_prompt.float().mean()) - 2 * p) < 0.01
     assert abs(float(no_image.float().mean()) - 2 * p) < 0.01
     assert abs(float((no_prompt & no_image).float().mean()) - p) < 0.01
-    assert torch.equal(made.prompt_embeds[~no_prompt], pair.prompt_embeds[~no_prompt])
+    assert torch.equal(embeds[~no_prompt], batch.text["prompt_embeds"][~no_prompt])
 
 
-def test_the_same_generator_gives_the_same_batch() -> None:
-    first, second, other = inputs(3, 0.05)[1], inputs(3, 0.05)[1], inputs(3, 0.05, seed=1)[1]
+def test_the_same_generator_gives_the_same_batch(system: InstructPix2Pix) -> None:
+    first, second, other = (inputs(system, 3, 0.05, seed=seed)[1] for seed in (0, 0, 1))
     assert torch.equal(first.noisy_latents, second.noisy_latents)
     assert not torch.equal(first.noise, other.noise)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from contrastive_i2v.data.shapes import ShapesConfig
-from contrastive_i2v.models import InstructPix2Pix
+from contrastive_i2v.models import load_system
 from contrastive_i2v.training.pretrain import PatchComponents, fit
 from contrastive_i2v.training.tiny_base import TinyBaseConfig, train_tiny_base
 
@@ -21,14 +21,14 @@ def test_the_recipe_makes_a_model_with_a_card_and_skips_finished_stages(tmp_path
         unet_steps=1,
     )
     folder = train_tiny_base(config)
-    model = InstructPix2Pix.from_pretrained(folder)
+    model = load_system(folder)
     assert model.unet.config.in_channels == 8 and model.scheduler.config.prediction_type == "v_prediction"
     card = (folder / "README.md").read_text()
     assert "autoencoder 2 steps" in card and "4 training and 1 held-out clips" in card and "0.80 M" in card
     stored = {p: p.stat().st_mtime_ns for part in ("vae", "text_encoder") for p in (tmp_path / part).iterdir()}
     train_tiny_base(config)
     assert {path: path.stat().st_mtime_ns for path in stored} == stored
-    assert InstructPix2Pix.from_pretrained(folder).fingerprint == model.fingerprint
+    assert load_system(folder).fingerprint == model.fingerprint
 
 
 def test_a_stage_goes_on_exactly_where_it_stopped(tmp_path: Path) -> None:

@@ -14,44 +14,18 @@ from typing import Any
 
 import pytest
 import torch
+from runs import assert_same_run, last_step, train_until
 from safetensors.torch import load_file
 
-from contrastive_i2v.errors import InputError
-from contrastive_i2v.models import InstructPix2Pix
+from contrastive_i2v.diffusion import NoiseSchedule
+from contrastive_i2v.errors import DivergedError, InputError
+from contrastive_i2v.models import load_system
+from contrastive_i2v.training.batches import build_loader
 from contrastive_i2v.training.checkpoint import list_checkpoints, load_checkpoint
 from contrastive_i2v.training.config import LossConfig, PreviewConfig, TrainConfig, load_config, save_config
+from contrastive_i2v.training.inputs import loss_rows
 from contrastive_i2v.training.logs import RunLog, read_log
 from contrastive_i2v.training.trainer import Trainer, build_loss
-
-
-class Interrupted(Exception):
-    pass
-
-
-def train_until(config: TrainConfig, step: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Run, and die at the beginning of `step`."""
-    original = Trainer._train_step
-
-    def train_step(self: Trainer, batches: Any) -> dict[str, float]:
-        if self.step == step:
-            raise Interrupted
-        return original(self, batches)
-
-    with monkeypatch.context() as patch, pytest.raises(Interrupted):
-        patch.setattr(Trainer, "_train_step", train_step)
-        Trainer(config).run()
-
-
-def assert_same_run(first: Path, second: Path) -> None:
-    """Bitwise the same final weights, moving average, optimizer state and losses."""
-    a, b = (load_checkpoint(list_checkpoints(path / "checkpoints")[-1]) for path in (first, second))
-    assert a[1] == b[1]
-    for group in a[0]:
-        assert a[0][group].keys() == b[0][group].keys()
-        for name, value in a[0][group].items():
-            assert torch.equal(value, b[0][group][name]), f"{group}: {name}"
-    losses = [[(row["step"], row["loss"]) for row in read_log(path / "log.jsonl")] for path in (first, second)]
-    assert losses[0] == losses[1]
 
 
 def test_a_run_repeats_itself_and_resumes_bitwise(train_config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -101,14 +75,14 @@ def test_a_run_killed_at_random_moments_resumes_bitwise(train_config: TrainConfi
     rng = random.Random(time.time_ns())
     for kill in (1, 2, 3):
         process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
-        before = len(list_checkpoints(killed.output / "checkpoints")) and _last_step(killed)
+        before = len(list_checkpoints(killed.output / "checkpoints")) and last_step(killed)
         deadline = time.monotonic() + 120
-        while _last_step(killed) <= before and process.poll() is None and time.monotonic() < deadline:
+        while last_step(killed) <= before and process.poll() is None and time.monotonic() < deadline:
             time.sleep(0.01)
         time.sleep(rng.random() * 0.3)
         process.send_signal(signal.SIGKILL)
         assert process.wait() == -signal.SIGKILL, f"kill {kill} came after the end"
-    assert 0 < _last_step(killed) < config.steps
+    assert 0 < last_step(killed) < config.steps
     Trainer(killed).run()
     assert_same_run(config.output, killed.output)
 
@@ -116,8 +90,8 @@ def test_a_run_killed_at_random_moments_resumes_bitwise(train_config: TrainConfi
 def test_ctrl_c_saves_the_step_under_way(train_config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     original = Trainer._train_step
 
-    def train_step(self: Trainer, batches: Any) -> dict[str, float]:
-        if self.step == 2 and not self.config.resume:
+    def train_step(self: Trainer, batches: Any) -> Any:
+        if self.state.step == 2 and not self.config.resume:
             signal.raise_signal(signal.SIGTERM)
         return original(self, batches)
 
@@ -127,7 +101,7 @@ def test_ctrl_c_saves_the_step_under_way(train_config: TrainConfig, monkeypatch:
     with pytest.raises(KeyboardInterrupt):
         Trainer(config).run()
     assert signal.getsignal(signal.SIGTERM) is before
-    assert _last_step(config) == 3
+    assert last_step(config) == 3
     Trainer(replace(config, resume=True)).run()
     whole = replace(config, output=config.output.with_name("whole"), resume=True)
     save_config(whole, whole.output / "config.yaml")
@@ -135,20 +109,16 @@ def test_ctrl_c_saves_the_step_under_way(train_config: TrainConfig, monkeypatch:
     assert_same_run(whole.output, config.output)
 
 
-def _last_step(config: TrainConfig) -> int:
-    saved = list_checkpoints(config.output / "checkpoints")
-    return int(saved[-1].name.removeprefix("step-")) if saved else 0
-
-
 def test_training_moves_the_unet_alone_and_writes_a_model_that_opens(train_config: TrainConfig) -> None:
-    before = InstructPix2Pix.from_pretrained(train_config.model)
+    before = load_system(train_config.model)
     folder = Trainer(train_config).run()
-    after = InstructPix2Pix.from_pretrained(folder)
+    after = load_system(folder)
     assert after.fingerprint == before.fingerprint
     assert not torch.equal(after.unet.conv_in.weight, before.unet.conv_in.weight)
     shadow = load_file(list_checkpoints(train_config.output / "checkpoints")[-1] / "ema.safetensors")
-    saved = [p for p in after.unet.parameters()]
-    assert all(torch.equal(shadow[str(i)], p) for i, p in enumerate(saved))  # the moving average is what is saved
+    saved = dict(after.network.named_parameters())
+    assert shadow.keys() == saved.keys()
+    assert all(torch.equal(shadow[name], value) for name, value in saved.items())  # the moving average is saved
 
 
 def test_the_log_holds_every_figure_that_the_guide_names(train_config: TrainConfig) -> None:
@@ -192,7 +162,7 @@ def poison(monkeypatch: pytest.MonkeyPatch, steps: Callable[[int], bool]) -> Non
 
     def loss(self: Trainer, prediction: torch.Tensor, inputs: Any) -> Any:
         value, metrics = original(self, prediction, inputs)
-        return (value * float("nan") if steps(self.step) else value), metrics
+        return (value * float("nan") if steps(self.state.step) else value), metrics
 
     monkeypatch.setattr(Trainer, "_loss", loss)
 
@@ -204,17 +174,17 @@ def test_a_nonfinite_gradient_skips_the_step_and_is_counted(
     trainer = Trainer(train_config)
     folder = trainer.run()
     assert read_log(train_config.output / "log.jsonl")[-1]["nonfinite_steps"] == 2
-    assert all(torch.isfinite(p).all() for p in InstructPix2Pix.from_pretrained(folder).unet.parameters())
+    assert all(torch.isfinite(p).all() for p in load_system(folder).unet.parameters())
 
 
 def test_too_many_nonfinite_gradients_stop_the_run_with_advice(
     train_config: TrainConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     poison(monkeypatch, lambda step: step >= 3)
-    with pytest.raises(InputError, match="3 steps in a row.*learning-rate"):
+    with pytest.raises(DivergedError, match="3 steps in a row.*learning-rate"):
         Trainer(replace(train_config, max_nonfinite_steps=3)).run()
     saved = load_checkpoint(list_checkpoints(train_config.output / "checkpoints")[0])[0]
-    assert all(torch.isfinite(p).all() for p in saved["unet"].values())
+    assert all(torch.isfinite(p).all() for p in saved["network"].values())
 
 
 def test_bad_starts_are_refused_and_nothing_is_lost(train_config: TrainConfig, clips: Path, tmp_path: Path) -> None:
@@ -227,7 +197,7 @@ def test_bad_starts_are_refused_and_nothing_is_lost(train_config: TrainConfig, c
     (tmp_path / "empty").mkdir()
     refuse("empty", data=replace(data, path=tmp_path / "empty"))
     refuse("resolution=15; expected a multiple of 2", data=replace(data, resolution=15))
-    refuse("memory_bank=3; expected 0, or at least the 4 pairs", loss=LossConfig(memory_bank=3))
+    refuse("memory_bank=3; expected 0, or at least the 4 rows", loss=LossConfig(memory_bank=3))
     refuse("holds no run to resume", resume=True)
     Trainer(replace(train_config, steps=2)).run()
     kept = sorted(train_config.output.rglob("*"))
@@ -240,8 +210,9 @@ def test_epsilon_with_zero_terminal_snr_is_refused() -> None:
     config: dict[str, Any] = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
     config["rescale_betas_zero_snr"] = True
     with pytest.raises(InputError, match="v_prediction"):
-        build_loss(config | {"prediction_type": "epsilon"}, LossConfig())
-    assert build_loss(config | {"prediction_type": "v_prediction"}, LossConfig()).banks == {"target": 0.2}
+        NoiseSchedule.from_config(config | {"prediction_type": "epsilon"})
+    schedule = NoiseSchedule.from_config(config | {"prediction_type": "v_prediction"})
+    assert build_loss(schedule, LossConfig()).banks == {"target": 0.2}
 
 
 def test_a_cut_last_line_and_later_rows_leave_the_log_on_resume(tmp_path: Path) -> None:
@@ -257,17 +228,19 @@ def test_a_cut_last_line_and_later_rows_leave_the_log_on_resume(tmp_path: Path) 
 def test_displacements_and_drift_reach_the_loss(train_config: TrainConfig) -> None:
     loss = LossConfig(displacement=True, hard_negatives=("drift",), gate="none", false_negatives=False)
     trainer = Trainer(replace(train_config, condition_noise=0.5, loss=loss))
-    inputs = trainer._inputs(next(iter(trainer._loader())), 0)
+    loader = build_loader(trainer.dataset, trainer.config, trainer.accelerator, step=0)
+    inputs = trainer._inputs(next(iter(loader)), 0)
     prediction = torch.randn(inputs.noise.shape, generator=torch.Generator().manual_seed(0))
     _, values = trainer._loss(prediction, inputs)
 
-    abar = trainer.loss.schedule.alphas_cumprod[inputs.timesteps][:, None, None, None]
+    abar = trainer.loss.schedule.alphas_cumprod[inputs.timesteps][:, None, None, None, None]
     x0 = (inputs.noisy_latents - (1 - abar).sqrt() * prediction) / abar.sqrt()  # the random model predicts noise
-    source, target = inputs.banks["input"], inputs.banks["target"]
-    shown = torch.cat([target - source, target + inputs.drift - source]).double().flatten(1)
+    source, target, drift = inputs.source_latents[:, None], inputs.clean_latents, inputs.drift[:, None]
+    assert torch.equal(loss_rows(inputs, "frame").banks["input"], source[:, 0])
+    shown = torch.cat([target - source, target + drift - source]).double().flatten(1)
     moved = (x0 - source).double().flatten(1)
     logits = torch.nn.functional.cosine_similarity(moved[:, None], shown[None], dim=2) / 0.07
     expected = torch.nn.functional.cross_entropy(logits, torch.arange(len(logits)))
-    assert trainer.model.scheduler.config.prediction_type == "epsilon"
+    assert trainer.system.scheduler.config.prediction_type == "epsilon"
     assert values["contrastive/target"] == pytest.approx(float(expected), rel=1e-4)
     assert float(inputs.drift.abs().amax(dim=(1, 2, 3)).min()) > 0

@@ -1,0 +1,60 @@
+"""Runs that die, and runs that are the same."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from contrastive_i2v.training.checkpoint import list_checkpoints, load_checkpoint
+from contrastive_i2v.training.config import TrainConfig
+from contrastive_i2v.training.logs import read_log
+from contrastive_i2v.training.trainer import Trainer
+
+
+class Interrupted(Exception):
+    pass
+
+
+def train_until(config: TrainConfig, step: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run, and die at the beginning of `step`."""
+    original = Trainer._train_step
+
+    def train_step(self: Trainer, batches: Any) -> Any:
+        if self.state.step == step:
+            raise Interrupted
+        return original(self, batches)
+
+    with monkeypatch.context() as patch, pytest.raises(Interrupted):
+        patch.setattr(Trainer, "_train_step", train_step)
+        Trainer(config).run()
+
+
+def assert_same_run(first: Path, second: Path) -> None:
+    """Bitwise the same final weights, moving average, optimizer state and losses."""
+    a, b = (load_checkpoint(list_checkpoints(path / "checkpoints")[-1]) for path in (first, second))
+    assert a[1] == b[1]
+    for group in a[0]:
+        assert a[0][group].keys() == b[0][group].keys()
+        for name, value in a[0][group].items():
+            assert torch.equal(value, b[0][group][name]), f"{group}: {name}"
+    losses = [[(row["step"], row["loss"]) for row in read_log(path / "log.jsonl")] for path in (first, second)]
+    assert losses[0] == losses[1]
+
+
+def last_step(config: TrainConfig) -> int:
+    saved = list_checkpoints(config.output / "checkpoints")
+    return int(saved[-1].name.removeprefix("step-")) if saved else 0
+
+
+def beside(config: TrainConfig, name: str, **changes: Any) -> TrainConfig:
+    """The same run in another folder, with changes."""
+    return replace(config, output=config.output.with_name(name), **changes)
+
+
+def last_tensors(config: TrainConfig) -> dict[str, dict[str, torch.Tensor]]:
+    """What the last checkpoint holds."""
+    return load_checkpoint(list_checkpoints(config.output / "checkpoints")[-1])[0]
