@@ -34,7 +34,9 @@ def difference(one: SeedNumber) -> str:
     """The paired difference as "-1.2 ± 0.8 %" of the baseline, "" where there is none."""
     if one.difference is None or not one.baseline:
         return ""
-    scale = 100 / abs(one.baseline)
-    half = (one.difference.high - one.difference.low) / 2 * scale
-    text = number(one.difference.value * scale, 1, sign=True)
-    return text + (f" ± {number(half, 1)}" if math.isfinite(half) else "") + " %"
+    value, low, high = (
+        end * 100 / abs(one.baseline) for end in (one.difference.value, one.difference.low, one.difference.high)
+    )
+    places = min(2, decimals([Interval(value=value, low=low, high=high)]))
+    half = f" ± {number((high - low) / 2, places)}" if math.isfinite(high) else ""
+    return f"{number(value, places, sign=True)}{half} %"
