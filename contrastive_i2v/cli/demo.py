@@ -23,6 +23,7 @@ from contrastive_i2v.cli.trainings import (
 )
 from contrastive_i2v.data.shapes import ShapesConfig, make_shapes
 from contrastive_i2v.errors import InputError
+from contrastive_i2v.evaluation.results import EvaluatedClip
 from contrastive_i2v.models import InstructPix2Pix
 from contrastive_i2v.training import recipes
 from contrastive_i2v.training.checkpoint import list_checkpoints
@@ -124,7 +125,8 @@ def make_demo(options: Options, command: str) -> Path:
         warnings=warnings,
         page=PAGE,
     )
-    print("\n".join(["", *format_over_seeds(report), "", *_next_commands(options, configs[0])]))
+    following = _next_commands(options, configs[0], report.methods[0].clips[0])
+    print("\n".join(["", *format_over_seeds(report), "", *following]))
     return options.output / PAGE
 
 
@@ -176,10 +178,10 @@ def run_config(options: Options, form: str, seed: int) -> TrainConfig:
     )
 
 
-def _next_commands(options: Options, first: TrainConfig) -> list[str]:
-    image = options.output / "clips" / "test" / "00000.mp4"
-    prompt = image.with_suffix(".txt").read_text(encoding="utf-8").strip()
-    sample = ["sample", "--model", str(first.output / "model"), "--image", str(image), "--prompt", prompt]
+def _next_commands(options: Options, first: TrainConfig, clip: EvaluatedClip) -> list[str]:
+    """To sample from what was trained, and to tell differences from noise."""
+    image = options.output / "clips" / "test" / f"{clip.name}.mp4"
+    sample = ["sample", "--model", str(first.output / "model"), "--image", str(image), "--prompt", clip.caption]
     defaults = Options()
     again = ["demo"]
     for name in (item.name for item in fields(options) if item.name not in ("forms", "seeds")):

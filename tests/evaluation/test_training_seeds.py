@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -32,8 +33,8 @@ def method(form: str, seed: int | None, last: float, fvd: float, motion: float) 
 
 
 def methods(
-    last: list[float] = [0.5, 1.4, 2.6], fvd: list[float] = [4.0, 5.1, 6.0], motion: float = 1.0
-) -> list[Evaluated]:  # fmt: skip
+    last: Sequence[float] = (0.5, 1.4, 2.6), fvd: Sequence[float] = (4.0, 5.1, 6.0), motion: float = 1.0
+) -> list[Evaluated]:
     base = [method("baseline", seed, float(seed + 1), float(seed + 5), 1.3) for seed in range(3)]
     ours = [method("ours", seed, a, b, motion) for seed, (a, b) in enumerate(zip(last, fvd, strict=True))]
     return [*ours, *base, method("still", None, 9.0, 8.0, 0.0)]
@@ -44,15 +45,8 @@ def test_numbers_and_differences_by_hand() -> None:
     assert (baseline.form, ours.form, still.form) == ("baseline", "ours", "still")
     assert (ours.seeds, still.seeds) == ([0, 1, 2], [])
     numbers = {one.title: one for one in ours.numbers}
-    titles = [
-        "frame_mse, frame 1",
-        "frame_mse, frame 2",
-        "frame_mse, frame 3",
-        "frame_mse, mean",
-        "fvd",
-        "motion_ratio",
-    ]
-    assert list(numbers) == titles
+    frames = [f"frame_mse, {which}" for which in ("frame 1", "frame 2", "frame 3", "mean")]
+    assert list(numbers) == [*frames, "fvd", "motion_ratio"]
     last = numbers["frame_mse, frame 3"]
     assert last.values == [0.5, 1.4, 2.6] and last.mean == pytest.approx(1.5) and last.baseline == 2
     half = 4.303 * 0.1 / 3**0.5  # the differences are -0.5, -0.6, -0.4: deviation 0.1
@@ -81,7 +75,7 @@ def test_only_seeds_that_both_have_are_compared() -> None:
 @pytest.mark.parametrize(
     ("last", "fvd", "motion", "expected"),
     [
-        ([0.5, 1.5, 2.5], [4.0, 5.1, 6.0], 1.1, "better"),
+        ([0.5, 1.5, 2.5], [4.0, 5.1, 6.0], 1.05, "better"),
         ([0.5, 1.5, 2.5], [4.0, 5.1, 6.0], 0.8, "closer to the truth, but its motion is not within 10 %"),
         ([0.5, 1.5, 2.5], [4.0, 6.0, 8.0], 1.0, "not told apart"),
         ([1.5, 2.5, 3.5], [6.0, 7.0, 8.1], 1.0, "worse"),
@@ -108,7 +102,7 @@ def test_the_printed_table_says_the_difference_in_per_cent() -> None:
     ours = next(line for line in lines if line.startswith("| ours"))
     cells = [cell.strip() for cell in ours.strip("|").split("|")]
     assert cells[1] == "3" and cells[-1] == "better"
-    assert cells[4] == "1.5 (−25.0 ± 0.0 %)" and cells[6] == "5 (−16.7 ± 0.0 %)"
+    assert cells[4] == "1.5 (−25.00 ± 0.00 %)" and cells[6] == "5 (−16.67 ± 0.00 %)"
     still = next(line for line in lines if line.startswith("| still"))
     assert [cell.strip() for cell in still.strip("|").split("|")][1:] == ["", "2.25", "4.5", "9", "4.5", "8", "0", ""]
     assert len({len(line) for line in lines if line.startswith("|")}) == 1
@@ -117,7 +111,7 @@ def test_the_printed_table_says_the_difference_in_per_cent() -> None:
 def test_the_page_has_a_section_from_two_seeds_on() -> None:
     page = build_page(report(methods([0.5, 1.5, 2.5], [4.0, 5.0, 6.0], 1.0)), Path("."))
     section = page[page.index('<section id="seeds">') : page.index('<section id="provenance">')]
-    assert "ours <small>3 seeds</small>" in section and "<b>−25.0 ± 0.0 %</b>" in section
+    assert "ours <small>3 seeds</small>" in section and "<b>−25.00 ± 0.00 %</b>" in section
     assert "<b>ours</b> is <b>better</b> than" in page
     one_seed = build_page(report([one for one in methods() if not one.training or one.training.seed == 0]), Path("."))
     assert 'id="seeds"' not in one_seed
