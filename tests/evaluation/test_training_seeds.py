@@ -111,8 +111,12 @@ def test_the_printed_table_says_the_difference_in_per_cent() -> None:
 def test_the_page_has_a_section_from_two_seeds_on() -> None:
     page = build_page(report(methods([0.5, 1.5, 2.5], [4.0, 5.0, 6.0], 1.0)), Path("."))
     section = page[page.index('<section id="seeds">') : page.index('<section id="provenance">')]
-    assert "ours <small>3 seeds</small>" in section and "<b>−25.00 ± 0.00 %</b>" in section
-    assert "<b>ours</b> is <b>better</b> than" in page
+    assert (
+        "ours <small>3 seeds</small>" in section
+        and 'class="line tone0"' in section
+        and "<b>−25.00 ± 0.00 %</b>" in section
+    )
+    assert "<b>ours</b> is <b>better</b> than <b>baseline</b>" in page
     one_seed = build_page(report([one for one in methods() if not one.training or one.training.seed == 0]), Path("."))
     assert 'id="seeds"' not in one_seed
 
