@@ -12,8 +12,8 @@ from pathlib import Path
 import real_footage
 
 from contrastive_i2v.cli.main import main as command
-from contrastive_i2v.evaluation.compare import paired_difference
 from contrastive_i2v.evaluation.results import load_report
+from contrastive_i2v.evaluation.statistics import paired_difference
 
 SEEDS = (0, 1, 2)
 FORMS = ("baseline", "contrastive", "literal")
@@ -32,7 +32,7 @@ def main(folder: Path) -> None:
                 continue
             options = ["--data.path", str(folder / "train"), "--data.cache-dir", str(folder / "latents")]
             options += ["--resume"] * (run / "config.yaml").is_file()
-            options += ["--data.pairs.pairs-per-clip", "40", "--seed", str(seed), "--output", str(run)]
+            options += ["--data.frames.windows-per-clip", "40", "--seed", str(seed), "--output", str(run)]
             if status := command(["train", "--recipe", f"tiny-{form}", *options]):
                 sys.exit(status)
     comparison = folder / "comparison"
@@ -50,8 +50,9 @@ def main(folder: Path) -> None:
         cells = []
         for metric in SHOWN:
             ours, base = ([found[f"{name}-{seed}", metric] for seed in SEEDS] for name in (form, "baseline"))
-            gap, half = paired_difference(ours, base)
-            cells.append(f"{sum(ours) / len(ours):.4g}" + f" ({gap:+.2g} ± {half:.2g})" * (form != "baseline"))
+            gap = paired_difference(ours, base)
+            difference = f" ({gap.value:+.2g} ± {gap.high - gap.value:.2g})"
+            cells.append(f"{sum(ours) / len(ours):.4g}" + difference * (form != "baseline"))
         print(f"| {form} | {' | '.join(cells)} |")
     for name in ("tiny", "first-frame"):
         print(f"| {name} | {' | '.join(f'{found[name, metric]:.4g}' for metric in SHOWN)} |")

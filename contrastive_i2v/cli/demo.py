@@ -1,36 +1,36 @@
-"""`contrastive-i2v demo`: clips, fine-tunings that differ in the loss alone, rollouts, a page that compares them."""
+"""`contrastive-i2v demo`: clips, fine-tunings that differ in the loss alone, and the report that compares them."""
 
 from __future__ import annotations
 
-import json
 import math
-import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+import shlex
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Literal
 
-import torch
-import transformers
 import tyro
-from torch import Tensor
-from tqdm import tqdm
 
-from contrastive_i2v.cli.demo_report import BASE, STILL, Outcome, build_report, format_table, results
+from contrastive_i2v.cli.evaluation_options import SuiteOptions
+from contrastive_i2v.cli.evaluation_table import format_over_seeds
+from contrastive_i2v.cli.trainings import (
+    NATIVE_STEP,
+    Run,
+    available_networks,
+    check_folder,
+    check_forms,
+    evaluate_runs,
+    train,
+)
 from contrastive_i2v.data.shapes import ShapesConfig, make_shapes
-from contrastive_i2v.data.sources.folder import read_folder
-from contrastive_i2v.data.video import write_whole
 from contrastive_i2v.errors import InputError
-from contrastive_i2v.evaluation.report import build_page
-from contrastive_i2v.models import InstructPix2Pix
+from contrastive_i2v.evaluation.results import EvaluatedClip
+from contrastive_i2v.models import load_system
 from contrastive_i2v.training import recipes
 from contrastive_i2v.training.checkpoint import list_checkpoints
-from contrastive_i2v.training.config import PreviewConfig, TrainConfig, differences, load_config, save_config
-from contrastive_i2v.training.preview import load_held_out, roll_out
-from contrastive_i2v.training.trainer import Trainer, is_trained
+from contrastive_i2v.training.config import TrainConfig
 
-Form = Literal["contrastive", "baseline", "literal"]
-NATIVE_STEP = 5  # native frames of the 25 fps clips between two of the model's
+UNTRAINED = "no-fine-tuning"
+PAGE = "index.html"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,8 +44,8 @@ class Options:
     """Folder of everything the demo writes; the page is index.html in it."""
     model: str = "tiny"
     """What is fine-tuned: "tiny", a diffusers folder, or a hub id."""
-    forms: tuple[Form, ...] = ("contrastive", "baseline")
-    """Which losses; literal is the published form of the contrastive one."""
+    forms: tuple[str, ...] = ("contrastive", "baseline")
+    """Which losses, by name; literal is the published form of the contrastive one."""
     seeds: int = 1
     """Each form is trained with seeds 0, 1, ...; from 2 on the page tells differences from noise."""
     train_clips: int = 120
@@ -75,8 +75,7 @@ class Options:
                 raise InputError(f"{name}: expected at least {smallest}, got {getattr(self, name)}")
         if not 0 < self.learning_rate < math.inf:
             raise InputError(f"learning_rate: expected a number > 0, got {self.learning_rate}")
-        if not self.forms or len(set(self.forms)) < len(self.forms):
-            raise InputError(f"forms: expected one at least, and none twice, got {' '.join(self.forms) or 'none'}")
+        check_forms(self.forms)
 
 
 # What may change when a demo goes on: it leaves the clips and the trained models as they are.
@@ -86,63 +85,59 @@ FREE = {"output", "forms", "seeds", "sampler_steps", "guidance_scale", "image_gu
 def run(arguments: Sequence[str]) -> None:
     """Parse the options, make the demo and print where its page is."""
     options = tyro.cli(Options, prog="contrastive-i2v demo", args=arguments)
-    transformers.utils.logging.disable_progress_bar()  # a bar for each loading and saving of a model
-    print(f"\npage: {make_demo(options)}")
+    print(f"\npage: {make_demo(options, shlex.join(['contrastive-i2v', 'demo', *arguments]))}")
 
 
-def make_demo(options: Options) -> Path:
+def make_demo(options: Options, command: str) -> Path:
     """Do what is not done yet; returns the page. Raises InputError where the folder holds a demo of other options."""
-    began = time.perf_counter()
-    base = load_base(options)
-    check_folder(options)
+    check_model(options)
+    check_folder(options, "demo", FREE)
     jobs = [(form, seed) for form in options.forms for seed in range(options.seeds)]
-    stage = _stages(len(jobs) + 3)
+    configs = [run_config(options, form, seed) for form, seed in jobs]
+    stage = _stages(len(jobs) + 2)
 
     stage("clips")
     make_shapes(options.output / "clips", shapes_config(options))
 
-    runs: dict[str, list[TrainConfig]] = {form: [] for form in options.forms}
-    for form, seed in jobs:
+    for (form, seed), config in zip(jobs, configs, strict=True):
         stage(f"training: {form}" + f", seed {seed}" * (options.seeds > 1))
-        runs[form].append(train(run_config(options, form, seed)))
+        train(config)
 
-    stage("rollouts")
-    captions, truth, videos = roll_out_all(options, runs, base)
+    stage("rollouts and report")
+    suite = SuiteOptions(
+        data=options.output / "clips" / "test",
+        output=options.output,
+        frames=options.frames,
+        resolution=options.resolution,
+        steps=options.sampler_steps,
+        guidance_scale=options.guidance_scale,
+        image_guidance_scale=options.image_guidance_scale,
+    )
+    warnings: list[str] = []
+    report = evaluate_runs(
+        suite,
+        [Run(form, seed, config.output) for (form, seed), config in zip(jobs, configs, strict=True)],
+        {f"{UNTRAINED}={options.model}": range(options.seeds), "first-frame": ()},
+        available_networks(options.model, warnings),
+        title="contrastive_i2v demo: " + " against ".join(options.forms),
+        command=command,
+        about={"training": f"{options.steps} steps of {options.batch_size} pairs on {options.train_clips} clips"},
+        warnings=warnings,
+        page=PAGE,
+    )
+    following = _next_commands(options, configs[0], report.methods[0].clips[0])
+    print("\n".join(["", *format_over_seeds(report), "", *following]))
+    return options.output / PAGE
 
-    stage("page")
-    outcome = Outcome(options=options, runs=runs, captions=captions, truth=truth, videos=videos)
-    numbers = json.dumps(results(outcome), indent=2) + "\n"
-    write_whole(options.output / "results.json", lambda part: part.write_text(numbers, encoding="utf-8"))
-    page = options.output / "index.html"
-    html = build_page(build_report(outcome, seconds=time.perf_counter() - began))
-    write_whole(page, lambda part: part.write_text(html, encoding="utf-8"))
-    print("\n".join(["", format_table(outcome.measured), "", *outcome.verdict]))
-    return page
 
-
-def load_base(options: Options) -> InstructPix2Pix:
-    """The model before fine-tuning. Raises InputError where it can't be had, or takes no images of this size."""
-    base = InstructPix2Pix.from_pretrained(options.model, device=_device())
-    if options.resolution % base.downscale:
+def check_model(options: Options) -> None:
+    """Raises InputError where the model can't be had, or takes no images of this size."""
+    step = load_system(options.model).codec.downscale
+    if options.resolution % step:
         raise InputError(
-            f"resolution: expected a multiple of {base.downscale}, the image pixels of one latent pixel of model "
+            f"resolution: expected a multiple of {step}, the image pixels of one latent pixel of model "
             f"{options.model!r}, got {options.resolution}"
         )
-    return base
-
-
-def check_folder(options: Options) -> None:
-    """Write the options to `output/demo.yaml`; InputError where the folder's clips or models were made with others."""
-    saved = options.output / "demo.yaml"
-    if saved.exists() and (changed := differences(load_config(Options, saved), options, free=FREE)):
-        raise InputError(
-            f"{options.output}: holds a demo of other options ({'; '.join(changed)}); give another --output, or "
-            "delete that folder"
-        )
-    try:
-        save_config(options, saved)
-    except OSError as error:
-        raise InputError(f"output: {options.output} can't be written ({error.strerror or error})") from error
 
 
 def shapes_config(options: Options) -> ShapesConfig:
@@ -183,43 +178,17 @@ def run_config(options: Options, form: str, seed: int) -> TrainConfig:
     )
 
 
-def train(config: TrainConfig) -> TrainConfig:
-    """Train, or go on, or leave a finished run as it is; returns the config."""
-    if is_trained(config):
-        print(f"done before: {config.output / 'model'}")
-    else:
-        Trainer(config).run()
-    return config
-
-
-def roll_out_all(
-    options: Options, runs: Mapping[str, Sequence[TrainConfig]], base: InstructPix2Pix
-) -> tuple[list[str], Tensor, dict[str, list[Tensor]]]:
-    """Captions and true videos `[N, F, 3, H, W]` of the held-out clips, and each method's videos, one tensor a seed.
-
-    The methods are the forms, the model without fine-tuning, and the first frame repeated.
-    """
-    clips, _ = read_folder(options.output / "clips" / "test")
-    pairs = next(iter(runs.values()))[0].data.pairs
-    held_out = load_held_out(clips, base, resolution=options.resolution, frames=options.frames, pairs=pairs)
-    sampling = PreviewConfig(
-        steps=options.sampler_steps,
-        guidance_scale=options.guidance_scale,
-        image_guidance_scale=options.image_guidance_scale,
-    )
-    videos: dict[str, list[Tensor]] = {name: [] for name in (*runs, BASE)}
-    jobs = [(name, seed) for name in videos for seed in range(options.seeds)]
-    for name, seed in tqdm(jobs, desc="rollouts", unit="model"):
-        model = base
-        if name != BASE:
-            model = InstructPix2Pix.from_pretrained(runs[name][seed].output / "model", device=_device())
-        videos[name].append(roll_out(held_out, model, sampling, seed=seed))
-    videos[STILL] = [held_out.pixels[:, :1].expand_as(held_out.pixels)] * options.seeds
-    return held_out.captions, held_out.pixels, videos
-
-
-def _device() -> str:
-    return "cuda" if torch.cuda.is_available() else "cpu"
+def _next_commands(options: Options, first: TrainConfig, clip: EvaluatedClip) -> list[str]:
+    """To sample from what was trained, and to tell differences from noise."""
+    image = options.output / "clips" / "test" / f"{clip.name}.mp4"
+    sample = ["sample", "--model", str(first.output / "model"), "--image", str(image), "--prompt", clip.caption]
+    defaults = Options()
+    again = ["demo"]
+    for name in (item.name for item in fields(options) if item.name not in ("forms", "seeds")):
+        if (value := getattr(options, name)) != getattr(defaults, name):
+            again += [f"--{name.replace('_', '-')}", str(value)]
+    again += ["--forms", *options.forms, "--seeds", str(max(3, options.seeds + 1))]
+    return [f"next: {shlex.join(['contrastive-i2v', *command])}" for command in (sample, again)]
 
 
 def _stages(count: int) -> Callable[[str], None]:

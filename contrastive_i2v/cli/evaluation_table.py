@@ -1,11 +1,12 @@
-"""The table that evaluate and compare print: a metric a row, a method a column."""
+"""The tables that commands print: a metric a row and a method a column; or a form of the loss a row, over its seeds."""
 
 from __future__ import annotations
 
 import math
 
 from contrastive_i2v.evaluation.report.rows import ARROWS, clear_best, metric_rows
-from contrastive_i2v.evaluation.results import Interval, Metric, Report
+from contrastive_i2v.evaluation.report.seeds import difference
+from contrastive_i2v.evaluation.results import Interval, Metric, Report, SeedNumber
 
 
 def format_table(report: Report) -> list[str]:
@@ -30,6 +31,26 @@ def format_table(report: Report) -> list[str]:
     if marked:
         legend += f"; * = better than {'the other' if len(names) == 2 else 'each other method'}, by the paired interval"
     return [*lines, "", legend, *(f"note: {text}" for text in report.warnings)]
+
+
+def format_over_seeds(report: Report) -> list[str]:
+    """Lines of a markdown table: a form a row, means over its seeds, then what wasn't trained, and the truth."""
+    forms = report.over_seeds
+    rows = [["", "seeds", *(one.title for one in forms[0].numbers), "verdict"]]
+    for form in forms:
+        count = str(len(form.seeds)) if form.seeds else ""
+        rows.append([form.form, count, *map(_mean, form.numbers), form.verdict])
+    rows.append(["the truth", "", *(_number(one.truth) for one in forms[0].numbers), ""])
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    rows.insert(1, ["-" * width for width in widths])
+    lines = [f"| {' | '.join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))} |" for row in rows]
+    note = "In brackets: the paired difference to the baseline over the seeds, ± its 95 % interval from two seeds on."
+    return [*lines, "", note] if any(form.numbers[0].difference for form in forms) else lines
+
+
+def _mean(number: SeedNumber) -> str:
+    gap = difference(number)
+    return f"{number.mean:.4g}" + f" ({gap})" * bool(gap)
 
 
 def _cell(metric: Metric | None, *, mark: bool) -> str:

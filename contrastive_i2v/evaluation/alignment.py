@@ -5,13 +5,9 @@ Everything is float64. A vector of zeros has cosine 0 with every other.
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-
-Scaling = Literal["raw", "torchmetrics", "clipscore"]
 
 
 def cosine(a: Tensor, b: Tensor) -> Tensor:
@@ -37,29 +33,6 @@ def cosine(a: Tensor, b: Tensor) -> Tensor:
     if a.ndim != b.ndim or a.shape[-1] != b.shape[-1] or any(m != n and 1 not in (m, n) for m, n in sizes):
         raise ValueError(f"a, b: expected features in pairs, [N, d] each, got {list(a.shape)} and {list(b.shape)}")
     return (normalised(a) * normalised(b)).sum(dim=-1).clamp(-1, 1)
-
-
-def clip_score(cosines: Tensor, scaling: Scaling = "raw") -> Tensor:
-    """CLIP score of each image and its prompt from their cosine.
-
-        "raw"           cos
-        "torchmetrics"  100 cos            (torchmetrics' CLIPScore, whose mean is clamped at 0)
-        "clipscore"     2.5 max(cos, 0)    (Hessel et al., 2021, equation 1)
-
-    Args:
-        cosines: any shape.
-
-    Returns:
-        The same shape, float64.
-    """
-    cosines = cosines.double()
-    if scaling == "raw":
-        return cosines
-    if scaling == "torchmetrics":
-        return 100 * cosines
-    if scaling == "clipscore":
-        return 2.5 * cosines.clamp(min=0)
-    raise ValueError(f"scaling: expected raw, torchmetrics or clipscore, got {scaling!r}")
 
 
 def clipsim(frames: Tensor, text: Tensor) -> Tensor:

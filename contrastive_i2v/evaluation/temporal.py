@@ -6,7 +6,7 @@ video is perfect in all of them but the dynamic degree, so none means anything w
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -18,22 +18,17 @@ SAMPLED_FPS = 8
 """Frame rate that the dynamic degree looks at."""
 
 
-def temporal_flickering(videos: Tensor) -> Tensor:
-    """VBench's temporal flickering, which is high where there is little of it.
+def flicker_by_frame(videos: Tensor) -> Tensor:
+    """VBench's temporal flickering of each pair of consecutive frames, which is high where there is little of it.
 
-        (255 - mean over (F - 1, 3, H, W) of |f_t - f_{t+1}|) / 255,   pixels from 0 to 255
+        (255 - mean over (3, H, W) of |f_t - f_{t+1}|) / 255,   pixels from 0 to 255
 
     Args:
         videos: `[N, F, 3, H, W]` with F >= 2.
 
     Returns:
-        `[N]` float64 in [0, 1]; 1 = still.
+        `[N, F - 1]` float64 in [0, 1]; 1 = still; column t is from frame t to t + 1.
     """
-    return flicker_by_frame(videos).mean(dim=1)
-
-
-def flicker_by_frame(videos: Tensor) -> Tensor:
-    """`temporal_flickering` of each pair of consecutive frames, `[N, F - 1]`; column t is from frame t to t + 1."""
     return 1 - _differences(videos, torch.abs) / 2
 
 
@@ -78,24 +73,6 @@ def consistency(features: Tensor) -> Tensor:
     return (consecutive.clamp(min=0) + to_first.clamp(min=0)) / 2
 
 
-def video_weighted(scores: Tensor | Sequence[Tensor]) -> float:
-    """Mean over videos of each video's mean over its frames: every video counts alike.
-
-    Args:
-        scores: a vector of frame scores for each video; lengths may differ.
-    """
-    return float(torch.stack([one.double().mean() for one in _vectors(scores)]).mean())
-
-
-def frame_weighted(scores: Tensor | Sequence[Tensor]) -> float:
-    """Mean over all frames of all videos: a long video counts more. VBench's headline number.
-
-    Args:
-        scores: a vector of frame scores for each video; lengths may differ.
-    """
-    return float(torch.cat([one.double() for one in _vectors(scores)]).mean())
-
-
 def image_to_video_consistency(features: Tensor, *, weights: tuple[float, float, float] = (0.4, 0.3, 0.3)) -> Tensor:
     """VBench-I2V's subject consistency (on DINO's features) or background consistency (on DreamSim's or CLIP's).
 
@@ -121,9 +98,6 @@ class DynamicDegree:
     """Whether one video moves, and what says so."""
 
     dynamic: bool
-    moving_pairs: int
-    """Pairs of sampled frames whose magnitude is beyond the threshold."""
-    pairs: int
     magnitudes: list[float]
     """Mean of the fastest 5 % of each pair's flow, in pixels."""
 
@@ -160,7 +134,7 @@ def is_dynamic(video: Tensor, flow: Callable[[Tensor, Tensor], Tensor], fps: flo
     magnitudes = fastest.mean(dim=1)
     moving = int((magnitudes > 6 * min(video.shape[-2:]) / 256).sum())
     needed = max(1, round(4 * len(frames) / 16))
-    return DynamicDegree(moving >= needed, moving, len(frames) - 1, magnitudes.tolist())
+    return DynamicDegree(moving >= needed, magnitudes.tolist())
 
 
 def _differences(videos: Tensor, measure: Callable[[Tensor], Tensor]) -> Tensor:
@@ -183,12 +157,3 @@ def _check_features(features: Tensor) -> None:
         raise ValueError(
             f"features: NaN or infinity in {int(bad.sum())} frames, the first is frame {frame} of clip {clip}"
         )
-
-
-def _vectors(scores: Tensor | Sequence[Tensor]) -> list[Tensor]:
-    vectors = list(scores)
-    if not vectors or any(one.ndim != 1 or len(one) == 0 for one in vectors):
-        raise ValueError(
-            f"scores: expected a vector of frames for each video, got {[list(one.shape) for one in vectors]}"
-        )
-    return vectors

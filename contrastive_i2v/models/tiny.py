@@ -15,9 +15,15 @@ from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTokenizer
 
+from contrastive_i2v.models.instruct_pix2pix import PLAIN, InstructPix2Pix
+from contrastive_i2v.models.loading import TINY
+from contrastive_i2v.system import Sampler
+
 RESOLUTION = 64
 PROMPT_LENGTH = 32
 PROMPT_FEATURES = 64
+SAMPLER = Sampler(steps=8, guidance_scale=1.0, image_guidance_scale=1.0)
+"""What the packaged model wants: with guidance its rollouts fall apart."""
 
 
 def build_vae() -> Any:
@@ -92,6 +98,13 @@ def build_unet(widths: Sequence[int] = (64, 96, 128), attention: Sequence[bool] 
         attention_head_dim=4,
         norm_num_groups=16,
     )
+
+
+def untrained_system(widths: Sequence[int], attention: Sequence[bool]) -> InstructPix2Pix:
+    """The packaged model with a random UNet in place of its own; see `build_unet`."""
+    base = InstructPix2Pix.load(str(TINY), PLAIN, PLAIN)
+    unet = build_unet(widths, attention)
+    return InstructPix2Pix(base.vae, base.text_encoder, base.tokenizer, unet, base.scheduler, sampler=SAMPLER)
 
 
 def build_scheduler() -> Any:

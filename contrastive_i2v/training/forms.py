@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from contrastive_i2v.models.instruct_pix2pix import InstructPix2PixConfig
+from contrastive_i2v.system import SystemConfig
 from contrastive_i2v.training.config import LossConfig
 
 BASELINE = "baseline"
@@ -20,6 +22,8 @@ class Form:
     about: str
     condition_noise: float | None = None
     """None = as in the whole run or experiment."""
+    system: SystemConfig | None = None
+    """What the model is conditioned on; None = as in the whole run or experiment."""
 
 
 FORMS: dict[str, Form] = {
@@ -55,6 +59,12 @@ FORMS: dict[str, Form] = {
     "pull": Form(
         loss=replace(_DEFAULT, input_weight=0.3, temperature=1.0, gate="none"),
         about="cosines at temperature 1 to the target and, for coherence, the input frame, every timestep",
+    ),
+    "past-2": Form(loss=_NO_TERM, system=InstructPix2PixConfig(past_frames=2), about="two past frames"),
+    "past-4": Form(loss=_NO_TERM, system=InstructPix2PixConfig(past_frames=4), about="four past frames"),
+    "anchor": Form(loss=_NO_TERM, system=InstructPix2PixConfig(anchor=True), about="the first frame beside the last"),
+    "noise-level": Form(
+        loss=_NO_TERM, system=InstructPix2PixConfig(noise_level=True), about="the noise on the condition is told"
     ),
     "no-noise": Form(loss=_NO_TERM, condition_noise=0.0, about="no contrastive term, no noise on the condition"),
 }

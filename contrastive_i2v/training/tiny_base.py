@@ -18,15 +18,11 @@ from contrastive_i2v.data.shapes import ShapesConfig, make_shapes
 from contrastive_i2v.data.sources.folder import read_folder
 from contrastive_i2v.models import tiny
 from contrastive_i2v.models.instruct_pix2pix import PLAIN, InstructPix2Pix
-from contrastive_i2v.system import Sampler
 from contrastive_i2v.training.checkpoint import list_checkpoints
 from contrastive_i2v.training.config import DataConfig, LossConfig, OptimizerConfig, TrainConfig
 from contrastive_i2v.training.logs import read_log
 from contrastive_i2v.training.pretrain import load_frames, train_autoencoder, train_text_encoder
 from contrastive_i2v.training.trainer import Trainer
-
-TINY_SAMPLER = Sampler(steps=8, guidance_scale=1.0, image_guidance_scale=1.0)
-"""What the packaged model wants: with guidance its rollouts fall apart."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +69,7 @@ def train_tiny_base(config: TinyBaseConfig) -> Path:
 
     torch.manual_seed(config.seed)
     model = InstructPix2Pix(
-        vae, text_encoder, tokenizer, tiny.build_unet(), tiny.build_scheduler(), sampler=TINY_SAMPLER
+        vae, text_encoder, tokenizer, tiny.build_unet(), tiny.build_scheduler(), sampler=tiny.SAMPLER
     )
     run = unet_config(config)
     trainer = Trainer(replace(run, resume=bool(list_checkpoints(run.output / "checkpoints"))), model)

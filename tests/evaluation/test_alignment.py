@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from contrastive_i2v.evaluation.alignment import clip_score, clipsim, cosine, retrieval_hits
+from contrastive_i2v.evaluation.alignment import clipsim, cosine, retrieval_hits
 
 
 def test_cosine_forgets_lengths_and_keeps_the_angle() -> None:
@@ -32,15 +32,6 @@ def test_cosine_names_what_it_refuses() -> None:
     for other in (torch.ones(2, 4), torch.ones(3, 3)):
         with pytest.raises(ValueError, match=r"a, b: expected features in pairs"):
             cosine(good, other)
-
-
-def test_scalings_of_the_clip_score() -> None:
-    cosines = torch.tensor([0.3, -0.2])
-    assert clip_score(cosines).tolist() == pytest.approx([0.3, -0.2])
-    assert clip_score(cosines, "torchmetrics").tolist() == pytest.approx([30, -20])
-    assert clip_score(cosines, "clipscore").tolist() == pytest.approx([0.75, 0])
-    with pytest.raises(ValueError, match="scaling: expected raw, torchmetrics or clipscore, got 'percent'"):
-        clip_score(cosines, "percent")  # type: ignore[arg-type]
 
 
 def test_clipsim_is_the_mean_over_the_frames_of_each_clip() -> None:

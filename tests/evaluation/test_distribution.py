@@ -13,7 +13,6 @@ from contrastive_i2v.evaluation.distribution import (
     Moments,
     extrapolated_frechet_distance,
     frechet_distance,
-    frechet_influence,
     inception_score,
     kernel_distance,
 )
@@ -177,39 +176,6 @@ def test_bad_features_are_named(distance: Callable[[Tensor, Tensor], object]) ->
 def test_single_moments_are_named() -> None:
     with pytest.raises(ValueError, match="y: expected at least 2 rows, as a spread needs, got 1"):
         frechet_distance(torch.randn(4, 3), Moments.of(torch.ones(1, 3)))
-
-
-# --- influence
-
-
-@pytest.mark.parametrize(("n", "m"), [(60, 50), (10, 12), (60, 9)])
-def test_influence_is_the_derivative_by_a_rows_weight(n: int, m: int) -> None:
-    """Against the slope from row i counted 1 time to 1 + h times, in the formula with weights written out."""
-    x, y = normal(n, 16, 1), normal(m, 16, 2, scale=1.4)
-    others = (y - y.mean(dim=0)) / (m - 1) ** 0.5
-
-    def weighted(weights: Tensor) -> float:
-        weights = weights / weights.sum()
-        mean = weights @ x
-        rows = (x - mean) * (weights[:, None] * n / (n - 1)).sqrt()
-        trace = torch.linalg.svdvals(rows @ others.T).sum()
-        squares = (mean - y.mean(dim=0)).square().sum() + rows.square().sum() + others.square().sum()
-        return float(squares - 2 * trace)
-
-    of_x, of_y = frechet_influence(x, y)
-    assert of_x.shape == (n,) and of_y.shape == (m,)
-    step = 1e-4
-    for row in (0, n - 1):
-        up, down = torch.ones(n, dtype=torch.float64), torch.ones(n, dtype=torch.float64)
-        up[row] += step
-        down[row] -= step
-        slope = n * (weighted(up) - weighted(down)) / (2 * step)
-        # weights of 1 leave the covariance with n below, which the distance scales by n / (n - 1)
-        gap = x[row] - x.mean(dim=0)
-        linear = 2 * float(gap @ (x.mean(dim=0) - y.mean(dim=0)))
-        assert (float(of_x[row]) - linear) * n / (n - 1) == pytest.approx(slope - linear, rel=1e-5, abs=1e-6)
-    swapped = frechet_influence(y, x)
-    torch.testing.assert_close(swapped[1], of_x, rtol=1e-6, atol=1e-9)
 
 
 # --- extrapolation

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import math
+import statistics
 
 import pytest
 import torch
 from torch import Tensor
 
-from contrastive_i2v.evaluation.distribution import frechet_distance
 from contrastive_i2v.evaluation.results import Interval
 from contrastive_i2v.evaluation.statistics import (
     bootstrap,
-    bootstrap_frechet,
-    bootstrap_frechet_difference,
-    bootstrap_statistic,
     paired_bootstrap,
+    paired_difference,
     slope,
 )
 
@@ -80,19 +78,6 @@ def test_coverage_of_the_mean() -> None:
     assert 0.90 <= held / 300 <= 0.98
 
 
-def test_any_statistic_of_the_indices() -> None:
-    values = normal(200)
-    whole = bootstrap_statistic(200, lambda rows: float(values[rows].mean()), resamples=300, seed=4)
-    mean = bootstrap(values, resamples=300, seed=4)
-    assert (whole.value, whole.low, whole.high) == pytest.approx((mean.value, mean.low, mean.high), rel=1e-12)
-    spread = bootstrap_statistic(200, lambda rows: float(values[rows].std()), resamples=300)
-    assert spread.low < 1 < spread.high
-    assert spread.high - spread.low == pytest.approx(2 * 1.96 / 400**0.5, rel=0.3)
-    assert math.isnan(bootstrap_statistic(1, lambda rows: 2.0).low)
-    with pytest.raises(ValueError, match="count: expected at least 1 sample, got 0"):
-        bootstrap_statistic(0, lambda rows: 0.0)
-
-
 def test_pairing_cancels_what_both_find_hard() -> None:
     """Clips differ by 10, methods by 0.1: lost between unpaired intervals, plain in the paired one."""
     hard, noise = 10 * normal(60), 0.05 * normal(60, seed=1)
@@ -117,87 +102,19 @@ def test_slope_is_a_frame_and_over_clips() -> None:
         slope(curves[:, :1])
 
 
-# --- Frechet distance
+def test_paired_difference_is_students_interval() -> None:
+    found = paired_difference([1.0, 2.0, 3.0], [0.5, 1.0, 2.4])
+    half = 4.303 * statistics.stdev([0.5, 1.0, 0.6]) / math.sqrt(3)
+    assert (found.value, found.low, found.high) == pytest.approx((0.7, 0.7 - half, 0.7 + half))
+    alone = paired_difference([1.0], [0.0])
+    assert alone.value == 1 and math.isnan(alone.low) and math.isnan(alone.high)
+    many = paired_difference([0.0, 1.0] * 10, [0.0] * 20)
+    assert many.high - many.value == pytest.approx(2.262 * statistics.stdev([0.0, 1.0] * 10) / math.sqrt(20))
+    with pytest.raises(ValueError, match="2 and 1"):
+        paired_difference([1.0, 2.0], [1.0])
 
 
-def scaled(rows: int, dimension: int, seed: int, scale: float = 1.0, shift: float = 0.0) -> Tensor:
-    spread = torch.arange(1, dimension + 1, dtype=torch.float64) ** -0.5
-    return normal(rows, dimension, seed=seed) * spread * scale + shift
-
-
-@pytest.mark.parametrize(("rows", "dimension"), [(20, 48), (100, 8)], ids=["N < d", "N > d"])
-def test_the_interval_holds_the_expected_distance(rows: int, dimension: int) -> None:
-    """The expectation from 300 independent pairs; 95 % wanted."""
-
-    def drawn(seed: int) -> tuple[Tensor, Tensor]:
-        return scaled(rows, dimension, 2 * seed), scaled(rows, dimension, 2 * seed + 1, 1.3, 0.2)
-
-    expected = sum(frechet_distance(*drawn(seed)) for seed in range(300)) / 300
-    held = 0
-    for seed in range(300, 450):
-        found = bootstrap_frechet(*drawn(seed))
-        held += found.low <= expected <= found.high
-    assert 0.90 <= held / 150 <= 1.0
-
-
-def test_why_it_does_not_resample() -> None:
-    """Duplicates leave fewer distinct rows, so nearly every resample is further apart than the samples are."""
-    x, y = scaled(20, 48, 0), scaled(20, 48, 1)
-    resampled = bootstrap_statistic(20, lambda rows: frechet_distance(x[rows], y[rows]), resamples=200)
-    ours = bootstrap_frechet(x, y)
-    assert resampled.low > ours.low
-    assert (resampled.low + resampled.high) / 2 > ours.high
-
-
-def test_the_interval_is_about_the_distance_and_narrows_with_n() -> None:
-    small = bootstrap_frechet(scaled(60, 6, 0), scaled(60, 6, 1, shift=1.0))
-    large = bootstrap_frechet(scaled(960, 6, 0), scaled(960, 6, 1, shift=1.0))
-    assert small.low < small.value < small.high
-    assert small.value == frechet_distance(scaled(60, 6, 0), scaled(60, 6, 1, shift=1.0))
-    assert (large.high - large.low) / (small.high - small.low) == pytest.approx(1 / 4, rel=0.3)
-    same = bootstrap_frechet(scaled(60, 6, 0), scaled(60, 6, 1))
-    assert same.low >= 0
-
-
-def test_frames_of_a_clip_are_not_independent() -> None:
-    """Every row four times: as wide as with the clips alone, where four times the rows would halve it."""
-    x, y = scaled(80, 6, 0), scaled(80, 6, 1, shift=0.5)
-    copies = [one.repeat_interleave(4, dim=0) for one in (x, y)]
-    clips, blocks, rows = bootstrap_frechet(x, y), bootstrap_frechet(*copies, block=4), bootstrap_frechet(*copies)
-    assert (blocks.high - blocks.low) / (clips.high - clips.low) == pytest.approx(1, rel=0.03)
-    assert (rows.high - rows.low) / (clips.high - clips.low) == pytest.approx(0.5, rel=0.03)
-    with pytest.raises(ValueError, match="block: expected one that divides the 80 rows, got 3"):
-        bootstrap_frechet(x, y, block=3)
-
-
-def test_pairing_narrows_the_interval_of_a_constant_shift() -> None:
-    """y is x and a shift, clip by clip: the distance is |shift|^2 whatever clips are drawn."""
-    x = scaled(50, 6, 0)
-    found = bootstrap_frechet(x, x + 0.5, paired=True)
-    assert (found.low, found.high) == pytest.approx((1.5, 1.5), abs=1e-6)
-    apart = bootstrap_frechet(x, x + 0.5)
-    assert apart.high - apart.low > 1
-    with pytest.raises(ValueError, match=r"paired: expected the same number of clips everywhere, got \[50, 49\]"):
-        bootstrap_frechet(x, x[1:], paired=True)
-
-
-def test_the_difference_of_two_methods_is_surer_than_either() -> None:
-    """b repeats a's errors and adds a little; on the same clips that is plain, beside two separate intervals not."""
-    truth = scaled(100, 12, 0)
-    a = truth + 0.4 * normal(100, 12, seed=1) + 0.3
-    b = a + 0.1
-    found = bootstrap_frechet_difference(b, a, truth)
-    assert found.value == pytest.approx(frechet_distance(b, truth) - frechet_distance(a, truth))
-    assert 0 < found.low < found.high
-    of_a, of_b = bootstrap_frechet(a, truth), bootstrap_frechet(b, truth)
-    assert found.high - found.low < (of_b.high - of_b.low) / 2
-    assert of_a.high > of_b.low
-    back = bootstrap_frechet_difference(a, b, truth)
-    assert (back.low, back.high) == pytest.approx((-found.high, -found.low))
-
-
-def test_one_block_has_no_interval() -> None:
-    x, y = scaled(8, 4, 0), scaled(8, 4, 1)
-    found = bootstrap_frechet(x, y, block=8)
-    assert found.value == frechet_distance(x, y)
-    assert math.isnan(found.low) and math.isnan(found.high)
+def test_pairing_removes_noise_that_forms_share() -> None:
+    shared = [0.1, 0.9, 0.4, 0.6]
+    found = paired_difference(shared, [x + 0.01 for x in shared])
+    assert found.high < 0

@@ -7,7 +7,7 @@ All run without gradients, in eval mode, on the device of their weights, and ret
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -24,15 +24,12 @@ class ImageExtractor(Protocol):
         ...
 
 
+@runtime_checkable
 class Classifier(ImageExtractor, Protocol):
     """An image extractor with a classification head, as the Inception Score needs."""
 
-    def probabilities(self, frames: Tensor) -> Tensor:
-        """`[N, 3, H, W]` -> `[N, classes]`, rows summing to 1."""
-        ...
-
     def classify(self, features: Tensor) -> Tensor:
-        """`[N, d]` of this extractor -> `[N, classes]`, which spares a second pass."""
+        """`[N, d]` of this extractor -> `[N, classes]`, rows summing to 1."""
         ...
 
 

@@ -43,16 +43,6 @@ class ClusterMetrics:
         """`[N, F]`: 1 / rank; its mean is the mean reciprocal rank."""
         return 1 / self.rank
 
-    @property
-    def top1(self) -> Tensor:
-        """`[N, F]` bool: the own source is nearer than every other (a tie is a miss)."""
-        return self.rank == 1
-
-    @property
-    def median_rank(self) -> float:
-        """Median of `rank` over all predictions; the mean of the middle two."""
-        return float(self.rank.flatten().quantile(0.5))
-
 
 @torch.no_grad()
 def cluster_metrics(predicted: Tensor, source: Tensor, *, k: int | None = None) -> ClusterMetrics:

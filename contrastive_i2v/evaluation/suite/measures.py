@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from contrastive_i2v.evaluation.extractors.base import (
+    Classifier,
     FlowExtractor,
     ImageExtractor,
     TextImageExtractor,
@@ -109,10 +110,8 @@ def _fidelity(videos: Tensor, truth: Tensor, prompts: Sequence[str]) -> dict[str
 def _image(network: ImageExtractor) -> Callable[[Tensor, Tensor, Sequence[str]], Mapping[str, Tensor]]:
     def compute(videos: Tensor, truth: Tensor, prompts: Sequence[str]) -> Mapping[str, Tensor]:
         found = {"features": _by_frame(network, videos)}
-        if (classify := getattr(network, "classify", None)) is not None:  # the classes from the features at hand
-            found["probabilities"] = _by_frame(classify, found["features"])
-        elif (probabilities := getattr(network, "probabilities", None)) is not None:
-            found["probabilities"] = _by_frame(probabilities, videos)
+        if isinstance(network, Classifier):
+            found["probabilities"] = _by_frame(network.classify, found["features"])
         return found
 
     return compute

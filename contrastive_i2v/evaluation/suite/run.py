@@ -195,12 +195,12 @@ def _warnings(reference: ReferenceSet, networks: Networks) -> list[str]:
     if networks.clip is None:
         found.append(
             "CLIP scores and CLIPSIM are left out, and backgrounds are compared on the image extractor's features: no "
-            "CLIP was given. Download one, say openai/clip-vit-base-patch32, and give its folder as --clip."
+            "CLIP was given. Download one, say openai/clip-vit-base-patch32, and give its folder to evaluate --clip."
         )
     if networks.lpips is None:
-        found.append("LPIPS is left out: give --lpips alex, with the packages lpips and torchvision installed.")
+        found.append("LPIPS is left out: evaluate --lpips alex needs the packages lpips and torchvision.")
     if networks.latents is None:
-        found.append("Latent-space metrics are left out: give --latents MODEL, the model whose VAE encodes frames.")
+        found.append("Latent-space metrics are left out: evaluate --latents MODEL says whose VAE encodes frames.")
     stand_ins = {one.name: one.stands_in_for for one in _extractors(networks).values() if one.stands_in_for}
     for name, original in stand_ins.items():
         found.append(f"{name} stands in for {original}: no number on it compares with published ones.")

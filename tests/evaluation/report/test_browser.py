@@ -16,10 +16,12 @@ from contrastive_i2v.evaluation.results import (
     Difference,
     Evaluated,
     EvaluatedClip,
+    FormOverSeeds,
     Interval,
     LatentMap,
     Metric,
     Report,
+    SeedNumber,
 )
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
@@ -63,6 +65,15 @@ def evaluated(name: str, errors: list[float]) -> Evaluated:
     return Evaluated(name=name, kind="videos", provenance={}, metrics=[error], clips=clips, maps=maps)
 
 
+def over_seeds(form: str, verdict: str) -> FormOverSeeds:
+    gap = Interval(value=-0.01, low=-0.03, high=0.01)
+    numbers = [
+        SeedNumber(title=title, better="lower", values=[0.25, 0.3], truth=0.0, baseline=0.28, difference=gap)
+        for title in ("A number with a long title", "Another")
+    ]
+    return FormOverSeeds(form=form, seeds=[0, 1], numbers=numbers, verdict=verdict)
+
+
 @pytest.fixture(scope="module")
 def address(tmp_path_factory: pytest.TempPathFactory) -> str:
     folder = tmp_path_factory.mktemp("evaluation")
@@ -81,6 +92,7 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> str:
         extractors={},
         provenance={"data": "a/long/path" * 20},
         differences=[Difference(metric="error", a="mine", b="theirs", estimate=gap, better="neither")],
+        over_seeds=[over_seeds(name, verdict) for name, verdict in (("mine", ""), ("theirs", "not told apart"))],
         warnings=["few clips"],
     )
     page = folder / "report.html"

@@ -1,0 +1,128 @@
+"""What demo and experiment share: forms of the loss trained over seeds, and all of them measured in one report."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+from contrastive_i2v.cli.evaluate import PIXELS_AT_ONCE
+from contrastive_i2v.cli.evaluation_methods import Latents, build_method, load_reference
+from contrastive_i2v.cli.evaluation_options import SuiteOptions
+from contrastive_i2v.errors import InputError
+from contrastive_i2v.evaluation.extractors.loading import load_flow, load_image_extractor, load_video_extractor
+from contrastive_i2v.evaluation.results import Report, Training
+from contrastive_i2v.evaluation.suite import Networks, evaluate
+from contrastive_i2v.system import System, default_device
+from contrastive_i2v.training.config import TrainConfig, differences, load_config, save_config
+from contrastive_i2v.training.forms import BASELINE, FORMS
+from contrastive_i2v.training.trainer import Trainer, is_trained
+
+T = TypeVar("T")
+NATIVE_STEP = 5
+"""Native frames of the generated clips, 25 a second, between two of the model's, 5 a second."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training, as the report knows it."""
+
+    form: str
+    seed: int
+    folder: Path
+
+    @property
+    def name(self) -> str:
+        return f"{self.form}-seed{self.seed}"
+
+
+def check_forms(forms: Sequence[str], *others: str) -> None:
+    """Raises InputError for a form that isn't registered (nor one of `others`), for one named twice, and for none."""
+    if unknown := [form for form in forms if form not in (*FORMS, *others)]:
+        raise InputError(f"forms: {', '.join(unknown)} unknown; expected some of {', '.join((*others, *FORMS))}")
+    if not forms or len(set(forms)) < len(forms):
+        raise InputError(f"forms: expected one at least, and none twice, got {' '.join(forms) or 'none'}")
+
+
+def check_folder(options: Any, what: str, free: Collection[str]) -> None:
+    """Write the options to `output/WHAT.yaml`; InputError where the folder was made with others but for `free` ones."""
+    saved = options.output / f"{what}.yaml"
+    if saved.exists() and (changed := differences(load_config(type(options), saved), options, free=free)):
+        raise InputError(
+            f"{options.output}: holds a {what} of other options ({'; '.join(changed)}); give another --output, or "
+            "delete that folder"
+        )
+    try:
+        save_config(options, saved)
+    except OSError as error:
+        raise InputError(f"output: {options.output} can't be written ({error.strerror or error})") from error
+
+
+def train(config: TrainConfig, system: System | None = None) -> Path:
+    """Train, or go on, or leave a finished run as it is; returns the model's folder."""
+    if is_trained(config):
+        print(f"done before: {config.output / 'model'}")
+        return config.output / "model"
+    return Trainer(config, system).run()
+
+
+def available_networks(latents_of: str, warnings: list[str]) -> Networks:
+    """The networks that are installed; what is missing is added to `warnings`, and its metrics are left out."""
+
+    def load(what: str, extractor: Callable[..., T]) -> T | None:
+        try:
+            return extractor(device=str(default_device()))
+        except InputError as error:
+            warnings.append(f"{what} left out: {error}")
+            return None
+
+    return Networks(
+        image=load("FID, KID, Inception Score and consistency are", load_image_extractor),
+        video=load("FVD and KVD are", load_video_extractor),
+        flow=load("The dynamic degree is", load_flow),
+        latents=Latents(latents_of),
+    )
+
+
+def evaluate_runs(
+    options: SuiteOptions,
+    runs: Sequence[Run],
+    others: Mapping[str, Sequence[int]],
+    networks: Networks,
+    *,
+    title: str,
+    command: str,
+    about: dict[str, str],
+    warnings: list[str],
+    page: str = "report.html",
+) -> Report:
+    """Measure trained runs, and methods beside them, on the same clips.
+
+    Args:
+        runs: each is sampled with its training seed, so that a seed's methods share their sampling noise too.
+        others: [NAME=]SPEC of a method that wasn't trained here -> its sampling seeds.
+    """
+    specs = [f"{run.name}={run.folder}" for run in runs]
+    reference = load_reference(options, [*specs, *others])
+    seeds = {**{spec: (run.seed,) for spec, run in zip(specs, runs, strict=True)}, **others}
+    methods = [
+        replace(build_method(spec, options, reference, warnings), seeds=tuple(own)) for spec, own in seeds.items()
+    ]
+    losses = {f"loss of {form}": FORMS[form].about for form in dict.fromkeys(run.form for run in runs)}
+    return evaluate(
+        reference,
+        methods,
+        networks,
+        options.output,
+        title=title,
+        command=command,
+        batch_size=max(1, PIXELS_AT_ONCE // math.prod(reference.size)),
+        trainings={run.name: Training(form=run.form, seed=run.seed) for run in runs},
+        baseline=BASELINE,
+        umap=False,  # half a minute of one core to compile
+        page=page,
+        about={**losses, **about},
+        warnings=warnings,
+    )
