@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from contrastive_i2v.diffusion import NoiseSchedule
 from contrastive_i2v.errors import InputError
-from contrastive_i2v.losses.displacement import subtract_from_x0
 from contrastive_i2v.losses.weighting import min_snr_weights
 from contrastive_i2v.ops import contrastive_diffusion_loss
 
@@ -111,7 +110,6 @@ class ContrastiveDiffusionLoss(nn.Module):
         groups: Tensor | None = None,
         bank_groups: Mapping[str, Tensor] | None = None,
         has_condition: Tensor | None = None,
-        origins: Tensor | None = None,
     ) -> DiffusionLossOutput:
         """Loss of one batch.
 
@@ -128,9 +126,6 @@ class ContrastiveDiffusionLoss(nn.Module):
                 are left out of a query's cross entropy: they are no negatives.
             bank_groups: name -> int64 [N]. A bank of B rows without an entry takes `groups`.
             has_condition: bool [B]; False (condition dropped) leaves the query without a positive in "input".
-            origins: [B, *latent] scaled latents; the contrastive terms then take x0_i - origin_i in place of
-                x0_i, and the banks hold displacements: each row a clean latent minus the origin of its own clip.
-                With the input frame's latent as origin, they compare where things move, not what is shown.
 
         Raises:
             InputError: a configured bank is missing, or its groups can't be told.
@@ -145,10 +140,6 @@ class ContrastiveDiffusionLoss(nn.Module):
         if self.min_snr_gamma is not None:
             mse_weights = min_snr_weights(self.schedule, timesteps, self.min_snr_gamma)
         target = self.schedule.target(clean_latents, noise, timesteps)
-        if origins is not None:
-            prediction, noisy_latents, target = subtract_from_x0(
-                origins, prediction, noisy_latents, target, c_skip, c_out
-            )
         out = contrastive_diffusion_loss(
             prediction,
             noisy_latents,
@@ -180,7 +171,6 @@ class ContrastiveDiffusionLoss(nn.Module):
         groups: Tensor | None = None,
         bank_groups: Mapping[str, Tensor] | None = None,
         has_condition: Tensor | None = None,
-        origins: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """For each bank, the share of queries whose positive has a larger logit than every negative.
 
@@ -193,8 +183,6 @@ class ContrastiveDiffusionLoss(nn.Module):
         marks = self._groups(tensors, groups, bank_groups)
         c_skip, c_out = self.schedule.coefficients(timesteps)
         x0 = c_skip[:, None] * noisy_latents.flatten(1).float() + c_out[:, None] * prediction.flatten(1).float()
-        if origins is not None:
-            x0 = x0 - origins.flatten(1).float()
         accuracy = {}
         for k, (name, bank) in enumerate(zip(self.banks, tensors, strict=True)):
             candidates = bank.flatten(1).float()  # [N, D]

@@ -6,11 +6,10 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from contrastive_i2v.errors import InputError
 from contrastive_i2v.losses import MemoryBank, gather_bank
-from contrastive_i2v.losses.memory_bank import NO_GROUP
 from contrastive_i2v.training.config import LossConfig
 from contrastive_i2v.training.inputs import LossRows
 
@@ -19,9 +18,7 @@ class CandidateBanks(nn.Module):
     """From a batch to the bank arguments of the loss.
 
     One process without a memory passes its latents on as they are. Several gather theirs, in bfloat16. The memory
-    takes in what was gathered, so it is the same in every process and one of them can save it. With displacement every
-    candidate is taken relative to its own input frame. Hard negatives, made from the query's own latents, come last and
-    belong to no group, so `false_negatives` doesn't leave them out; they are neither gathered nor remembered.
+    takes in what was gathered, so it is the same in every process and one of them can save it.
 
     Raises InputError where the memory can't be filled alike everywhere, or is smaller than one batch of all processes.
     """
@@ -39,8 +36,6 @@ class CandidateBanks(nn.Module):
         super().__init__()
         self.names = list(names)
         self.false_negatives = config.false_negatives
-        self.displacement = config.displacement
-        self.hard_negatives = config.hard_negatives if "target" in self.names else ()
         self.sizes = [rows] * processes
         self.gather = config.gather and processes > 1
         size, everyones = config.memory_bank, rows * processes
@@ -55,26 +50,15 @@ class CandidateBanks(nn.Module):
             )
         banks = {name: MemoryBank(size, latent_shape, device=device) for name in self.names if size}
         self.memory = nn.ModuleDict(banks)
+        self.pending: list[tuple[str, Tensor, Tensor | None]] = []
 
     def forward(self, rows: LossRows) -> dict[str, Any]:
         """The arguments of `ContrastiveDiffusionLoss` that say what to contrast with: `banks`, `groups`, and where they
-        are needed `positives`, `bank_groups` and `origins`. The memory then takes the batch in."""
-        candidates = self._candidates(rows)
-        if self.hard_negatives:
-            self._append_hard_negatives(candidates, rows)
-        if self.displacement:
-            candidates["origins"] = rows.banks["input"]
-        return candidates
-
-    def _candidates(self, rows: LossRows) -> dict[str, Any]:
-        """The latents of all processes and of past batches."""
+        are needed `positives` and `bank_groups`."""
         groups = everyones = rows.groups if self.false_negatives else None
-        own = rows.banks
-        if self.displacement:
-            own = own | {"target": own["target"] - own["input"]}
         if not self.gather and not self.memory:
-            return {"banks": own, "groups": groups}
-        banks = {name: own[name] for name in self.names}
+            return {"banks": rows.banks, "groups": groups}
+        banks = {name: rows.banks[name] for name in self.names}
         positives, bank_groups = {}, {}
         for number, name in enumerate(self.names):
             if self.gather:
@@ -82,24 +66,17 @@ class CandidateBanks(nn.Module):
                 banks[name], positives[name] = bank.latents, bank.positives
                 everyones = bank.groups if number == 0 else everyones
             if name in self.memory:
-                past, latents = self.memory[name], banks[name]
-                banks[name], bank_groups[name] = past.candidates(latents, everyones)  # type: ignore[operator]
-                if bool(banks[name][: len(latents)].isfinite().all()):  # else this step is skipped
-                    past.enqueue(latents, everyones)  # type: ignore[operator]
+                self.pending.append((name, banks[name], everyones))
+                banks[name], bank_groups[name] = self.memory[name].candidates(banks[name], everyones)  # type: ignore[operator]
             else:
                 bank_groups[name] = everyones
         marked = {} if groups is None else {"bank_groups": bank_groups}
         return {"banks": banks, "groups": groups, "positives": positives, **marked}
 
-    def _append_hard_negatives(self, candidates: dict[str, Any], rows: LossRows) -> None:
-        target, source = rows.banks["target"], rows.banks["input"]
-        origin = source if self.displacement else torch.zeros_like(source)
-        latents = {"input": source, "drift": target + rows.drift}
-        hard = torch.cat([latents[name] - origin for name in self.hard_negatives])  # [negatives * rows, *latent]
-        bank = candidates["banks"]["target"]
-        candidates["banks"] = candidates["banks"] | {"target": torch.cat([bank, hard.to(bank.dtype)])}
-        if candidates["groups"] is not None:
-            marks = candidates.get("bank_groups", {})
-            mark = marks.get("target", candidates["groups"])
-            nobody = mark.new_full((len(hard),), NO_GROUP)
-            candidates["bank_groups"] = marks | {"target": torch.cat([mark, nobody])}
+    def remember(self) -> None:
+        """Let the memory take in the batches since the last call, but for latents that aren't finite. Waits for the
+        device, so a step does it once, at its end."""
+        for name, latents, groups in self.pending:
+            if bool(latents.isfinite().all()):
+                self.memory[name].enqueue(latents, groups)  # type: ignore[operator]
+        self.pending.clear()

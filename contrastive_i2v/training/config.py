@@ -61,11 +61,6 @@ class LossConfig:
     """Leave other rows of the same video out of the negatives."""
     rows: Literal["frame", "clip"] = "frame"
     """What is contrasted: every generated frame of a window for itself, or all of them together."""
-    displacement: bool = False
-    """Contrast x0 minus the input frame with the other rows' displacements: where things move, not what is shown."""
-    hard_negatives: tuple[Literal["input", "drift"], ...] = ()
-    """More candidates of the target bank, from each row itself: input = the input frame (what a frozen video shows),
-    drift = the target with the condition's noise (what a model that copies its input's errors shows)."""
     gather: bool = True
     """With several processes, contrast with the latents of all of them (rounded to bfloat16)."""
     memory_bank: int = 0
@@ -74,11 +69,6 @@ class LossConfig:
     def __post_init__(self) -> None:
         if self.memory_bank < 0:
             raise InputError(f"memory_bank: expected at least 0, got {self.memory_bank}")
-        if self.displacement and (self.input_weight != 0 or "input" in self.hard_negatives):
-            raise InputError(
-                "displacement: the input frame's own displacement is 0; expected --loss.input-weight 0 and no "
-                "hard negative input with it"
-            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -187,10 +177,6 @@ class TrainConfig:
             raise InputError(f"conditioning_dropout: expected 0 to 1/3, got {self.conditioning_dropout}")
         if not 0 <= self.condition_noise < math.inf:
             raise InputError(f"condition_noise: expected a number >= 0, got {self.condition_noise}")
-        if "drift" in self.loss.hard_negatives and self.condition_noise == 0:
-            raise InputError(
-                "loss.hard_negatives: drift is the target with the condition's noise; expected condition_noise > 0"
-            )
         if not 0 <= self.ema_decay < 1:
             raise InputError(f"ema_decay: expected 0 <= decay < 1, got {self.ema_decay}")
 

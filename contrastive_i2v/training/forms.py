@@ -46,16 +46,6 @@ FORMS: dict[str, Form] = {
     "same-clip-negatives": Form(
         loss=replace(_DEFAULT, false_negatives=False), about="other pairs of the same clip stay negatives"
     ),
-    "input-negative": Form(
-        loss=replace(_DEFAULT, gate="none", hard_negatives=("input",)), about="repelled from the input frame"
-    ),
-    "displacement": Form(
-        loss=replace(_DEFAULT, gate="none", displacement=True), about="contrast of x0 minus the input frame"
-    ),
-    "drift-negative": Form(
-        loss=replace(_DEFAULT, gate="none", hard_negatives=("drift",)),
-        about="repelled from the target that carries the condition's noise on",
-    ),
     "pull": Form(
         loss=replace(_DEFAULT, input_weight=0.3, temperature=1.0, gate="none"),
         about="cosines at temperature 1 to the target and, for coherence, the input frame, every timestep",

@@ -27,7 +27,6 @@ class Inputs:
     condition: Condition
     has_condition: Tensor  # bool [B]
     source_latents: Tensor  # [B, C, h, w], the last given frame, without noise
-    drift: Tensor  # [B, C, h, w], what was added to it as the network sees it; zero without condition noise
     groups: Tensor  # int64 [B]
 
 
@@ -41,7 +40,6 @@ class LossRows:
     noise: Tensor  # [rows, *latent]
     has_condition: Tensor  # bool [rows]
     banks: dict[str, Tensor]  # name -> [rows, *latent]
-    drift: Tensor  # [rows, *latent]
     groups: Tensor  # int64 [rows]
 
 
@@ -80,12 +78,11 @@ def make_inputs(
     drawn = _send(drawn, device)
     r = _send(torch.rand(size, generator=generator), device)
     no_text, no_image = r < 2 * p, (r >= p) & (r < 3 * p)
-    source = codec.normalize(given[:, -1])
-    drift, level = torch.zeros_like(source), None
+    source, level = codec.normalize(given[:, -1]), None
     if condition_noise > 0:
         amount = condition_noise * torch.rand(size, 1, 1, 1, 1, generator=generator)
-        added = _send(amount * draw(given.shape, generator), device)
-        given, drift, level = given + added / codec.scale, added[:, -1], _send(amount.flatten(), device)
+        given = given + _send(amount * draw(given.shape, generator), device) / codec.scale
+        level = _send(amount.flatten(), device)
     present = _pick(batch.present, given_rows)
     condition = system.condition(given, batch.text, present=present, fps=batch.fps, noise_level=level)
     return Inputs(
@@ -96,7 +93,6 @@ def make_inputs(
         condition=system.drop(condition, image=no_image, text=no_text),
         has_condition=~no_image,
         source_latents=source,
-        drift=drift,
         groups=batch.group,
     )
 
@@ -123,18 +119,13 @@ def loss_rows(inputs: Inputs, rows: Literal["frame", "clip"]) -> LossRows:
         """`[B]`"""
         return values.repeat_interleave(count) if rows == "frame" else values
 
-    def beside(latents: Tensor) -> Tensor:
-        """`[B, C, h, w]`"""
-        return of_frames(latents[:, None].expand(-1, count, -1, -1, -1))
-
-    clean = of_frames(inputs.clean_latents)
+    clean, source = of_frames(inputs.clean_latents), inputs.source_latents[:, None]
     return LossRows(
         noisy_latents=of_frames(inputs.noisy_latents),
         timesteps=of_windows(inputs.timesteps),
         clean_latents=clean,
         noise=of_frames(inputs.noise),
         has_condition=of_windows(inputs.has_condition),
-        banks={"target": clean, "input": beside(inputs.source_latents)},
-        drift=beside(inputs.drift),
+        banks={"target": clean, "input": of_frames(source.expand(-1, count, -1, -1, -1))},
         groups=of_windows(inputs.groups),
     )

@@ -139,6 +139,7 @@ class Trainer:
         if finite or self.accelerator.scaler is not None:  # the scaler must see the infinity, and skips by itself
             optimizer.step()
         optimizer.zero_grad(set_to_none=True)
+        self.candidates.remember()
         if state.ema and finite:
             state.ema.step(state.trainable)
         state.nonfinite_in_a_row = 0 if finite else state.nonfinite_in_a_row + 1

@@ -133,34 +133,6 @@ def test_definition(prediction_type: str, recipe: str) -> None:
     assert not out.mse.requires_grad and not any(v.requires_grad for v in out.contrastive.values())
 
 
-@pytest.mark.parametrize("prediction_type", TYPES)
-def test_origins_turn_latents_into_displacements(prediction_type: str) -> None:
-    loss = ContrastiveDiffusionLoss(_config(prediction_type), banks={"target": 0.7})
-    batch = _batch(loss.schedule)
-    source, clean = batch["banks"]["input"], batch["clean_latents"]
-    batch["banks"] = {"target": torch.cat([clean - source, 0.3 * source])}  # six more candidates, of no query
-    column = (-1, 1, 1, 1)
-    c_skip, c_out = (c.double().view(column) for c in loss.schedule.coefficients(batch["timesteps"]))
-    x0 = c_skip * batch["noisy_latents"].double() + c_out * batch["prediction"].double() - source.double()
-    cosines = torch.nn.functional.cosine_similarity(
-        x0.flatten(1)[:, None], batch["banks"]["target"].double().flatten(1)[None], dim=2
-    )
-    entropies = torch.nn.functional.cross_entropy(cosines / 0.07, torch.arange(SHAPE[0]), reduction="none")
-    entropy = (loss.schedule.signal(batch["timesteps"]).double() * entropies).mean()
-    target = loss.schedule.target(clean, batch["noise"], batch["timesteps"])
-    mse = (batch["prediction"].double() - target.double()).square().mean()
-    (expected,) = torch.autograd.grad(mse + 0.7 * entropy, batch["prediction"])
-
-    out = loss(**batch, origins=source)
-    torch.testing.assert_close(out.contrastive["target"].double(), entropy.detach(), rtol=2e-5, atol=1e-6)
-    torch.testing.assert_close(out.mse.double(), mse.detach(), rtol=1e-5, atol=1e-7)
-    torch.testing.assert_close(torch.autograd.grad(out.loss, batch["prediction"])[0], expected, rtol=2e-4, atol=1e-6)
-    hits = (cosines.argmax(1) == torch.arange(SHAPE[0])).float().mean()
-    torch.testing.assert_close(loss.retrieval_accuracy(**_query(batch), origins=source)["target"], hits)
-    with pytest.raises(ValueError, match=r"origins is \[1, 4, 3, 5\]"):
-        loss(**batch, origins=source[:1])
-
-
 def test_baseline_is_the_plain_diffusion_loss() -> None:
     loss = ContrastiveDiffusionLoss(_config("epsilon"), banks={})
     batch = _batch(loss.schedule)

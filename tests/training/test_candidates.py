@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 
 from contrastive_i2v.errors import InputError
-from contrastive_i2v.losses.memory_bank import NO_GROUP
 from contrastive_i2v.training.candidates import CandidateBanks
 from contrastive_i2v.training.config import LossConfig
 from contrastive_i2v.training.inputs import LossRows
@@ -28,7 +26,6 @@ def batch(start: int) -> LossRows:
         noise=latents,
         has_condition=has_condition,
         banks=banks,
-        drift=latents,
         groups=groups,
     )
 
@@ -53,32 +50,10 @@ def test_past_latents_follow_the_batch_with_their_groups() -> None:
         assert out["banks"]["input"][:, 0, 0, 0].tolist() == [-row for row in rows]
         assert out["bank_groups"]["target"].tolist() == out["bank_groups"]["input"].tolist() == rows
         assert out["groups"].tolist() == rows[:3] and out["positives"] == {}
+        assert len(banks.memory["target"]) == len(past)  # remembered when the step is over
+        banks.remember()
     banks = build(LossConfig(memory_bank=4, false_negatives=False))
     assert banks(batch(0))["groups"] is None and "bank_groups" not in banks(batch(1))
-
-
-def test_hard_negatives_come_last_and_are_left_out_for_nobody() -> None:
-    inputs = batch(1)  # targets 1, 2, 3; inputs -1, -2, -3; drift 1, 2, 3
-    config = LossConfig(hard_negatives=("input", "drift"))
-    out = build(config)(inputs)
-    assert out["banks"]["target"][:, 0, 0, 0].tolist() == [1, 2, 3, -1, -2, -3, 2, 4, 6]
-    assert out["banks"]["input"] is inputs.banks["input"]
-    assert out["bank_groups"]["target"].tolist() == [1, 2, 3] + [NO_GROUP] * 6
-    banks = build(replace(config, memory_bank=4))
-    banks(inputs)
-    assert banks(batch(1))["banks"]["target"][:, 0, 0, 0].tolist() == [1, 2, 3, 1, 2, 3, -1, -2, -3, 2, 4, 6]
-    out = build(replace(config, false_negatives=False))(inputs)
-    assert out["groups"] is None and "bank_groups" not in out
-
-
-def test_displacements_are_from_each_rows_own_input() -> None:
-    inputs = batch(1)
-    out = build(LossConfig(displacement=True, hard_negatives=("drift",)))(inputs)
-    assert out["banks"]["target"][:, 0, 0, 0].tolist() == [2, 4, 6, 3, 6, 9]
-    assert out["origins"] is inputs.banks["input"]
-    banks = build(LossConfig(displacement=True, memory_bank=3))
-    banks(batch(10))
-    assert banks(inputs)["banks"]["target"][:, 0, 0, 0].tolist() == [2, 4, 6, 20, 22, 24]
 
 
 def test_what_is_not_finite_is_not_remembered() -> None:
@@ -86,6 +61,7 @@ def test_what_is_not_finite_is_not_remembered() -> None:
     inputs = batch(0)
     inputs.banks["target"] = torch.full((3, *SHAPE), torch.nan)
     banks(inputs)
+    banks.remember()
     assert len(banks.memory["target"]) == 0 and len(banks.memory["input"]) == 3
 
 

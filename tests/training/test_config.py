@@ -65,17 +65,9 @@ def test_the_baseline_differs_from_the_contrastive_recipe_in_the_loss_alone() ->
     ("make", "message"),
     [
         (lambda: TrainConfig(condition_noise=-1.0), "condition_noise: expected a number >= 0, got -1.0"),
-        (lambda: TrainConfig(loss=LossConfig(hard_negatives=("drift",))), "expected condition_noise > 0"),
-        (lambda: LossConfig(displacement=True, input_weight=0.1), "the input frame's own displacement is 0"),
-        (lambda: LossConfig(displacement=True, hard_negatives=("input",)), "no hard negative input"),
+        (lambda: LossConfig(memory_bank=-1), "memory_bank: expected at least 0, got -1"),
     ],
 )
-def test_settings_that_contradict_each_other(make: Callable[[], object], message: str) -> None:
+def test_settings_out_of_range(make: Callable[[], object], message: str) -> None:
     with pytest.raises(InputError, match=message):
         make()
-
-
-def test_hard_negatives_survive_the_file(tmp_path: Path) -> None:
-    config = TrainConfig(condition_noise=0.5, loss=LossConfig(hard_negatives=("input", "drift")))
-    save_config(config, tmp_path / "config.yaml")
-    assert load_config(TrainConfig, tmp_path / "config.yaml") == config

@@ -62,7 +62,6 @@ def test_what_a_system_is_told_in_training(train_config: TrainConfig) -> None:
         added = codec.normalize(seen[:, start : start + 4] - means[:, place])
         strength = added.flatten(1).std(dim=1)
         torch.testing.assert_close(strength, level, rtol=0.25, atol=0.01)  # of 256 normal numbers
-    torch.testing.assert_close(codec.normalize(seen[:, :4]) - inputs.source_latents, inputs.drift, rtol=0, atol=1e-5)
     assert not bool(batch.present.all())  # some windows begin before their clip
     for start, place in ((8, 2), (13, 1)):
         mask = seen[:, start]
@@ -144,7 +143,6 @@ def made(size: int, count: int) -> Inputs:
         condition={},
         has_condition=torch.rand(size) < 0.5,
         source_latents=latents(size),
-        drift=latents(size),
         groups=torch.arange(size) // 2,
     )
 
@@ -161,7 +159,6 @@ def test_a_row_a_generated_frame() -> None:
             assert getattr(rows, name)[row] == getattr(inputs, name)[window], name
         assert torch.equal(rows.banks["target"][row], inputs.clean_latents[window, frame])
         assert torch.equal(rows.banks["input"][row], inputs.source_latents[window])
-        assert torch.equal(rows.drift[row], inputs.drift[window])
 
 
 def test_a_row_a_clip() -> None:
@@ -170,10 +167,9 @@ def test_a_row_a_clip() -> None:
     for name in ("noisy_latents", "clean_latents", "noise", "timesteps", "has_condition", "groups"):
         assert torch.equal(getattr(rows, name), getattr(inputs, name)), name
     assert torch.equal(rows.banks["target"], inputs.clean_latents)
-    for name, value in (("input", rows.banks["input"]), ("drift", rows.drift)):
-        source = inputs.source_latents if name == "input" else inputs.drift
-        assert value.shape == (3, 2, 4, 2, 2), name
-        assert all(torch.equal(value[window, frame], source[window]) for window in range(3) for frame in range(2)), name
+    source = rows.banks["input"]
+    assert source.shape == (3, 2, 4, 2, 2)
+    assert all(torch.equal(source[i, frame], inputs.source_latents[i]) for i in range(3) for frame in range(2))
 
 
 def cross_entropy_by_hand(
@@ -223,6 +219,7 @@ def test_windows_are_contrasted_with_a_memory(train_config: TrainConfig, rows: L
         assert float(value.detach()) == pytest.approx(float(mse) + 0.2 * expected, rel=1e-4)
         value.backward()  # type: ignore[no-untyped-call]
         assert prediction.grad is not None and prediction.grad.shape == (4, 3, 4, 8, 8)
+        trainer.candidates.remember()
         past = torch.cat([past, targets])[-30:]
         past_groups = [*past_groups, *groups][-30:]
 

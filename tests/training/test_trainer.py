@@ -225,8 +225,8 @@ def test_a_cut_last_line_and_later_rows_leave_the_log_on_resume(tmp_path: Path) 
     assert [row["loss"] for row in read_log(tmp_path / "log.jsonl")] == [1.0, 2.0, 30.0]
 
 
-def test_displacements_and_drift_reach_the_loss(train_config: TrainConfig) -> None:
-    loss = LossConfig(displacement=True, hard_negatives=("drift",), gate="none", false_negatives=False)
+def test_a_step_contrasts_with_the_batch_s_targets(train_config: TrainConfig) -> None:
+    loss = LossConfig(gate="none", false_negatives=False)
     trainer = Trainer(replace(train_config, condition_noise=0.5, loss=loss))
     loader = build_loader(trainer.dataset, trainer.config, trainer.accelerator, step=0)
     inputs = trainer._inputs(next(iter(loader)), 0)
@@ -235,12 +235,9 @@ def test_displacements_and_drift_reach_the_loss(train_config: TrainConfig) -> No
 
     abar = trainer.loss.schedule.alphas_cumprod[inputs.timesteps][:, None, None, None, None]
     x0 = (inputs.noisy_latents - (1 - abar).sqrt() * prediction) / abar.sqrt()  # the random model predicts noise
-    source, target, drift = inputs.source_latents[:, None], inputs.clean_latents, inputs.drift[:, None]
-    assert torch.equal(loss_rows(inputs, "frame").banks["input"], source[:, 0])
-    shown = torch.cat([target - source, target + drift - source]).double().flatten(1)
-    moved = (x0 - source).double().flatten(1)
-    logits = torch.nn.functional.cosine_similarity(moved[:, None], shown[None], dim=2) / 0.07
+    assert torch.equal(loss_rows(inputs, "frame").banks["input"], inputs.source_latents)
+    found, shown = (latents.double().flatten(1) for latents in (x0, inputs.clean_latents))
+    logits = torch.nn.functional.cosine_similarity(found[:, None], shown[None], dim=2) / 0.07
     expected = torch.nn.functional.cross_entropy(logits, torch.arange(len(logits)))
     assert trainer.system.scheduler.config.prediction_type == "epsilon"
     assert values["contrastive/target"] == pytest.approx(float(expected), rel=1e-4)
-    assert float(inputs.drift.abs().amax(dim=(1, 2, 3)).min()) > 0
