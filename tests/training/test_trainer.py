@@ -181,6 +181,7 @@ def test_too_many_nonfinite_gradients_stop_the_run_with_advice(
     train_config: TrainConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     poison(monkeypatch, lambda step: step >= 3)
+    assert not issubclass(DivergedError, InputError)  # whoever catches bad input doesn't catch this
     with pytest.raises(DivergedError, match="3 steps in a row.*learning-rate"):
         Trainer(replace(train_config, max_nonfinite_steps=3)).run()
     saved = load_checkpoint(list_checkpoints(train_config.output / "checkpoints")[0])[0]
