@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,13 +13,12 @@ import torch
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError
 
 from contrastive_i2v.errors import InputError
+from contrastive_i2v.models.instruct_pix2pix import InstructPix2Pix
 from contrastive_i2v.models.loading import locate
 from contrastive_i2v.system import DESCRIPTION, Description, System, SystemConfig, default_device
 
-SYSTEMS: dict[str, str | type[System]] = {
-    "instruct-pix2pix": "contrastive_i2v.models.instruct_pix2pix:InstructPix2Pix",
-}
-"""Kind -> the system's class, or where it is. The first one that opens a folder without a `system.json` takes it."""
+SYSTEMS: dict[str, type[System]] = {"instruct-pix2pix": InstructPix2Pix}
+"""Kind -> the system's class. The first one that opens a folder without a `system.json` takes it."""
 
 
 def load_system(
@@ -48,9 +46,8 @@ def load_system(
     kind = config.kind if config else saved.system.kind if saved else _opens(Path(source)) or next(iter(SYSTEMS))
     if saved and saved.system.kind != kind:
         raise InputError(f"model {str(name)!r} is of kind {saved.system.kind}; expected {kind}: give another --model")
-    cls = system_class(kind)
-    wanted = config or (saved.system if saved else config_class(kind)())
-    system = cls.load(source, wanted, saved.system if saved else None)
+    wanted = config or (saved.system if saved else SYSTEMS[kind].Config())
+    system = SYSTEMS[kind].load(source, wanted, saved.system if saved else None)
     if saved:
         system.sampler = saved.sampler
         system.size = saved.size or system.size
@@ -58,30 +55,15 @@ def load_system(
     return system.to(default_device() if device is None else device, dtype)
 
 
-def system_class(kind: str) -> type[System]:
-    """The class of a kind. Raises InputError for one that isn't registered."""
-    if kind not in SYSTEMS:
-        raise InputError(f"system kind {kind!r} is unknown; expected one of {', '.join(SYSTEMS)}")
-    entry = SYSTEMS[kind]
-    if isinstance(entry, str):
-        module, _, name = entry.partition(":")
-        entry = SYSTEMS[kind] = getattr(importlib.import_module(module), name)
-    return entry
-
-
-def config_class(kind: str) -> type[SystemConfig]:
-    """The class of a kind's options."""
-    return system_class(kind).Config
-
-
 def parse_config(values: Any) -> SystemConfig:
     """The options of a mapping with a `kind`, as config.yaml and system.json hold them. Raises InputError."""
     if isinstance(values, SystemConfig):
         return values
-    if not isinstance(values, Mapping) or not isinstance(values.get("kind"), str):
-        raise InputError(f"system: expected a mapping with a kind ({', '.join(SYSTEMS)}), got {values!r}")
+    kind = values.get("kind") if isinstance(values, Mapping) else None
+    if kind not in SYSTEMS:
+        raise InputError(f"system kind {kind!r} is unknown; expected one of {', '.join(SYSTEMS)}")
     try:
-        return dacite.from_dict(config_class(values["kind"]), values, dacite.Config(strict=True, cast=[tuple, float]))
+        return dacite.from_dict(SYSTEMS[kind].Config, values, dacite.Config(strict=True, cast=[tuple, float]))
     except dacite.DaciteError as error:
         raise InputError(f"system: {error}") from error
 
@@ -114,7 +96,7 @@ def opening_kind(folder: Path) -> str | None:
 
 
 def _opens(folder: Path) -> str | None:
-    return next((kind for kind in SYSTEMS if system_class(kind).opens(folder)), None)
+    return next((kind for kind in SYSTEMS if SYSTEMS[kind].opens(folder)), None)
 
 
-__all__ = ["SYSTEMS", "load_system", "opening_kind", "parse_config", "read_description", "system_class"]
+__all__ = ["SYSTEMS", "load_system", "opening_kind", "parse_config", "read_description"]
