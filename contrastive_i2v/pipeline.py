@@ -35,7 +35,7 @@ class ImageToVideoOutput:
 class ImageToVideoPipeline:
     """Videos from still images and prompts, by any system of this library.
 
-    pipeline = ImageToVideoPipeline.from_pretrained("runs/mine/model", torch_dtype=torch.float16).to("cuda")
+    pipeline = ImageToVideoPipeline.from_pretrained("runs/mine/model", dtype=torch.float16).to("cuda")
     frames = pipeline(image=Image.open("photo.jpg"), prompt="waves roll in", num_frames=16).frames[0]
     diffusers.utils.export_to_video(frames, "waves.mp4", fps=5)
     """
@@ -46,9 +46,9 @@ class ImageToVideoPipeline:
         self._progress: dict[str, Any] = {}
 
     @classmethod
-    def from_pretrained(cls, name: str | Path, *, torch_dtype: torch.dtype = torch.float32) -> ImageToVideoPipeline:
+    def from_pretrained(cls, name: str | Path, *, dtype: torch.dtype = torch.float32) -> ImageToVideoPipeline:
         """Open "tiny", a folder that training wrote, a diffusers folder or a hub id, on the CPU. Raises InputError."""
-        return cls(load_system(name, device="cpu", dtype=torch_dtype))
+        return cls(load_system(name, device="cpu", dtype=dtype))
 
     @property
     def scheduler(self) -> Any:

@@ -114,7 +114,7 @@ def test_another_scheduler(pipeline_folder: Path, image: Image.Image) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision(pipeline_folder: Path, pipeline: ImageToVideoPipeline, image: Image.Image, dtype: Any) -> None:
-    half = ImageToVideoPipeline.from_pretrained(pipeline_folder, torch_dtype=dtype)
+    half = ImageToVideoPipeline.from_pretrained(pipeline_folder, dtype=dtype)
     half.set_progress_bar_config(disable=True)
     assert {p.dtype for part in half.system.parts().values() for p in part.parameters()} == {dtype}
     made, whole = (call(one, image, output_type="np") for one in (half, pipeline))

@@ -64,7 +64,7 @@ def run(arguments: Sequence[str]) -> None:
     images = [_first_frame(image) for image, _ in jobs]  # what is wrong with one is said before any work
     from contrastive_i2v.pipeline import ImageToVideoPipeline  # takes seconds
 
-    pipeline = ImageToVideoPipeline.from_pretrained(options.model, torch_dtype=getattr(torch, options.dtype))
+    pipeline = ImageToVideoPipeline.from_pretrained(options.model, dtype=getattr(torch, options.dtype))
     pipeline.to(default_device()).set_progress_bar_config(disable=True)
     if options.scheduler != "model":
         import diffusers
