@@ -61,6 +61,7 @@ def test_the_report_holds_every_method_and_agrees_with_the_clips(folder: Path) -
     errors = values(report, "frame_mse")
     assert errors["first-frame"] == pytest.approx(gap[:, 1:].square().mean(dim=(1, 2, 3, 4)).tolist(), abs=1e-6)
     assert all(min(errors[name]) > 0 for name in ("contrastive-seed0", "baseline-seed0", "no-fine-tuning"))
+    assert {one.method for method in report.methods for one in method.maps} == {"PCA"}  # UMAP would take half a minute
     assert [(one.form, one.seeds) for one in report.over_seeds] == [
         ("baseline", [0]),
         ("contrastive", [0]),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -83,6 +84,13 @@ def test_only_seeds_that_both_have_are_compared() -> None:
 )
 def test_verdict(last: list[float], fvd: list[float], motion: float, expected: str) -> None:
     assert over_seeds(methods(last, fvd, motion), "baseline")[1].verdict == expected
+
+
+def test_no_verdict_without_the_video_distance() -> None:
+    bare = [replace(one, metrics=[m for m in one.metrics if m.name != "fvd"]) for one in methods()]
+    ours = over_seeds(bare, "baseline")[1]
+    assert ours.verdict == "" and ours.numbers[2].is_apart
+    assert "Nothing here says what the loss does" in build_page(report(bare), Path("."))
 
 
 def report(evaluated: list[Evaluated]) -> Report:

@@ -30,9 +30,8 @@ def over_seeds(methods: Sequence[Evaluated], baseline: str) -> list[FormOverSeed
     found = []
     for form in ordered:
         ours = {seed: numbers[method.name] for seed, method in runs[form].items()}
-        theirs = (
-            {seed: numbers[method.name] for seed, method in runs.get(baseline, {}).items()} if form != baseline else {}
-        )
+        held_against = {} if form == baseline else runs.get(baseline, {})
+        theirs = {seed: numbers[method.name] for seed, method in held_against.items()}
         compared = {key: _over_seeds(key, ours, theirs) for key in shared}
         found.append(
             FormOverSeeds(form=form, seeds=list(ours), numbers=list(compared.values()), verdict=_verdict(compared))
@@ -82,13 +81,13 @@ def _over_seeds(key: str, ours: Numbers, theirs: Numbers) -> SeedNumber:
 
 
 def _verdict(numbers: Mapping[str, SeedNumber]) -> str:
-    """By the error at the last frame and FVD together; "" without a baseline, or with one shared seed.
+    """By the error at the last frame and FVD together; "" without both, without a baseline, or with one shared seed.
 
     Better (worse) needs both intervals on that side of 0; better also needs a motion within 10 % of the truth's.
     """
     gaps = [numbers[key].difference for key in ("last", "fvd") if key in numbers]
     known = [gap for gap in gaps if gap is not None and math.isfinite(gap.high)]
-    if not known or len(known) < len(gaps):
+    if len(known) < 2:
         return ""
     if all(gap.high < 0 for gap in known):
         moves = "motion_ratio" not in numbers or abs(numbers["motion_ratio"].mean - 1) <= MOTION_TOLERANCE
