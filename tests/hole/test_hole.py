@@ -4,6 +4,7 @@ and served, and everything it brings is in toy.py."""
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import os
 import signal
 import subprocess
@@ -35,9 +36,10 @@ from contrastive_i2v.training.config import (
 from contrastive_i2v.training.trainer import Trainer
 
 HERE = Path(__file__).parent
-sys.path.insert(0, str(HERE))
-toy = __import__("toy")
-sys.path.remove(str(HERE))
+SPEC = importlib.util.spec_from_file_location("hole_toy", HERE / "toy.py")
+assert SPEC is not None and SPEC.loader is not None
+toy = sys.modules["hole_toy"] = importlib.util.module_from_spec(SPEC)
+SPEC.loader.exec_module(toy)
 
 
 @pytest.fixture(scope="module")

@@ -8,13 +8,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 from contrastive_i2v.errors import InputError
-from contrastive_i2v.models import autoencoder, load_system
-from contrastive_i2v.models.instruct_pix2pix import InstructPix2Pix
+from contrastive_i2v.models import autoencoder, load_system, read_description
+from contrastive_i2v.models.instruct_pix2pix import InstructPix2Pix, InstructPix2PixConfig
 
 
 def _edit_config(folder: Path, part: str, **changes: Any) -> None:
@@ -256,9 +257,21 @@ def test_an_id_that_cannot_be_fetched_names_the_way_out(monkeypatch: pytest.Monk
     def offline(*args: Any, **kwargs: Any) -> None:
         raise OSError("We couldn't connect to the hub")
 
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", offline)
     monkeypatch.setattr(AutoencoderKL, "from_pretrained", offline)
     with pytest.raises(InputError, match="someone/some-model.*couldn't connect.*pass that folder; 'tiny' needs no"):
         load_system("someone/some-model")
+
+
+def test_the_description_of_a_hub_id_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "system.json"
+    file.write_text(json.dumps({"system": {"kind": "instruct-pix2pix", "past_frames": 2}, "size": [32, 48]}))
+    asked: list[tuple[str, ...]] = []
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", lambda *names: (asked.append(names), str(file))[1])
+    found = read_description("someone/some-model")
+    assert asked == [("someone/some-model", "system.json")]
+    assert found is not None and found.size == (32, 48)
+    assert found.system == InstructPix2PixConfig(past_frames=2)
 
 
 def test_unknown_scheduler_is_refused(pipeline_folder: Path, tmp_path: Path) -> None:
