@@ -1,4 +1,9 @@
-"""The exceptions that the command line prints as a single line."""
+"""The exceptions that the command line prints as a single line, and the checks that all configs share."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
 
 
 class InputError(ValueError):
@@ -7,3 +12,29 @@ class InputError(ValueError):
 
 class DivergedError(RuntimeError):
     """A training run whose gradients stay NaN or infinite. The message says when, and what to try."""
+
+
+def check_fields(
+    config: object, least: Mapping[str, float], *, positive: Sequence[str] = (), distinct: Sequence[str] = ()
+) -> None:
+    """Raises InputError for a field of a config with a bad value; None is no value.
+
+    Args:
+        least: field -> the smallest value it can have; it must be finite, too.
+        positive: fields that are finite numbers > 0.
+        distinct: fields that are tuples, not empty, in which nothing is twice.
+    """
+    for name, smallest in least.items():
+        value = getattr(config, name)
+        if value is not None and not smallest <= value < math.inf:
+            raise InputError(f"{name}: expected at least {smallest:g}, got {value}")
+    for name in positive:
+        value = getattr(config, name)
+        if value is not None and not 0 < value < math.inf:
+            raise InputError(f"{name}: expected a number > 0, got {value}")
+    for name in distinct:
+        values = getattr(config, name)
+        if not values or len(set(values)) < len(values):
+            raise InputError(
+                f"{name}: expected one at least, and none twice, got {' '.join(map(str, values)) or 'none'}"
+            )

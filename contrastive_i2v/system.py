@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from contrastive_i2v.diffusion import NoiseSchedule
-from contrastive_i2v.errors import InputError
+from contrastive_i2v.errors import InputError, check_fields
 from contrastive_i2v.files import write_whole
 from contrastive_i2v.randomness import draw
 
@@ -98,8 +98,7 @@ class SamplerOptions:
     """Towards the image; 1 = off. Both off: a third of the time."""
 
     def __post_init__(self) -> None:
-        if self.steps is not None and self.steps < 1:
-            raise InputError(f"steps: expected at least 1, got {self.steps}")
+        check_fields(self, {"steps": 1})
 
     def over(self, sampler: Sampler) -> Sampler:
         """These options, and the model's where they are None."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
@@ -22,7 +21,7 @@ from contrastive_i2v.cli.trainings import (
     train,
 )
 from contrastive_i2v.data.shapes import ShapesConfig, make_shapes
-from contrastive_i2v.errors import InputError
+from contrastive_i2v.errors import InputError, check_fields
 from contrastive_i2v.evaluation.results import EvaluatedClip
 from contrastive_i2v.models import load_system
 from contrastive_i2v.training import recipes
@@ -69,12 +68,8 @@ class Options:
     """Towards the image; 1 = off. With both off sampling takes a third of the time."""
 
     def __post_init__(self) -> None:
-        least = {"seeds": 1, "train_clips": 1, "test_clips": 1, "resolution": 1, "steps": 1, "batch_size": 1}
-        for name, smallest in (least | {"frames": 2, "sampler_steps": 1}).items():
-            if getattr(self, name) < smallest:
-                raise InputError(f"{name}: expected at least {smallest}, got {getattr(self, name)}")
-        if not 0 < self.learning_rate < math.inf:
-            raise InputError(f"learning_rate: expected a number > 0, got {self.learning_rate}")
+        counts = ("seeds", "train_clips", "test_clips", "resolution", "steps", "batch_size", "sampler_steps")
+        check_fields(self, dict.fromkeys(counts, 1) | {"frames": 2}, positive=("learning_rate",))
         check_forms(self.forms)
 
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from pathlib import Path
 
 from contrastive_i2v.data.video import as_size
-from contrastive_i2v.errors import InputError
+from contrastive_i2v.errors import InputError, check_fields
 from contrastive_i2v.system import SamplerOptions
 
 
@@ -56,14 +55,7 @@ class SuiteOptions(SamplerOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name, least in (("clips", 1), ("frames", 2), ("batch_size", 1)):
-            value = getattr(self, name)
-            if value is not None and value < least:
-                raise InputError(f"{name}: expected at least {least}, got {value}")
+        least = {"clips": 1, "frames": 2, "batch_size": 1}
+        check_fields(self, least, positive=("frame_rate",), distinct=("seeds",))
         if self.resolution is not None and min(as_size(self.resolution)) < 8:
             raise InputError(f"resolution: expected at least 8, got {self.resolution}")
-        if not 0 < self.frame_rate < math.inf:
-            raise InputError(f"frame_rate: expected frames a second > 0, got {self.frame_rate}")
-        if not self.seeds or len(set(self.seeds)) < len(self.seeds):
-            shown = " ".join(map(str, self.seeds)) or "none"
-            raise InputError(f"seeds: expected one at least, and none twice, got {shown}")

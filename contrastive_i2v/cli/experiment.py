@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -24,7 +23,7 @@ from contrastive_i2v.cli.trainings import (
 )
 from contrastive_i2v.data.frames import FramesConfig
 from contrastive_i2v.data.shapes import ShapesConfig, make_shapes
-from contrastive_i2v.errors import InputError
+from contrastive_i2v.errors import InputError, check_fields
 from contrastive_i2v.models import tiny
 from contrastive_i2v.system import DESCRIPTION
 from contrastive_i2v.training.checkpoint import list_checkpoints
@@ -74,19 +73,11 @@ class Options:
     """A run of a minute that only shows that all works: two forms, one seed, few steps and clips."""
 
     def __post_init__(self) -> None:
-        positive = ("steps", "batch_size", "train_clips", "sampler_steps")
-        if not 0 <= self.condition_noise < math.inf:
-            raise InputError(f"condition_noise: expected a number >= 0, got {self.condition_noise}")
-        least = dict.fromkeys(positive, 1) | {"start_steps": 0, "test_clips": 2, "frames": 2}
-        for name, smallest in least.items():
-            if getattr(self, name) < smallest:
-                raise InputError(f"{name}: expected at least {smallest}, got {getattr(self, name)}")
-        if not 0 < self.learning_rate < math.inf:
-            raise InputError(f"learning_rate: expected a number > 0, got {self.learning_rate}")
+        least = dict.fromkeys(("steps", "batch_size", "train_clips", "sampler_steps"), 1)
+        least |= {"condition_noise": 0, "start_steps": 0, "test_clips": 2, "frames": 2}
+        check_fields(self, least, positive=("learning_rate",), distinct=("seeds",))
         if not self.widths or any(width < 16 or width % 16 for width in self.widths):
             raise InputError(f"widths: expected multiples of 16, got {self.widths}")
-        if not self.seeds or len(set(self.seeds)) < len(self.seeds):
-            raise InputError(f"seeds: expected one at least, and none twice, got {self.seeds}")
         check_forms(self.forms, "all")
 
     @property

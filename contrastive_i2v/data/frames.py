@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 from contrastive_i2v.data.types import Clip
 from contrastive_i2v.data.video import VideoInfo
-from contrastive_i2v.errors import InputError
+from contrastive_i2v.errors import InputError, check_fields
 from contrastive_i2v.system import Window
 
 
@@ -35,14 +35,9 @@ class FramesConfig:
     """Windows drawn from each clip; one drawn twice is kept once, so a very short clip may give fewer."""
 
     def __post_init__(self) -> None:
-        for name, good, expected in (
-            ("frame_rate", 0 < self.frame_rate < math.inf, "a number of frames a second > 0"),
-            ("offset_std", 0 <= self.offset_std < math.inf, "a number of valid frames >= 0"),
-            ("max_seconds", self.max_seconds > 0, "seconds > 0"),
-            ("windows_per_clip", self.windows_per_clip >= 1, "at least 1"),
-        ):
-            if not good:
-                raise InputError(f"{name}: expected {expected}, got {getattr(self, name)}")
+        check_fields(self, {"offset_std": 0, "windows_per_clip": 1}, positive=("frame_rate",))
+        if not self.max_seconds > 0:  # it may be infinite
+            raise InputError(f"max_seconds: expected a number > 0, got {self.max_seconds}")
 
 
 class SampledWindow(NamedTuple):

@@ -20,7 +20,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from contrastive_i2v.data.video import write_video
-from contrastive_i2v.errors import InputError
+from contrastive_i2v.errors import InputError, check_fields
 from contrastive_i2v.files import write_whole
 
 Array = NDArray[np.float32]
@@ -61,6 +61,9 @@ class ShapesConfig:
     """Share of clips whose background scrolls."""
     seed: int = 0
     """Seed of everything random."""
+
+    def __post_init__(self) -> None:
+        check_fields(self, {"train_clips": 0, "test_clips": 0, "size": 1, "frames": 1})
 
 
 @dataclass(frozen=True, kw_only=True)

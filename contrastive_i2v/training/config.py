@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
@@ -14,7 +13,7 @@ import yaml
 
 from contrastive_i2v.data.frames import FramesConfig
 from contrastive_i2v.diffusion import TimestepDistribution
-from contrastive_i2v.errors import InputError
+from contrastive_i2v.errors import InputError, check_fields
 from contrastive_i2v.files import write_whole
 from contrastive_i2v.models import parse_config
 from contrastive_i2v.models.instruct_pix2pix import InstructPix2PixConfig
@@ -67,8 +66,7 @@ class LossConfig:
     """Past latents that stay candidates, in each bank; 0 = none."""
 
     def __post_init__(self) -> None:
-        if self.memory_bank < 0:
-            raise InputError(f"memory_bank: expected at least 0, got {self.memory_bank}")
+        check_fields(self, {"memory_bank": 0})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,6 +85,10 @@ class OptimizerConfig:
     eight_bit: bool = False
     """AdamW with 8-bit state (needs bitsandbytes and a GPU)."""
 
+    def __post_init__(self) -> None:
+        least = {"learning_rate": 0, "warmup_steps": 0, "weight_decay": 0}
+        check_fields(self, least, positive=("max_grad_norm",))
+
 
 @dataclass(frozen=True, kw_only=True)
 class TimestepsConfig:
@@ -100,9 +102,7 @@ class TimestepsConfig:
     """Above 1 = noisier timesteps, as large images and long videos need."""
 
     def __post_init__(self) -> None:
-        for name in ("logit_std", "shift"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise InputError(f"{name}: expected a number > 0, got {getattr(self, name)}")
+        check_fields(self, {}, positive=("logit_std", "shift"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,6 +115,10 @@ class PreviewConfig(SamplerOptions):
     """Clips shown."""
     frames: int = 8
     """Frames of each rollout, the given first one included."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_fields(self, {"every": 0, "clips": 1, "frames": 2})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,20 +167,10 @@ class TrainConfig:
     preview: PreviewConfig = field(default_factory=PreviewConfig)
 
     def __post_init__(self) -> None:
-        for name in (
-            "steps",
-            "batch_size",
-            "gradient_accumulation",
-            "log_every",
-            "checkpoint_every",
-            "keep_checkpoints",
-        ):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name}: expected at least 1, got {getattr(self, name)}")
+        counts = ("steps", "batch_size", "gradient_accumulation", "log_every", "checkpoint_every", "keep_checkpoints")
+        check_fields(self, dict.fromkeys(counts, 1) | {"condition_noise": 0, "workers": 0})
         if not 0 <= self.conditioning_dropout <= 1 / 3:
             raise InputError(f"conditioning_dropout: expected 0 to 1/3, got {self.conditioning_dropout}")
-        if not 0 <= self.condition_noise < math.inf:
-            raise InputError(f"condition_noise: expected a number >= 0, got {self.condition_noise}")
         if not 0 <= self.ema_decay < 1:
             raise InputError(f"ema_decay: expected 0 <= decay < 1, got {self.ema_decay}")
 

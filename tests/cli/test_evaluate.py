@@ -155,7 +155,7 @@ def test_bad_input_is_one_error(clips: Path, tmp_path: Path, more: list[str], me
         ({"seeds": (1, 1)}, "seeds: expected one at least, and none twice, got 1 1"),
         ({"frames": 1}, "frames: expected at least 2, got 1"),
         ({"clips": 0}, "clips: expected at least 1, got 0"),
-        ({"frame_rate": 0.0}, "frame_rate: expected frames a second > 0, got 0.0"),
+        ({"frame_rate": 0.0}, "frame_rate: expected a number > 0, got 0.0"),
         ({"methods": ("tiny",)}, "methods: expected two or more, got tiny"),
     ],
 )

@@ -64,7 +64,7 @@ def test_the_baseline_differs_from_the_contrastive_recipe_in_the_loss_alone() ->
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: TrainConfig(condition_noise=-1.0), "condition_noise: expected a number >= 0, got -1.0"),
+        (lambda: TrainConfig(condition_noise=-1.0), "condition_noise: expected at least 0, got -1.0"),
         (lambda: LossConfig(memory_bank=-1), "memory_bank: expected at least 0, got -1"),
     ],
 )

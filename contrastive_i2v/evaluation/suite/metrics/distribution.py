@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import torch
@@ -20,66 +21,59 @@ from contrastive_i2v.evaluation.suite.jackknife import leave_out
 from contrastive_i2v.evaluation.suite.measured import MeasuredVideos, spread
 from contrastive_i2v.evaluation.suite.scored import About, Scored, score_set, with_warning
 
-GROUP = "Distribution"
+define = partial(About, group="Distribution")
 GENERATED = slice(1, None)
 KERNEL_ROWS = 2048
 """Rows of each set that a kernel distance looks at; it has no bias at any number."""
 CURVE_CLIPS = 256
 """Clips that a curve over frame indices looks at."""
 FRECHET = "|mean - mean'|^2 + tr(S + S' - 2 (S S')^1/2)"
-FID = About(
+FID = define(
     name="fid",
     title="FID",
-    group=GROUP,
     better="lower",
     definition=f"Frechet distance {FRECHET} between image features of generated frames (1 to F - 1, the given "
     "frame left out) and of the true frames at the same indices, covariances with N - 1 (Heusel et al., 2017).",
 )
-FID_INFINITY = About(
+FID_INFINITY = define(
     name="fid_extrapolated",
     title="FID, N to infinity",
-    group=GROUP,
     better="lower",
     definition="FID of subsets of n frames extrapolated to 1/n = 0 by least squares (Chong and Forsyth, "
     "2020), which takes away much of the bias of a small N; below N of several d what is left is still too "
     "large.",
 )
-KID = About(
+KID = define(
     name="kid",
     title="KID",
-    group=GROUP,
     better="lower",
     definition="Unbiased squared maximum mean discrepancy with kernel (u.v / d + 1)^3 between the features of "
     f"FID (Binkowski et al., 2018), over subsets of 1,000 of at most {KERNEL_ROWS:,} frames; it may fall below "
     "0.",
 )
-IS = About(
+IS = define(
     name="inception_score",
     title="Inception Score",
-    group=GROUP,
     better="higher",
     definition="exp(mean KL(p(y|x) | p(y))) of the classifier's classes of generated frames, a mean over 10 "
     "random parts (Salimans et al., 2016); the curve takes one part a frame index.",
 )
-FVD = About(
+FVD = define(
     name="fvd",
     title="FVD",
-    group=GROUP,
     better="lower",
     definition=f"Frechet distance {FRECHET} between video features of whole clips, the given frame included, "
     "covariances with N - 1 (Unterthiner et al., 2018).",
 )
-FVD_INFINITY = About(
+FVD_INFINITY = define(
     name="fvd_extrapolated",
     title="FVD, N to infinity",
-    group=GROUP,
     better="lower",
     definition="FVD of subsets of n clips extrapolated to 1/n = 0 by least squares (Chong and Forsyth, 2020).",
 )
-KVD = About(
+KVD = define(
     name="kvd",
     title="KVD",
-    group=GROUP,
     better="lower",
     definition="KID's kernel distance between the video features of FVD: no bias at a small N; it may fall below 0.",
 )

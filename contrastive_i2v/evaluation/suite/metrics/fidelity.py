@@ -3,42 +3,39 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 
 from torch import Tensor
 
 from contrastive_i2v.evaluation.suite.measured import MeasuredVideos
 from contrastive_i2v.evaluation.suite.scored import About, Scored, score_clips
 
-GROUP = "Fidelity"
+define = partial(About, group="Fidelity")
 MOST_DECIBELS = 100.0
-MSE = About(
+MSE = define(
     name="frame_mse",
     title="Frame MSE",
-    group=GROUP,
     better="lower",
     definition="Mean squared error against the true frame, pixels in [-1, 1], over frames 1 to F - 1.",
 )
-PSNR = About(
+PSNR = define(
     name="psnr",
     title="PSNR",
-    group=GROUP,
     better="higher",
     definition="10 log10(4 / MSE) of each frame, a mean over frames 1 to F - 1; a frame counts "
     f"{MOST_DECIBELS:g} dB at most, an exact one too.",
     unit="dB",
 )
-SSIM = About(
+SSIM = define(
     name="ssim",
     title="SSIM",
-    group=GROUP,
     better="higher",
     definition="Structural similarity to the true frame in a Gaussian window of 11 pixels (Wang et al., "
     "2004), a mean over frames 1 to F - 1.",
 )
-LPIPS = About(
+LPIPS = define(
     name="lpips",
     title="LPIPS",
-    group=GROUP,
     better="lower",
     definition="Learned perceptual distance to the true frame (Zhang et al., 2018), a mean over frames 1 to F - 1.",
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -19,78 +20,69 @@ from contrastive_i2v.evaluation.results import LatentMap
 from contrastive_i2v.evaluation.suite.measured import MeasuredVideos, spread
 from contrastive_i2v.evaluation.suite.scored import About, Scored, from_second, score_clips, score_set
 
-GROUP = "Latent space"
+define = partial(About, group="Latent space")
 CLIPS = 128
 """Clips that are compared with each other, at most: the work grows with their square."""
 MAPPED_CLIPS = 32
-RETRIEVAL = About(
+RETRIEVAL = define(
     name="retrieval_accuracy",
     title="Retrieval accuracy",
-    group=GROUP,
     better="higher",
     definition="Share of generated latents whose nearest true latent of the same frame index, by cosine, is "
     "their own clip's; a mean over frames 1 to F - 1; by chance 1 / N.",
 )
-PURITY = About(
+PURITY = define(
     name="neighbour_purity",
     title="Neighbour purity",
-    group=GROUP,
     better="truth",
     definition="Share of the F - 1 latents nearest to a generated one, by cosine among all clips' and their "
     "sources, that belong to its own clip.",
 )
-SILHOUETTE = About(
+SILHOUETTE = define(
     name="silhouette",
     title="Silhouette",
-    group=GROUP,
     better="truth",
     definition="(b - a) / max(a, b), a the mean cosine distance of a latent to its own clip's, b to the "
     "nearest other clip's (Rousseeuw, 1987).",
 )
-ALIGNMENT = About(
+ALIGNMENT = define(
     name="alignment",
     title="Alignment with the source",
-    group=GROUP,
     better="truth",
     definition="Squared distance on the unit sphere of a generated latent from its source frame's (Wang and "
     "Isola, 2020); 0 = nothing moved.",
 )
-UNIFORMITY = About(
+UNIFORMITY = define(
     name="uniformity",
     title="Uniformity",
-    group=GROUP,
     better="truth",
     definition="log mean exp(-2 |x - y|^2) over pairs of clips at the same frame index, latents on the unit "
     "sphere (Wang and Isola, 2020); lower = clips lie further apart.",
 )
-RANK = About(
+RANK = define(
     name="source_rank",
     title="Mean reciprocal rank of the source",
-    group=GROUP,
     better="truth",
     definition="1 / rank of a clip's own source among all sources, by cosine to its generated latents.",
 )
-SPEED = About(
+SPEED = define(
     name="latent_speed",
     title="Latent speed",
-    group=GROUP,
     better="truth",
     definition="|z_{t+1} - z_t| over all values of a latent.",
     unit="latent units a frame",
 )
-CURVATURE = About(
+CURVATURE = define(
     name="latent_curvature",
     title="Latent curvature",
-    group=GROUP,
     better="truth",
     definition="Angle between consecutive steps of the trajectory (Henaff et al., 2019): 0 = straight on; "
     "independent noise alone gives 2.09.",
     unit="radians",
 )
-STRAIGHTNESS = About(
+STRAIGHTNESS = define(
     name="latent_straightness",
     title="Straightness of the path",
-    group=GROUP,
     better="truth",
     definition="|z_last - z_first| / length of the path: 1 = a straight line.",
 )

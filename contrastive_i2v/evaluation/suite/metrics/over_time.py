@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -13,81 +14,71 @@ from contrastive_i2v.evaluation.suite.measured import MeasuredVideos
 from contrastive_i2v.evaluation.suite.scored import About, Scored, from_second, score_clips, score_set
 from contrastive_i2v.evaluation.temporal import consistency, feature_coherence, image_to_video_consistency
 
-GROUP = "Over time"
+define = partial(About, group="Over time")
 STILL = "a still video scores best, so read it beside the dynamic degree"
 CONSISTENCY = "1/2 (max(0, cos(f_{t-1}, f_t)) + max(0, cos(f_0, f_t))), a mean over frames 1 to F - 1 and clips"
 I2V = "0.4 max cos(f_0, f_t) + 0.3 mean cos(f_{t-1}, f_t) + 0.3 min cos(f_{t-1}, f_t), f_0 the given frame"
-FLICKERING = About(
+FLICKERING = define(
     name="temporal_flickering",
     title="Temporal flickering",
-    group=GROUP,
     better="truth",
     definition="(255 - mean |f_t - f_{t+1}|) / 255 over pixels of consecutive frames (VBench): 1 = still, and "
     "motion lowers it as flicker does, so the truth's value is the mark.",
 )
-SUBJECT = About(
+SUBJECT = define(
     name="subject_consistency",
     title="Subject consistency",
-    group=GROUP,
     better="higher",
     definition=f"{CONSISTENCY} (VBench, there on DINO ViT-B/16 features); {STILL}.",
 )
-BACKGROUND = About(
+BACKGROUND = define(
     name="background_consistency",
     title="Background consistency",
-    group=GROUP,
     better="higher",
     definition=f"{CONSISTENCY} (VBench, there on CLIP ViT-B/32 features); {STILL}.",
 )
-I2V_SUBJECT = About(
+I2V_SUBJECT = define(
     name="i2v_subject",
     title="I2V subject",
-    group=GROUP,
     better="higher",
     definition=f"{I2V} (VBench-I2V, there on DINO features); {STILL}.",
 )
-I2V_BACKGROUND = About(
+I2V_BACKGROUND = define(
     name="i2v_background",
     title="I2V background",
-    group=GROUP,
     better="higher",
     definition=f"{I2V} (VBench-I2V, there on DreamSim features); {STILL}.",
 )
-FEATURE_COHERENCE = About(
+FEATURE_COHERENCE = define(
     name="feature_coherence",
     title="Temporal coherency, features",
-    group=GROUP,
     better="higher",
     definition=f"Cosine of the features of consecutive frames (Emu Video, there CLIP's); {STILL}.",
 )
-PIXEL_COHERENCE = About(
+PIXEL_COHERENCE = define(
     name="pixel_coherence",
     title="Temporal coherency, pixels",
-    group=GROUP,
     better="truth",
     definition="Mean squared difference of consecutive frames, pixels in [-1, 1] (Emu Video); 0 = still.",
 )
-DYNAMIC = About(
+DYNAMIC = define(
     name="dynamic_degree",
     title="Dynamic degree",
-    group=GROUP,
     better="truth",
     definition="Share of videos that move (VBench): of T frames, round(4 T / 16) pairs or more whose fastest "
     "5 % of the optical flow exceed 6 min(H, W) / 256 pixels on average.",
 )
-FLOW = About(
+FLOW = define(
     name="flow_magnitude",
     title="Flow, fastest 5 %",
-    group=GROUP,
     better="truth",
     definition="Mean of the fastest 5 % of the optical flow between consecutive frames, the quantity under "
     "the dynamic degree.",
     unit="pixels a frame",
 )
-MOTION_RATIO = About(
+MOTION_RATIO = define(
     name="motion_ratio",
     title="Motion ratio",
-    group=GROUP,
     better="truth",
     definition="sum over clips of mean |x_{t+1} - x_t|, generated over true: 1 = as much change, near 0 = the "
     "videos froze.",

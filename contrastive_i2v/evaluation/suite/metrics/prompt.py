@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 
 from torch import Tensor
 
@@ -10,33 +11,29 @@ from contrastive_i2v.evaluation.alignment import clipsim, cosine
 from contrastive_i2v.evaluation.suite.measured import MeasuredVideos
 from contrastive_i2v.evaluation.suite.scored import About, Scored, score_clips
 
-GROUP = "Prompt"
+define = partial(About, group="Prompt")
 RAW = "raw cosine; 100 times it is torchmetrics' CLIPScore, 2.5 max(it, 0) Hessel et al.'s"
-SOURCE = About(
+SOURCE = define(
     name="clip_score_source",
     title="CLIP score, source",
-    group=GROUP,
     better="none",
     definition=f"cos(image, prompt) of the given frame as it truly is ({RAW}).",
 )
-GENERATED = About(
+GENERATED = define(
     name="clip_score_generated",
     title="CLIP score, generated",
-    group=GROUP,
     better="higher",
     definition=f"Mean of cos(image, prompt) over the generated frames, 1 to F - 1 ({RAW}).",
 )
-TARGET = About(
+TARGET = define(
     name="clip_score_target",
     title="CLIP score, target",
-    group=GROUP,
     better="none",
     definition=f"Mean of cos(image, prompt) over the true frames 1 to F - 1: what the generated ones aim at ({RAW}).",
 )
-CLIPSIM = About(
+CLIPSIM = define(
     name="clipsim",
     title="CLIPSIM",
-    group=GROUP,
     better="higher",
     definition="Mean of cos(image, prompt) over all F frames, the given one included (Wu et al., 2021).",
 )
