@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from contrastive_i2v.errors import InputError
@@ -16,15 +17,16 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
 
     Raises InputError naming the file when the disk refuses.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         write(part)
         part.replace(path)
     except OSError as error:
         raise InputError(f"{path}: could not be written ({error.strerror or error})") from error
     finally:
-        part.unlink(missing_ok=True)
+        with suppress(OSError):
+            part.unlink()
 
 
 def file_hash(path: Path) -> str:

@@ -11,9 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import secrets
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -25,7 +23,7 @@ from torch import Tensor
 from contrastive_i2v.data.types import Clip
 from contrastive_i2v.data.video import VideoError, VideoInfo
 from contrastive_i2v.errors import InputError
-from contrastive_i2v.files import digest
+from contrastive_i2v.files import digest, write_whole
 from contrastive_i2v.system import Size, Text
 
 PREPROCESSING = 1
@@ -104,20 +102,13 @@ def store_clip(file: Path, new: CachedClip, clip: Clip) -> None:
     tensors |= {name: value.contiguous() for name, value in merged.text.items()}
     about = {"path": str(clip.path), "caption": clip.caption, "start": clip.start, "end": clip.end}
     header = {"clip": json.dumps({**about, "info": asdict(merged.info)})}
-    part = file.with_name(f".{file.stem}.{os.getpid()}.{secrets.token_hex(4)}.part")
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        part.write_bytes(save(tensors, header))
-        part.replace(file)
-    except OSError as error:
+        write_whole(file, lambda part: part.write_bytes(save(tensors, header)))
+    except InputError as error:
         raise InputError(
-            f"cache_dir {file.parent.parent}: can't write the latents of {clip.path.name} "
-            f"({error.strerror or error}). What is encoded so far stays: free some space on that disk, or "
-            f"give another cache_dir, and run again"
+            f"cache_dir {file.parent.parent}: can't write the latents of {clip.path.name} ({error}). What is encoded "
+            "so far stays: free some space on that disk, or give another cache_dir, and run again"
         ) from error
-    finally:
-        with suppress(OSError):
-            part.unlink()
 
 
 def _merge(old: CachedClip | None, new: CachedClip) -> CachedClip:

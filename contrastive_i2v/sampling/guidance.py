@@ -59,15 +59,15 @@ def guided_prediction(
     return three_way_guidance(uncond, image, full, guidance_scale, image_guidance_scale)
 
 
-def branch_conditions(system: System, condition: Condition, branches: Sequence[str]) -> Condition:
+def branch_conditions(system: System, condition: Condition, branches: tuple[str, ...]) -> Condition:
     """The condition `[branches * B, *]` that the branches are run with: "full", "image" (no text) or "uncond"."""
     if tuple(branches) == ("full",):
         return condition
-    size = len(next(iter(condition.values())))
-    device = next(iter(condition.values())).device
-    repeated = {name: torch.cat([value] * len(branches)) for name, value in condition.items()}
-    image, text = (
-        torch.tensor([branch in without for branch in branches for _ in range(size)], device=device)
-        for without in (("uncond",), ("uncond", "image"))
-    )
+    some = next(iter(condition.values()))
+    size, count = len(some), len(branches)
+    image = torch.zeros(size * count, dtype=torch.bool, device=some.device)
+    text = torch.ones_like(image)
+    text[: size * branches.count("full")] = False  # the branch with everything is the first,
+    image[size * (count - branches.count("uncond")) :] = True  # the one with nothing the last
+    repeated = {name: torch.cat([value] * count) for name, value in condition.items()}
     return system.drop(repeated, image=image, text=text)

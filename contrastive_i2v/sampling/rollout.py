@@ -5,11 +5,10 @@ from __future__ import annotations
 import copy
 import inspect
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from contrastive_i2v.errors import InputError
 from contrastive_i2v.ops.guided_step import guidance_branches, guided_step
@@ -67,27 +66,32 @@ def rollout(
     scheduler = system.scheduler if scheduler is None else scheduler
     _check(system, first, text, frames, scheduler, sampler, seeds)
     linear = linear_steps(scheduler, sampler.steps)
-    sample: Callable[..., Tensor] = (
-        partial(sample_window, linear=linear)
-        if linear is not None
-        else partial(sample_window_by_scheduler, scheduler=scheduler)
-    )
+    scales: Any = {"guidance_scale": sampler.guidance_scale, "image_guidance_scale": sampler.image_guidance_scale}
+    branches = guidance_branches(**scales)
     codec, window = system.codec, system.window
     rates = None if fps is None else torch.full((len(first),), fps, device=first.device)
     own = [first.float()]  # the video so far, the autoencoder's own latents
     video = [codec.normalize(own[0])]
     while len(video) < frames:
         start = len(video)
-        places = list(range(start - window.past, start))
-        given = [own[0]] * window.anchor + [own[max(place, 0)] for place in places]
-        present = torch.tensor([True] * window.anchor + [place >= 0 for place in places], device=first.device)
-        stacked = torch.stack(given, dim=1)  # [B, n, C, h, w]
-        condition = system.condition(stacked, text, present=present.expand(len(first), -1), fps=rates)
+        past = [own[max(place, 0)] for place in range(start - window.past, start)]
+        given = torch.stack([own[0]] * window.anchor + past, dim=1)  # [B, n, C, h, w]
+        present = torch.arange(start - given.shape[1], start, device=first.device) >= 0
+        present[: window.anchor] = True
+        condition = system.condition(given, text, present=present.expand(len(first), -1), fps=rates)
+        conditions = branch_conditions(system, condition, branches)
         generators = [frame_generator(seed, start) for seed in seeds]
         shape = (len(first), len(window.generated), *first.shape[1:])
-        noise = system.noise(shape, generators, given=stacked, sampling=True).to(first.device)
-        latents = sample(system, noise, condition, sampler=sampler, generators=generators)  # [B, G, C, h, w]
-        latents = latents[:, : frames - start]
+        noise = system.noise(shape, generators, given=given, sampling=True).to(first.device)
+        if linear is not None:
+            latents = sample_window(system.network, noise, conditions, branches, scales, linear)
+        else:
+            own_steps = copy.deepcopy(scheduler)
+            own_steps.set_timesteps(sampler.steps, device=first.device)
+            latents = sample_window_by_scheduler(
+                system.network, noise, conditions, branches, scales, own_steps, generators
+            )
+        latents = latents[:, : frames - start]  # [B, G, C, h, w]
         for latent in latents.unbind(dim=1):
             video.append(latent)
             own.append(codec.denormalize(latent))
@@ -97,58 +101,38 @@ def rollout(
 
 
 def sample_window(
-    system: System,
-    noise: Tensor,
-    condition: Condition,
-    *,
-    linear: LinearSteps,
-    sampler: Sampler,
-    generators: Sequence[torch.Generator],
+    network: nn.Module, noise: Tensor, conditions: Condition, branches: Sequence[str], scales: Any, linear: LinearSteps
 ) -> Tensor:
     """One window [B, G, C, h, w]: each step is a call of the network and one of `guided_step`; in float32."""
-    scales = _scales(sampler)
-    branches = guidance_branches(**scales)
-    conditions = branch_conditions(system, condition, branches)
     timesteps = linear.timesteps.to(noise.device)
-
     noisy = torch.cat([noise * linear.noise_scale] * len(branches))  # [branches * B, G, C, h, w]
     for step, (timestep, update) in enumerate(zip(timesteps, linear.scales, strict=True), start=1):
-        predictions = system.network(noisy, timestep.expand(len(noisy)), **conditions)
+        predictions = network(noisy, timestep.expand(len(noisy)), **conditions)
         copies = 1 if step == len(timesteps) else len(branches)
         noisy = guided_step(noisy[: len(noise)], predictions, *update, copies=copies, **scales)
     return noisy
 
 
 def sample_window_by_scheduler(
-    system: System,
+    network: nn.Module,
     noise: Tensor,
-    condition: Condition,
-    *,
+    conditions: Condition,
+    branches: Sequence[str],
+    scales: Any,
     scheduler: Any,
-    sampler: Sampler,
     generators: Sequence[torch.Generator],
 ) -> Tensor:
     """One window [B, G, C, h, w] by the scheduler's own steps over the guided prediction; in float32."""
-    scales = _scales(sampler)
-    branches = guidance_branches(**scales)
-    conditions = branch_conditions(system, condition, branches)
-    scheduler = copy.deepcopy(scheduler)
-    scheduler.set_timesteps(sampler.steps, device=noise.device)
     # flow matching schedulers neither scale the noise nor the model's input
     scale_input = getattr(scheduler, "scale_model_input", lambda sample, timestep: sample)
     stochastic = "generator" in inspect.signature(scheduler.step).parameters
     extra = {"generator": list(generators)} if stochastic else {}
-
     latents = noise * getattr(scheduler, "init_noise_sigma", 1.0)
     for timestep in scheduler.timesteps:
         noisy, timesteps = scale_input(latents, timestep), timestep.expand(len(latents))
-        prediction = guided_prediction(system.network, noisy, timesteps, conditions, branches, **scales)
+        prediction = guided_prediction(network, noisy, timesteps, conditions, branches, **scales)
         latents = scheduler.step(prediction.float(), timestep, latents, **extra, return_dict=False)[0]
     return latents
-
-
-def _scales(sampler: Sampler) -> Any:
-    return {"guidance_scale": sampler.guidance_scale, "image_guidance_scale": sampler.image_guidance_scale}
 
 
 def _check(

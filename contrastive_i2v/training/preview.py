@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -10,49 +10,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from contrastive_i2v.data.examples import encode_clip_frames
-from contrastive_i2v.data.frames import FramesConfig, valid_frames
+from contrastive_i2v.data.frames import valid_frames
 from contrastive_i2v.data.sources.folder import read_folder
 from contrastive_i2v.data.types import Clip
 from contrastive_i2v.data.video import probe, to_uint8, write_video
 from contrastive_i2v.sampling import rollout
 from contrastive_i2v.system import System
-from contrastive_i2v.training.config import PreviewConfig, TrainConfig
-
-
-@dataclass(frozen=True)
-class HeldOut:
-    """Clips to roll out: their prompts, first latents and true frames."""
-
-    captions: list[str]
-    pixels: Tensor
-    """The true valid frames `[N, F, 3, H, W]` in [-1, 1]; a short clip's last frame repeats."""
-    first: Tensor
-    """`[N, C, h, w]`, the autoencoder's own latents of the first frames."""
-
-
-def load_held_out(clips: list[Clip], system: System, *, frames: int, config: FramesConfig) -> HeldOut:
-    """Read the first `frames` valid frames of each clip and encode what a rollout starts from."""
-    pixels, latents = [], []
-    for clip in clips:
-        indices = valid_frames(probe(clip.path), clip, config)[:frames]
-        shown, raw = encode_clip_frames(clip, system, system.size, indices)
-        pixels.append(torch.cat([shown, shown[-1:].expand(frames - len(shown), -1, -1, -1)]))
-        latents.append(system.codec.sample(raw[0]))
-    return HeldOut([clip.caption for clip in clips], torch.stack(pixels), torch.stack(latents).to(system.device))
-
-
-def roll_out(held_out: HeldOut, system: System, config: PreviewConfig, *, seed: int) -> Tensor:
-    """Generated videos `[N, F, 3, H, W]` in [-1, 1] of the held-out first frames and captions."""
-    frames = held_out.pixels.shape[1]
-    latents = rollout(
-        system,
-        held_out.first,
-        system.encode_text(held_out.captions),
-        frames=(frames - 1) // system.codec.temporal_downscale + 1,
-        sampler=config.over(system.sampler),
-        seeds=[seed * 100_003 + i for i in range(len(held_out.captions))],
-    )  # [N, f, C, h, w]
-    return system.codec.decode(latents)[:, :frames].cpu().float()
+from contrastive_i2v.training.config import TrainConfig
 
 
 def motion(videos: Tensor) -> float:
@@ -67,10 +31,24 @@ def side_by_side(rows: list[Tensor], *, scale: int = 2) -> Tensor:
 
 
 class Preview:
-    """Rolls out the same held-out clips every `config.every` steps into `folder/step-00000500.mp4`."""
+    """Rolls out the same held-out clips every so many steps into `folder/step-00000500.mp4`.
 
-    def __init__(self, held_out: HeldOut, system: System, config: PreviewConfig, *, folder: Path, seed: int) -> None:
-        self.held_out, self.system, self.config, self.folder, self.seed = held_out, system, config, folder, seed
+    Args:
+        clips: their first valid frames are the truth; a short clip's last frame repeats.
+        folder: where the videos go.
+    """
+
+    def __init__(self, clips: Sequence[Clip], system: System, config: TrainConfig, *, folder: Path) -> None:
+        self.system, self.config, self.seed, self.folder = system, config.preview, config.seed, folder
+        self.captions = [clip.caption for clip in clips]
+        frames, pixels, first = config.preview.frames, [], []
+        for clip in clips:
+            indices = valid_frames(probe(clip.path), clip, config.data.frames)[:frames]
+            shown, raw = encode_clip_frames(clip, system, system.size, indices)
+            pixels.append(torch.cat([shown, shown[-1:].expand(frames - len(shown), -1, -1, -1)]))
+            first.append(system.codec.sample(raw[0]))
+        self.truth = torch.stack(pixels)  # [N, F, 3, H, W] in [-1, 1]
+        self.first = torch.stack(first).to(system.device)  # [N, C, h, w], the autoencoder's own latents
 
     def due(self, step: int) -> bool:
         """Whether this step ends with a preview."""
@@ -79,10 +57,18 @@ class Preview:
     def make(self, step: int) -> dict[str, float]:
         """Write the video; returns the rollouts' motion against the truth's (1 = as much; near 0 = they froze) and
         the pixel error at their last frame."""
-        truth = self.held_out.pixels
-        videos = roll_out(self.held_out, self.system, self.config, seed=self.seed)
-        truth = truth[:, : videos.shape[1]]
-        write_video(self.folder / f"step-{step:08d}.mp4", side_by_side([truth, videos]), fps=self.system.fps)
+        system, frames = self.system, self.truth.shape[1]
+        latents = rollout(
+            system,
+            self.first,
+            system.encode_text(self.captions),
+            frames=(frames - 1) // system.codec.temporal_downscale + 1,
+            sampler=self.config.over(system.sampler),
+            seeds=[self.seed * 100_003 + i for i in range(len(self.captions))],
+        )  # [N, f, C, h, w]
+        videos = system.codec.decode(latents)[:, :frames].cpu().float()
+        truth = self.truth[:, : videos.shape[1]]
+        write_video(self.folder / f"step-{step:08d}.mp4", side_by_side([truth, videos]), fps=system.fps)
         return {
             "preview/motion_ratio": motion(videos) / max(motion(truth), 1e-6),
             "preview/last_frame_mse": float((videos[:, -1] - truth[:, -1]).square().mean()),
@@ -94,7 +80,4 @@ def build_preview(config: TrainConfig, system: System) -> Preview | None:
     if config.data.validation_path is None or config.preview.every == 0:
         return None
     clips, _ = read_folder(config.data.validation_path)
-    held_out = load_held_out(
-        clips[: config.preview.clips], system, frames=config.preview.frames, config=config.data.frames
-    )
-    return Preview(held_out, system, config.preview, folder=config.output / "previews", seed=config.seed)
+    return Preview(clips[: config.preview.clips], system, config, folder=config.output / "previews")
