@@ -77,6 +77,7 @@ class Fp16Accelerator(Accelerator):
             self.scaler = torch.amp.GradScaler(self.device.type, init_scale=SCALE)
 
 
+@pytest.mark.slow
 def test_fp16_trains_and_its_scaler_goes_on(train_config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     config = replace(train_config, steps=12, checkpoint_every=1, keep_checkpoints=20)
     run(config)
