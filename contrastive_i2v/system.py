@@ -280,7 +280,8 @@ class System(ABC):
         folder.mkdir(parents=True, exist_ok=True)
         (folder / DESCRIPTION).unlink(missing_ok=True)
         self.save_weights(folder)
-        text = json.dumps(asdict(Description.of(self)), indent=2) + "\n"
+        said = Description(system=self.config, sampler=self.sampler, size=self.size, fps=self.fps)
+        text = json.dumps(asdict(said), indent=2) + "\n"
         write_whole(folder / DESCRIPTION, lambda part: part.write_text(text, encoding="utf-8"))
 
 
@@ -292,11 +293,6 @@ class Description:
     sampler: Sampler = field(default_factory=Sampler)
     size: Size | None = None
     fps: float | None = None
-
-    @classmethod
-    def of(cls, system: System) -> Description:
-        """A system's own."""
-        return cls(system=system.config, sampler=system.sampler, size=system.size, fps=system.fps)
 
 
 def dropped(values: Tensor, where: Tensor, null: Tensor | float = 0.0) -> Tensor:

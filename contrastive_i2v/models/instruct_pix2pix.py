@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -175,8 +175,8 @@ class InstructPix2Pix(System):
         scheduler = _load_scheduler(source, is_base=is_base)
         has = cast(InstructPix2PixConfig, saved or PLAIN)
         config = cast(InstructPix2PixConfig, config).over(has)
-        before = ["noisy"] if is_base else _channels(has)
-        grow_conv_in(unet, before, _channels(config), {"mask": 1}, channels)
+        before = {"noisy": channels} if is_base else _inputs(has, channels)
+        grow_conv_in(unet, before, _inputs(config, channels))
         if config.noise_level and not has.noise_level:
             embed_noise_level(unet)
         return cls(vae, text_encoder, tokenizer, unet, scheduler, config)
@@ -196,7 +196,6 @@ class InstructPix2Pix(System):
         pipeline.save_pretrained(str(folder), safe_serialization=True)
 
     def parts(self) -> dict[str, nn.Module]:
-        """Text encoder, network, autoencoder."""
         return {"text_encoder": self.text_encoder, "network": self.network, "vae": self.vae}
 
     @cached_property
@@ -270,41 +269,32 @@ class InstructPix2Pix(System):
         return int(min(self.tokenizer.model_max_length, self.text_encoder.config.max_position_embeddings))
 
 
-def grow_conv_in(unet: Any, before: Sequence[str], after: Sequence[str], widths: dict[str, int], channels: int) -> None:
+def grow_conv_in(unet: Any, before: Mapping[str, int], after: Mapping[str, int]) -> None:
     """Let a UNet's first convolution take more inputs, in place; its output stays the same.
 
     The weights of an input that was there before move with it, those of a new one are zero, and the bias is kept: new
     inputs have no say until training gives them one.
 
     Args:
-        before, after: names of the inputs, in order; `name.part` has the width `widths[part]`, others `channels`.
+        before, after: channels of each input by its name, in order.
     """
     if before == after:
         return
-
-    def places(names: Sequence[str]) -> dict[str, slice]:
-        found, start = {}, 0
-        for name in names:
-            stop = start + widths.get(name.rpartition(".")[2], channels)
-            found[name], start = slice(start, stop), stop
-        return found
-
     old: nn.Conv2d = unet.conv_in
-    was, will = places(before), places(after)
     new = nn.Conv2d(
-        will[after[-1]].stop,
+        sum(after.values()),
         old.out_channels,
         kernel_size=old.kernel_size,  # type: ignore[arg-type]
         stride=old.stride,  # type: ignore[arg-type]
         padding=old.padding,  # type: ignore[arg-type]
         bias=old.bias is not None,
-        device=old.weight.device,
-        dtype=old.weight.dtype,
-    )
+    ).to(old.weight)
+    known = dict(zip(before, torch.split(old.weight.detach(), list(before.values()), dim=1), strict=True))
     with torch.no_grad():
         new.weight.zero_()
-        for name in before:
-            new.weight[:, will[name]] = old.weight[:, was[name]]
+        for name, weight in zip(after, torch.split(new.weight, list(after.values()), dim=1), strict=True):
+            if name in known:
+                weight.copy_(known[name])
         if old.bias is not None and new.bias is not None:
             new.bias.copy_(old.bias)
     unet.conv_in = new
@@ -322,18 +312,16 @@ def embed_noise_level(unet: Any) -> None:
     unet.register_to_config(class_embed_type="timestep")
 
 
-def _channels(config: InstructPix2PixConfig) -> list[str]:
-    """The inputs of the first convolution, in order."""
-    older = [name for age in range(2, (config.past_frames or 1) + 1) for name in (f"past {age}", f"past {age}.mask")]
-    return ["noisy", "past 1", *older, *["anchor"] * bool(config.anchor)]
+def _inputs(config: InstructPix2PixConfig, channels: int) -> dict[str, int]:
+    """Channels of the first convolution's inputs, in order."""
+    older = [f"past {age}" for age in range(2, (config.past_frames or 1) + 1)]
+    frames = {name: width for frame in older for name, width in ((frame, channels), (f"{frame}'s mask", 1))}
+    return {"noisy": channels, "past 1": channels} | frames | ({"anchor": channels} if config.anchor else {})
 
 
 def _check_parts(name: str, unet: Any, text_encoder: Any, channels: int, saved: InstructPix2PixConfig | None) -> None:
-    config = unet.config
-    masks = sum(name.endswith(".mask") for name in _channels(saved or PLAIN))
-    full = (len(_channels(saved or PLAIN)) - masks) * channels + masks
-    fits = (full,) if saved else (channels, full)
-    if config.in_channels not in fits or config.out_channels != channels:
+    config, full = unet.config, sum(_inputs(saved or PLAIN, channels).values())
+    if config.in_channels not in ((full,) if saved else (channels, full)) or config.out_channels != channels:
         raise InputError(
             f"the UNet of model {name!r} has in_channels={config.in_channels}, "
             f"out_channels={config.out_channels}; expected in_channels {channels} (Stable Diffusion 1.x) or "
