@@ -5,8 +5,8 @@ A window that needs other frames of a cached clip encodes only those, and an int
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -34,9 +34,8 @@ FRAMES_AT_ONCE = 16
 """Frames decoded and, by an image codec, encoded together."""
 
 
-@dataclass(frozen=True, eq=False)
-class Example:
-    """One training example, or a batch of them (a leading B everywhere)."""
+class Example(NamedTuple):
+    """One training example, or a batch of them (a leading B everywhere), as a DataLoader collates and pins it."""
 
     raw: Tensor
     """What the codec encoded of each frame, `[frames, R, h, w]`: the anchor, if the window has one, and the window."""
@@ -48,29 +47,6 @@ class Example:
     """float32 `[]`: frames a second of the window."""
     group: Tensor
     """int64 `[]`: the video the example is from. Examples of one group are no negatives of each other."""
-
-    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Example:
-        return self._each(lambda tensor: tensor.to(device, non_blocking=non_blocking))
-
-    def pin_memory(self) -> Example:
-        """What a DataLoader with `pin_memory=True` calls."""
-        return self._each(lambda tensor: tensor.pin_memory())
-
-    def _each(self, change: Callable[[Tensor], Tensor]) -> Example:
-        text = {name: change(tensor) for name, tensor in self.text.items()}
-        return Example(change(self.raw), change(self.present), text, change(self.fps), change(self.group))
-
-
-def collate(examples: Sequence[Example]) -> Example:
-    """Stack examples into a batch: `DataLoader(dataset, collate_fn=collate)`."""
-    first = examples[0]
-    return Example(
-        raw=torch.stack([one.raw for one in examples]),
-        present=torch.stack([one.present for one in examples]),
-        text={name: torch.stack([one.text[name] for one in examples]) for name in first.text},
-        fps=torch.stack([one.fps for one in examples]),
-        group=torch.stack([one.group for one in examples]),
-    )
 
 
 class ExampleIndex(NamedTuple):

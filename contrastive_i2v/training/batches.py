@@ -8,7 +8,7 @@ import torch
 from accelerate import Accelerator
 from torch.utils.data import DataLoader
 
-from contrastive_i2v.data.examples import Example, ExampleDataset, collate, encode_clips, report_skipped
+from contrastive_i2v.data.examples import Example, ExampleDataset, encode_clips, report_skipped
 from contrastive_i2v.data.sources.folder import read_folder
 from contrastive_i2v.randomness import seeded
 from contrastive_i2v.system import System
@@ -46,7 +46,6 @@ def build_loader(
         dataset,
         batch_sampler=mine,
         num_workers=config.workers,
-        collate_fn=collate,
         pin_memory=accelerator.device.type == "cuda",
     )
 

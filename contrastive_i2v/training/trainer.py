@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import send_to_device
 from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
 from torch import Tensor
@@ -149,7 +150,7 @@ class Trainer:
     def _inputs(self, batch: Example, micro_batch: int) -> Inputs:
         config, rank = self.config, self.accelerator.process_index
         return make_inputs(
-            batch.to(self.accelerator.device, non_blocking=True),
+            send_to_device(batch, self.accelerator.device, non_blocking=True),
             self.system,
             schedule=self.loss.schedule,
             timesteps=config.timesteps,

@@ -10,11 +10,11 @@ import pytest
 import torch
 from encoding import FRAMES, encode, encoded, files_in, write_noise
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, default_collate
 from toy import BlockMeans, Toy
 
 from contrastive_i2v.data import examples
-from contrastive_i2v.data.examples import Example, collate, encode_clip_frames, report_skipped
+from contrastive_i2v.data.examples import Example, encode_clip_frames, report_skipped
 from contrastive_i2v.data.frames import FramesConfig, clip_rng, sample_windows, valid_frames
 from contrastive_i2v.data.types import Clip
 from contrastive_i2v.data.video import probe, read_frames, resize_frames
@@ -163,7 +163,7 @@ def test_texts_keep_their_masks_and_indices(clips: list[Clip], tmp_path: Path) -
         assert text["mask"].dtype == torch.bool and text["length"].dtype == torch.int64
         assert all(torch.equal(text[name], expected[name][0].to(text[name].dtype)) for name in text)
     assert dataset[3].text["mask"].tolist() == [True, True, False] and dataset[3].text["length"].item() == 2
-    batch = collate([dataset[i] for i in range(len(dataset))])
+    batch = default_collate([dataset[i] for i in range(len(dataset))])
     assert batch.text["mask"].dtype == torch.bool and batch.text["mask"].shape == (4, 3)
     assert batch.text["length"].tolist() == [9, 9, 2, 2]
 
@@ -302,10 +302,10 @@ def test_clips_of_one_video_are_one_group(clips: list[Clip], tmp_path: Path) -> 
 def test_batches_from_worker_processes(clips: list[Clip], tmp_path: Path) -> None:
     dataset, _ = encode(clips, Toy(), tmp_path / "cache")
     assert pickle.loads(pickle.dumps(dataset)).examples == dataset.examples
-    loader = DataLoader(dataset, batch_size=4, collate_fn=collate, num_workers=1)
+    loader = DataLoader(dataset, batch_size=4, num_workers=1)
     batches = list(loader)
     assert all(isinstance(batch, Example) for batch in batches)
-    batch = batches[0].to("cpu")
+    batch = batches[0]
     assert batch.raw.shape == (4, 2, 6, 2, 2) and batch.text["prompt_embeds"].shape == (4, 3, 2)
     assert batch.present.shape == (4, 2) and batch.fps.shape == (4,)
     assert batch.group.dtype == torch.int64 and batch.group.tolist() == [0, 0, 1, 1]

@@ -11,6 +11,7 @@ from itertools import islice
 from typing import Any
 
 import pytest
+from accelerate.utils import send_to_device
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -96,8 +97,10 @@ def test_inputs_go_to_the_device_without_a_wait(train_config: TrainConfig) -> No
     vars(system)["_null_embeds"] = system.encode_text([""])["prompt_embeds"].to("meta")
     options: Any = {"schedule": system.schedule, "timesteps": TimestepsConfig()}
     options |= {"conditioning_dropout": 0.1, "condition_noise": 0.3}
-    make_inputs(batch.to("meta"), system, **options, generator=seeded(0))  # the schedule's tables go over once
+    make_inputs(
+        send_to_device(batch, "meta"), system, **options, generator=seeded(0)
+    )  # the schedule's tables go over once
     with Crossings() as crossings:
-        make_inputs(batch.to("meta", non_blocking=True), system, **options, generator=seeded(0))
+        make_inputs(send_to_device(batch, "meta", non_blocking=True), system, **options, generator=seeded(0))
     assert len(crossings.found) >= 11  # the batch, and what is drawn
     assert [name for name, waits in crossings.found if waits] == []
