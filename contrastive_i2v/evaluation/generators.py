@@ -23,7 +23,7 @@ from contrastive_i2v.data.frames import FramesConfig, skip_reason, valid_frames
 from contrastive_i2v.data.sources.folder import read_folder
 from contrastive_i2v.data.types import Clip
 from contrastive_i2v.data.video import probe, read_frames, resize_frames, to_uint8
-from contrastive_i2v.errors import InputError
+from contrastive_i2v.errors import InputError, one_line
 from contrastive_i2v.evaluation.alignment import normalised
 from contrastive_i2v.evaluation.extractors.base import TextExtractor
 from contrastive_i2v.evaluation.videos import (
@@ -155,7 +155,7 @@ def call_pipeline(pipeline: Any, *, name: str, arguments: Mapping[str, Any] | No
             except Exception as error:  # pipelines raise whatever their parts do
                 raise InputError(
                     f"{name}: {type(pipeline).__name__} failed on {batch.clips[number - 1].name} at {width}x{height}, "
-                    f"{batch.frames} frames: {' '.join(str(error).split())[:300]}; {supported}"
+                    f"{batch.frames} frames: {one_line(error)}; {supported}"
                 ) from error
             if not hasattr(output, "frames"):
                 raise InputError(f"{name}: {type(pipeline).__name__} returns no .frames; {supported}")

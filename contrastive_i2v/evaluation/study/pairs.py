@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -91,15 +90,6 @@ def find_pairs(
 def read_picture(path: Path) -> Tensor:
     """An image, or the first frame of a video, as uint8 `[3, H, W]`. Raises InputError naming the file."""
     return (read_frames(path, [0]) if path.suffix.lower() in VIDEO_EXTENSIONS else read_image(path))[0]
-
-
-def sha256(path: Path) -> str:
-    """The file's SHA-256, in hexadecimal."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def _by_stem(folder: Path, extensions: Sequence[str], what: str) -> dict[str, Path]:
