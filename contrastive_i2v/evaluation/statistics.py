@@ -65,9 +65,14 @@ def slope(curves: Tensor, *, resamples: int = 2000, seed: int = 0) -> Interval:
     """
     if curves.ndim != 2 or curves.shape[1] < 2:
         raise ValueError(f"curves: expected [N, F] with F >= 2, got {list(curves.shape)}")
-    frames = torch.arange(curves.shape[1], dtype=torch.float64)
+    return bootstrap(least_squares(curves.double().cpu()), resamples=resamples, seed=seed)
+
+
+def least_squares(curves: Tensor) -> Tensor:
+    """The slope of each of `[N, F]`, as `slope` defines it: `[N]`."""
+    frames = torch.arange(curves.shape[1], dtype=curves.dtype)
     centred = frames - frames.mean()
-    return bootstrap(curves.double().cpu() @ centred / centred.square().sum(), resamples=resamples, seed=seed)
+    return curves @ centred / centred.square().sum()
 
 
 def paired_difference(a: Sequence[float], b: Sequence[float]) -> Interval:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -57,18 +57,15 @@ class MeasuredVideos:
 
     def by_frame(self, role: str, name: str, kept: Sequence[int]) -> Tensor:
         """Features `[n, S, F, d]` of the n clips `kept`."""
-        return torch.stack([self.read(role, self.clips[index])[name] for index in kept])
+        return torch.stack([self.read(role, self.clips[index])[name].flatten(2) for index in kept])
 
     def moments(self, role: str, name: str, frames: slice | None) -> Moments:
         """Moments over all clips, streamed."""
         moments = Moments()
-        for batch in self._batches(role, name, frames):
-            moments.update(batch)
-        return moments
-
-    def _batches(self, role: str, name: str, frames: slice | None) -> Iterator[Tensor]:
         for start in range(0, len(self.clips), 64):
-            yield torch.cat([self._rows_of(c, role, name, frames) for c in self.clips[start : start + 64]])
+            batch = [self._rows_of(clip, role, name, frames) for clip in self.clips[start : start + 64]]
+            moments.update(torch.cat(batch))
+        return moments
 
     def _rows_of(self, clip: ReferenceClip, role: str, name: str, frames: slice | None) -> Tensor:
         found = self.read(role, clip)[name]  # [S, d] or [S, F, d]

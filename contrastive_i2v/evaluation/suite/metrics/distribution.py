@@ -19,7 +19,7 @@ from contrastive_i2v.evaluation.distribution import (
 )
 from contrastive_i2v.evaluation.suite.jackknife import leave_out
 from contrastive_i2v.evaluation.suite.measured import MeasuredVideos, spread
-from contrastive_i2v.evaluation.suite.scored import About, Scored, score_set, with_warning
+from contrastive_i2v.evaluation.suite.scored import About, Scored, score_set
 
 define = partial(About, group="Distribution")
 GENERATED = slice(1, None)
@@ -123,9 +123,9 @@ def distribution_metrics(ours: MeasuredVideos, truth: MeasuredVideos, extractors
     if ours.has("image"):
         features = _read(ours, truth, "image", GENERATED, extractors["image"])
         curve, left_out = _frechet_by_frame(ours, truth)
-        fid = _frechet(ours, truth, features, FID, KID, curve=curve, curve_left_out=left_out)
         shape = f"a point of the curve has N = {min(len(ours.clips), CURVE_CLIPS)} clips, so only its shape counts"
-        found = [with_warning(fid, shape), _extrapolated(features, FID_INFINITY, KID), _kernel(features, KID)]
+        found.append(_frechet(ours, truth, features, FID, KID, shape, curve=curve, curve_left_out=left_out))
+        found += [_extrapolated(features, FID_INFINITY, KID), _kernel(features, KID)]
         if "probabilities" in ours.read("image", ours.clips[0]):
             found.append(_inception_score(ours, truth, extractors["image"]))
     if ours.has("video"):
@@ -147,6 +147,7 @@ def _frechet(
     features: Features,
     about: About,
     instead: About,
+    warning: str = "",
     *,
     curve: Tensor | None = None,
     curve_left_out: Tensor | None = None,
@@ -171,7 +172,7 @@ def _frechet(
         curve_left_out=curve_left_out,
         least=0.0,
         extractor=features.extractor,
-        warning=features.few(instead),
+        warning="; ".join(filter(None, [features.few(instead), warning])),
     )
 
 

@@ -18,7 +18,7 @@ from contrastive_i2v.evaluation.latent_space import (
 )
 from contrastive_i2v.evaluation.results import LatentMap
 from contrastive_i2v.evaluation.suite.measured import MeasuredVideos, spread
-from contrastive_i2v.evaluation.suite.scored import About, Scored, from_second, score_clips, score_set
+from contrastive_i2v.evaluation.suite.scored import About, Scored, from_second, score_clips, score_generated, score_set
 
 define = partial(About, group="Latent space")
 CLIPS = 128
@@ -94,7 +94,7 @@ def latent_metrics(ours: MeasuredVideos, truth: MeasuredVideos, extractors: dict
         return []
     key = extractors["latents"]
     kept = spread(len(ours.clips), CLIPS)
-    x, y = (_latents(one, kept) for one in (ours, truth))  # [n, S, F, D], [n, 1, F, D]
+    x, y = (one.by_frame("latents", "latents", kept) for one in (ours, truth))  # [n, S, F, D], [n, 1, F, D]
     note = f"over {len(kept)} of {len(ours.clips)} clips" if len(kept) < len(ours.clips) else ""
 
     def whole(values: Tensor) -> Tensor:
@@ -125,13 +125,8 @@ def maps(ours: MeasuredVideos, truth: MeasuredVideos, umap: bool) -> list[Latent
     if not ours.has("latents") or len(ours.clips) < 2:
         return []
     kept = spread(len(ours.clips), MAPPED_CLIPS)
-    x, y = (_latents(one, kept)[:, 0] for one in (ours, truth))
+    x, y = (one.by_frame("latents", "latents", kept)[:, 0] for one in (ours, truth))
     return latent_maps(x, y, seed=0, umap=umap)
-
-
-def _latents(samples: MeasuredVideos, kept: list[int]) -> Tensor:
-    """`[n, S, F, D]`."""
-    return torch.stack([samples.read("latents", samples.clips[i])["latents"].flatten(2) for i in kept])
 
 
 def _hits(predicted: Tensor, true: Tensor) -> Tensor:
@@ -153,17 +148,8 @@ def _clustered(
     key: str,
     note: str,
 ) -> Scored:
-    x = from_second(whole(torch.stack([value(one) for one in clusters]).mean(dim=0)))
-    y = from_second(whole(value(true)))
-    return score_clips(
-        about,
-        x.nanmean(dim=1),
-        curves=x,
-        truth=y.nanmean(dim=1),
-        truth_curves=y,
-        extractor=key,
-        warning=note,
-    )
+    x = torch.stack([value(one) for one in clusters]).mean(dim=0)
+    return score_generated(about, whole(x), whole(value(true)), extractor=key, warning=note)
 
 
 def _uniformity(clusters: list[ClusterMetrics], true: ClusterMetrics, count: int, key: str, note: str) -> Scored:
@@ -189,18 +175,15 @@ def _smoothness(ours: MeasuredVideos, truth: MeasuredVideos, key: str) -> list[S
         return trajectory_smoothness(kept["latents"]).speed
 
     def curvature(kept: Mapping[str, Tensor]) -> Tensor:
-        return trajectory_smoothness(kept["latents"]).curvature
+        return from_second(trajectory_smoothness(kept["latents"]).curvature)
 
     def straightness(kept: Mapping[str, Tensor]) -> Tensor:
         return trajectory_smoothness(kept["latents"]).straightness
 
-    found = []
-    x, y = (from_second(one.each("latents", speed)) for one in (ours, truth))
-    found.append(score_clips(SPEED, x.nanmean(dim=1), curves=x, truth=y.nanmean(dim=1), truth_curves=y, extractor=key))
-    if x.shape[1] > 2:
-        x, y = (from_second(from_second(one.each("latents", curvature))) for one in (ours, truth))
-        found.append(
-            score_clips(CURVATURE, x.nanmean(dim=1), curves=x, truth=y.nanmean(dim=1), truth_curves=y, extractor=key)
-        )
+    x, y = (one.each("latents", speed) for one in (ours, truth))
+    found = [score_generated(SPEED, x, y, extractor=key)]
+    if x.shape[1] > 1:
+        x, y = (one.each("latents", curvature) for one in (ours, truth))
+        found.append(score_generated(CURVATURE, x, y, extractor=key))
     x, y = (one.each("latents", straightness) for one in (ours, truth))
     return [*found, score_clips(STRAIGHTNESS, x, truth=y, extractor=key)]
