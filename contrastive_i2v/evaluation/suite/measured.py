@@ -8,9 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from contrastive_i2v.errors import InputError
 from contrastive_i2v.evaluation.distribution import Moments
-from contrastive_i2v.evaluation.suite.store import load_tensors
+from contrastive_i2v.evaluation.suite.store import read_tensors
 from contrastive_i2v.evaluation.suite.work import Job
 from contrastive_i2v.evaluation.videos import ReferenceClip
 
@@ -32,15 +31,12 @@ class MeasuredVideos:
     def has(self, role: str) -> bool:
         return role in self.jobs[0].measures
 
+    def extractor(self, role: str) -> str:
+        return self.jobs[0].measures[role].extractor
+
     def read(self, role: str, clip: ReferenceClip) -> dict[str, Tensor]:
         """What a measure found in a clip's videos, `[S, ...]` each."""
-        found = []
-        for job in self.jobs:
-            path = job.features(role, clip)
-            tensors = load_tensors(path, job.stamp(clip))
-            if tensors is None:
-                raise InputError(f"{path}: is gone, and was there before; run the command again")
-            found.append(tensors)
+        found = [read_tensors(job.features(role, clip), job.stamp(clip)) for job in self.jobs]
         return {name: torch.stack([tensors[name] for tensors in found]) for name in found[0]}
 
     def each(self, role: str, value: Callable[[Mapping[str, Tensor]], Tensor]) -> Tensor:
@@ -74,6 +70,5 @@ class MeasuredVideos:
 
 def spread(count: int, most: int) -> list[int]:
     """At most `most` of `count` indices, evenly spaced."""
-    if count <= most:
-        return list(range(count))
+    most = min(count, most)
     return [index * count // most for index in range(most)]

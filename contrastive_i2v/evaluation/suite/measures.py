@@ -64,6 +64,8 @@ class Measure:
     """Compares with the true videos, so it has nothing to say of these themselves."""
     finite: bool = True
     """Whether infinity is a fault; it isn't in a PSNR."""
+    extractor: str = ""
+    """Key into Report.extractors."""
 
 
 def build_measures(networks: Networks, *, frame_rate: float) -> dict[str, Measure]:
@@ -86,7 +88,7 @@ def build_measures(networks: Networks, *, frame_rate: float) -> dict[str, Measur
     for role, compute in computes.items():
         if (network := getattr(networks, role)) is not None:
             key = network_key(role, network.about) + f"-{frame_rate:g}" * (role == "flow")
-            measures[role] = Measure(key, partial(compute, network))
+            measures[role] = Measure(key, partial(compute, network), extractor=network.about.name)
     return measures
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields
-from typing import Any, Literal, TypeAlias
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
 
 import torch
 from torch import Tensor
@@ -69,9 +69,9 @@ def score_clips(
     if 0 < count < FEW_CLIPS:
         notes.append(f"{count} clip{'s' * (count > 1)}: too few for more than a hint")
     metric = Metric(
-        **_fields(about),
+        **vars(about),
         estimate=bootstrap(values[present]) if count else Interval(value=math.nan),
-        truth=_mean(truth),
+        truth=math.nan if truth is None else float(truth.nanmean()),
         samples=count,
         sample="clip",
         extractor=extractor,
@@ -112,7 +112,7 @@ def score_set(
         replicates = torch.zeros(0) if curve_left_out is None else least_squares(curve_left_out[:, 1:])
         gradient = jackknife.interval(float(least_squares(curve[None, 1:])[0]), replicates)
     metric = Metric(
-        **_fields(about),
+        **vars(about),
         estimate=jackknife.interval(value, left_out, least=least),
         truth=truth,
         samples=samples,
@@ -191,14 +191,6 @@ def _verdict(lower_is_a: Interval, better: Better) -> Verdict:
 
 def _nearer(x: Tensor, y: Tensor, true: Tensor) -> float:
     return float((x.mean() - true.mean()).abs() - (y.mean() - true.mean()).abs())
-
-
-def _fields(about: About) -> dict[str, Any]:
-    return {item.name: getattr(about, item.name) for item in fields(about)}
-
-
-def _mean(values: Tensor | None) -> float:
-    return math.nan if values is None else float(values.nanmean())
 
 
 def _by_frame(curves: Tensor | None) -> list[float]:

@@ -20,6 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor
 
+from contrastive_i2v.errors import InputError
 from contrastive_i2v.files import digest, write_whole
 
 FORMAT = 1
@@ -70,6 +71,14 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], stamp: str) -> None:
 def load_tensors(path: Path, stamp: str) -> dict[str, Tensor] | None:
     """The tensors, or None where there are none for this stamp."""
     return load_file(path) if has_tensors(path, stamp) else None
+
+
+def read_tensors(path: Path, stamp: str) -> dict[str, Tensor]:
+    """The tensors of a file that this command has written, or found, before. Raises InputError where it is gone."""
+    found = load_tensors(path, stamp)
+    if found is None:
+        raise InputError(f"{path}: is gone, and was there before; run the command again")
+    return found
 
 
 def metadata_of(path: Path) -> dict[str, str]:

@@ -117,28 +117,28 @@ class Features:
         )
 
 
-def distribution_metrics(ours: MeasuredVideos, truth: MeasuredVideos, extractors: dict[str, str]) -> list[Scored]:
-    """Those whose network is there. `extractors`: role -> key of Report.extractors."""
+def distribution_metrics(ours: MeasuredVideos, truth: MeasuredVideos) -> list[Scored]:
+    """Those whose network is there."""
     found = []
     if ours.has("image"):
-        features = _read(ours, truth, "image", GENERATED, extractors["image"])
+        features = _read(ours, truth, "image", GENERATED)
         curve, left_out = _frechet_by_frame(ours, truth)
         shape = f"a point of the curve has N = {min(len(ours.clips), CURVE_CLIPS)} clips, so only its shape counts"
         found.append(_frechet(ours, truth, features, FID, KID, shape, curve=curve, curve_left_out=left_out))
         found += [_extrapolated(features, FID_INFINITY, KID), _kernel(features, KID)]
         if "probabilities" in ours.read("image", ours.clips[0]):
-            found.append(_inception_score(ours, truth, extractors["image"]))
+            found.append(_inception_score(ours, truth))
     if ours.has("video"):
-        features = _read(ours, truth, "video", None, extractors["video"])
+        features = _read(ours, truth, "video", None)
         found.append(_frechet(ours, truth, features, FVD, KVD))
         found += [_extrapolated(features, FVD_INFINITY, KVD), _kernel(features, KVD)]
     return found
 
 
-def _read(ours: MeasuredVideos, truth: MeasuredVideos, role: str, frames: slice | None, extractor: str) -> Features:
+def _read(ours: MeasuredVideos, truth: MeasuredVideos, role: str, frames: slice | None) -> Features:
     kept = spread(len(ours.clips), ours.held(role, "features", frames))
     x, y = (one.rows(role, "features", frames, kept) for one in (ours, truth))
-    return Features(role, frames, x, y, len(ours.clips), extractor)
+    return Features(role, frames, x, y, len(ours.clips), ours.extractor(role))
 
 
 def _frechet(
@@ -226,7 +226,7 @@ def _frechet_by_frame(ours: MeasuredVideos, truth: MeasuredVideos) -> tuple[Tens
     return torch.tensor(curve, dtype=torch.float64), torch.stack(left_out, dim=1)
 
 
-def _inception_score(ours: MeasuredVideos, truth: MeasuredVideos, extractor: str) -> Scored:
+def _inception_score(ours: MeasuredVideos, truth: MeasuredVideos) -> Scored:
     kept = spread(len(ours.clips), ours.held("image", "probabilities", slice(None)))
     x, y = (one.by_frame("image", "probabilities", kept) for one in (ours, truth))  # [n, S, F, K]
 
@@ -248,7 +248,7 @@ def _inception_score(ours: MeasuredVideos, truth: MeasuredVideos, extractor: str
         curve=curve(x),
         truth_curve=curve(y),
         least=1.0,
-        extractor=extractor,
+        extractor=ours.extractor("image"),
         warning=f"N = {count} frames for {classes} classes: it grows with N, so compare only at equal N"
         if count < 10 * classes
         else "",

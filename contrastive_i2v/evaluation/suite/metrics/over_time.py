@@ -86,25 +86,25 @@ MOTION_RATIO = define(
 )
 
 
-def over_time_metrics(ours: MeasuredVideos, truth: MeasuredVideos, extractors: dict[str, str]) -> list[Scored]:
+def over_time_metrics(ours: MeasuredVideos, truth: MeasuredVideos) -> list[Scored]:
     """Those whose network is there; flickering, pixel coherence and the motion ratio always."""
     found = [_pairs(ours, truth, "flicker", FLICKERING)]
     subject = "subject" if ours.has("subject") else "image"
     background = "clip" if ours.has("clip") else "image"
     if ours.has(subject):
-        found.append(_features(ours, truth, subject, consistency, SUBJECT, extractors))
+        found.append(_features(ours, truth, subject, consistency, SUBJECT))
     if ours.has(background):
-        found.append(_features(ours, truth, background, consistency, BACKGROUND, extractors))
+        found.append(_features(ours, truth, background, consistency, BACKGROUND))
     if ours.has(subject):
-        found.append(_whole(ours, truth, subject, I2V_SUBJECT, extractors))
+        found.append(_whole(ours, truth, subject, I2V_SUBJECT))
     if ours.has(background):
-        found.append(_whole(ours, truth, background, I2V_BACKGROUND, extractors))
-        found.append(_features(ours, truth, background, feature_coherence, FEATURE_COHERENCE, extractors))
+        found.append(_whole(ours, truth, background, I2V_BACKGROUND))
+        found.append(_features(ours, truth, background, feature_coherence, FEATURE_COHERENCE))
     found.append(_pairs(ours, truth, "pixel_coherence", PIXEL_COHERENCE))
     if ours.has("flow"):
         dynamic = [one.each("flow", itemgetter("dynamic")) for one in (ours, truth)]
-        found.append(score_clips(DYNAMIC, dynamic[0], truth=dynamic[1], extractor=extractors["flow"]))
-        found.append(_flow(ours, truth, extractors["flow"]))
+        found.append(score_clips(DYNAMIC, dynamic[0], truth=dynamic[1], extractor=ours.extractor("flow")))
+        found.append(_flow(ours, truth))
     return [*found, _motion_ratio(ours, truth)]
 
 
@@ -114,21 +114,16 @@ def _pairs(ours: MeasuredVideos, truth: MeasuredVideos, name: str, about: About)
 
 
 def _features(
-    ours: MeasuredVideos,
-    truth: MeasuredVideos,
-    role: str,
-    measure: Callable[[Tensor], Tensor],
-    about: About,
-    extractors: dict[str, str],
+    ours: MeasuredVideos, truth: MeasuredVideos, role: str, measure: Callable[[Tensor], Tensor], about: About
 ) -> Scored:
     """From a value a frame after the first."""
     x, y = (one.each(role, lambda kept: measure(kept["features"])) for one in (ours, truth))
-    return score_generated(about, x, y, extractor=extractors[role], warning=_stand_in(role, about))
+    return score_generated(about, x, y, extractor=ours.extractor(role), warning=_stand_in(role, about))
 
 
-def _whole(ours: MeasuredVideos, truth: MeasuredVideos, role: str, about: About, extractors: dict[str, str]) -> Scored:
+def _whole(ours: MeasuredVideos, truth: MeasuredVideos, role: str, about: About) -> Scored:
     x, y = (one.each(role, lambda kept: image_to_video_consistency(kept["features"])) for one in (ours, truth))
-    return score_clips(about, x, truth=y, extractor=extractors[role], warning=_stand_in(role, about))
+    return score_clips(about, x, truth=y, extractor=ours.extractor(role), warning=_stand_in(role, about))
 
 
 def _stand_in(role: str, about: About) -> str:
@@ -137,7 +132,7 @@ def _stand_in(role: str, about: About) -> str:
     return ""
 
 
-def _flow(ours: MeasuredVideos, truth: MeasuredVideos, extractor: str) -> Scored:
+def _flow(ours: MeasuredVideos, truth: MeasuredVideos) -> Scored:
     """By pair where every pair of frames was looked at, else the mean alone."""
     x, y = (one.each("flow", itemgetter("magnitudes")) for one in (ours, truth))  # [N, pairs]
     every = x.shape[1] == ours.read("motion", ours.clips[0])["flicker"].shape[1]
@@ -147,7 +142,7 @@ def _flow(ours: MeasuredVideos, truth: MeasuredVideos, extractor: str) -> Scored
         curves=from_second(x) if every else None,
         truth=y.mean(dim=1),
         truth_curves=from_second(y) if every else None,
-        extractor=extractor,
+        extractor=ours.extractor("flow"),
     )
 
 
