@@ -26,7 +26,6 @@ from contrastive_i2v.data.shapes import ShapesConfig, make_shapes
 from contrastive_i2v.errors import InputError, check_fields
 from contrastive_i2v.models import tiny
 from contrastive_i2v.system import DESCRIPTION
-from contrastive_i2v.training.checkpoint import list_checkpoints
 from contrastive_i2v.training.config import DataConfig, LossConfig, OptimizerConfig, PreviewConfig, TrainConfig
 from contrastive_i2v.training.forms import FORMS
 
@@ -75,7 +74,7 @@ class Options:
     def __post_init__(self) -> None:
         least = dict.fromkeys(("steps", "batch_size", "train_clips", "sampler_steps"), 1)
         least |= {"condition_noise": 0, "start_steps": 0, "test_clips": 2, "frames": 2}
-        check_fields(self, least, positive=("learning_rate",), distinct=("seeds",))
+        check_fields(self, least, positive=("learning_rate",), distinct=("forms", "seeds"))
         if not self.widths or any(width < 16 or width % 16 for width in self.widths):
             raise InputError(f"widths: expected multiples of 16, got {self.widths}")
         check_forms(self.forms, "all")
@@ -179,10 +178,8 @@ def form_config(options: Options, form: str, seed: int, model: Path) -> TrainCon
 
 def train_config(options: Options, name: str, seed: int, loss: LossConfig) -> TrainConfig:
     """What all trainings share: next-frame pairs of the clips, a moving average, no previews."""
-    output = options.output / "runs" / name
     return TrainConfig(
-        output=output,
-        resume=bool(list_checkpoints(output / "checkpoints")),
+        output=options.output / "runs" / name,
         model="(built by experiment)",
         steps=options.steps,
         batch_size=options.batch_size,

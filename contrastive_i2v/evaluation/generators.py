@@ -125,22 +125,22 @@ def call_pipeline(pipeline: Any, *, name: str, arguments: Mapping[str, Any] | No
     Raises:
         InputError: a pipeline without `image`, one that doesn't return videos, one that fails, or too few frames.
     """
-    accepted = inspect.signature(pipeline.__call__).parameters
+    accepted, kind = inspect.signature(pipeline.__call__).parameters, type(pipeline).__name__
     supported = "supported are pipelines that take image (and prompt) and return .frames, as StableVideoDiffusion does"
     if "image" not in accepted:
-        raise InputError(f"{name}: {type(pipeline).__name__} takes no image; {supported}")
+        raise InputError(f"{name}: {kind} takes no image; {supported}")
     if unknown := sorted(set(arguments or {}) - set(accepted)):
-        raise InputError(f"{name}: {type(pipeline).__name__} takes no {', '.join(unknown)}; check --pipeline-arguments")
+        raise InputError(f"{name}: {kind} takes no {', '.join(unknown)}; check --pipeline-arguments")
 
     def generate(batch: Batch) -> Tensor:
         from PIL import Image
 
         height, width = batch.first.shape[-2:]
         videos = []
-        for number, (prompt, first, seed) in enumerate(zip(batch.prompts, batch.first, batch.seeds, strict=True), 1):
+        for number, (clip, first, seed) in enumerate(zip(batch.clips, batch.first, batch.seeds, strict=True), 1):
             batch.report(f"clip {number}/{len(batch.clips)}")
             given = {
-                "prompt": prompt,
+                "prompt": clip.caption,
                 "num_frames": batch.frames,
                 "height": height,
                 "width": width,
@@ -154,25 +154,23 @@ def call_pipeline(pipeline: Any, *, name: str, arguments: Mapping[str, Any] | No
                     output = pipeline(image=image, **given)
             except Exception as error:  # pipelines raise whatever their parts do
                 raise InputError(
-                    f"{name}: {type(pipeline).__name__} failed on {batch.clips[number - 1].name} at {width}x{height}, "
-                    f"{batch.frames} frames: {one_line(error)}; {supported}"
+                    f"{name}: {kind} failed on {clip.name} at {width}x{height}, {batch.frames} frames: "
+                    f"{one_line(error)}; {supported}"
                 ) from error
             if not hasattr(output, "frames"):
-                raise InputError(f"{name}: {type(pipeline).__name__} returns no .frames; {supported}")
+                raise InputError(f"{name}: {kind} returns no .frames; {supported}")
             pixels = _float_video(output.frames)
             if not torch.isfinite(pixels).all():
-                clip = batch.clips[number - 1].name
-                raise InputError(f"{clip}: {type(pipeline).__name__}'s frames hold NaN or infinity; check its weights")
+                raise InputError(f"{clip.name}: {kind}'s frames hold NaN or infinity; check its weights")
             video = (pixels * 255).round().clamp(0, 255).to(torch.uint8)
             if len(video) < batch.frames:
                 raise InputError(
-                    f"{name}: {type(pipeline).__name__} returned {len(video)} frames; expected at least "
-                    f"{batch.frames}: give --frames {len(video)}"
+                    f"{name}: {kind} returned {len(video)} frames; expected at least {batch.frames}: give --frames "
+                    f"{len(video)}"
                 )
             video = video[: batch.frames]
-            videos.append(
-                video if video.shape[-2:] == (height, width) else to_uint8(resize_frames(video, (height, width)))
-            )
+            fits = video.shape[-2:] == (height, width)
+            videos.append(video if fits else to_uint8(resize_frames(video, (height, width))))
         return torch.stack(videos)
 
     return generate
