@@ -12,11 +12,11 @@ import tyro
 from contrastive_i2v.cli.evaluation_options import SuiteOptions
 from contrastive_i2v.cli.evaluation_table import format_over_seeds
 from contrastive_i2v.cli.trainings import (
-    NATIVE_STEP,
     Run,
     available_networks,
     check_folder,
     check_forms,
+    clip_length,
     evaluate_runs,
     train,
 )
@@ -91,7 +91,8 @@ def make_demo(options: Options, command: str) -> Path:
     stages = len(jobs) + 2
 
     print(f"[1/{stages}] clips", flush=True)
-    make_shapes(options.output / "clips", shapes_config(options))
+    clips = ShapesConfig(train_clips=options.train_clips, test_clips=options.test_clips, size=options.resolution)
+    make_shapes(options.output / "clips", replace(clips, frames=clip_length(options.frames)))
 
     for number, ((form, seed), config) in enumerate(zip(jobs, configs, strict=True), start=2):
         print(f"[{number}/{stages}] training: {form}" + f", seed {seed}" * (options.seeds > 1), flush=True)
@@ -132,16 +133,6 @@ def check_model(options: Options) -> None:
             f"resolution: expected a multiple of {step}, the image pixels of one latent pixel of model "
             f"{options.model!r}, got {options.resolution}"
         )
-
-
-def shapes_config(options: Options) -> ShapesConfig:
-    """The demo's clips, long enough for its rollouts."""
-    return ShapesConfig(
-        train_clips=options.train_clips,
-        test_clips=options.test_clips,
-        size=options.resolution,
-        frames=max(80, NATIVE_STEP * options.frames),
-    )
 
 
 def run_config(options: Options, form: str, seed: int) -> TrainConfig:

@@ -13,11 +13,11 @@ import tyro
 from contrastive_i2v.cli.evaluation_options import SuiteOptions
 from contrastive_i2v.cli.evaluation_table import format_over_seeds
 from contrastive_i2v.cli.trainings import (
-    NATIVE_STEP,
     Run,
     available_networks,
     check_folder,
     check_forms,
+    clip_length,
     evaluate_runs,
     train,
 )
@@ -115,7 +115,7 @@ def make_experiment(options: Options, command: str) -> list[str]:
     check_folder(options, "experiment", FREE)
     make_shapes(options.output / "clips", ShapesConfig(train_clips=options.train_clips, test_clips=0, seed=12))
     held_out = ShapesConfig(train_clips=0, test_clips=options.test_clips, seed=options.test_seed)
-    make_shapes(options.output / "held-out", replace(held_out, frames=max(80, NATIVE_STEP * options.frames)))
+    make_shapes(options.output / "held-out", replace(held_out, frames=clip_length(options.frames)))
     model = start(options)
     jobs = [(form, seed) for seed in options.seeds for form in options.chosen]
     for number, (form, seed) in enumerate(jobs, start=1):

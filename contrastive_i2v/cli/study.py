@@ -131,10 +131,9 @@ def serve(options: ServeOptions) -> None:
     )
     store = Store(options.output, design)
     try:
-        address = (options.host, options.port)
         server = StudyServer(
             Session(store, pairs),
-            address,
+            (options.host, options.port),
             allowed_hosts=options.allowed_hosts,
             say=lambda line: print(line, flush=True),
         )

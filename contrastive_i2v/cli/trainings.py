@@ -59,6 +59,11 @@ def check_folder(options: Any, what: str, free: Collection[str]) -> None:
         raise InputError(f"output: {options.output} can't be written ({error.strerror or error})") from error
 
 
+def clip_length(frames: int) -> int:
+    """Frames of generated clips that are long enough for rollouts of `frames`."""
+    return max(80, NATIVE_STEP * frames)
+
+
 def train(config: TrainConfig, system: System | None = None) -> Path:
     """Train, or go on, or leave a finished run as it is; returns the model's folder."""
     if is_trained(config):

@@ -168,9 +168,7 @@ def call_pipeline(pipeline: Any, *, name: str, arguments: Mapping[str, Any] | No
                     f"{name}: {kind} returned {len(video)} frames; expected at least {batch.frames}: give --frames "
                     f"{len(video)}"
                 )
-            video = video[: batch.frames]
-            fits = video.shape[-2:] == (height, width)
-            videos.append(video if fits else to_uint8(resize_frames(video, (height, width))))
+            videos.append(to_uint8(resize_frames(video[: batch.frames], (height, width))))
         return torch.stack(videos)
 
     return generate
@@ -268,11 +266,9 @@ def parse_arguments(text: str) -> dict[str, Any]:
 
 def _read_clip(clip: Clip, config: FramesConfig, reference: ReferenceSet) -> Tensor | None:
     info = probe(clip.path)
-    if skip_reason(info, clip, config):
+    if skip_reason(info, clip, config, least=reference.frames):
         return None
     indices = valid_frames(info, clip, config)[: reference.frames]
-    if len(indices) < reference.frames:
-        return None
     return to_uint8(resize_frames(read_frames(clip.path, indices), reference.size))
 
 

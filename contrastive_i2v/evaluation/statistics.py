@@ -38,7 +38,9 @@ def bootstrap(values: Tensor, *, resamples: int = 2000, seed: int = 0) -> Interv
     if len(values) == 1 or not bool(values.isfinite().all()):
         return Interval(value=float(values.mean()))
     means = torch.cat([values[rows].mean(dim=1) for rows in _resamples(len(values), resamples, seed)])
-    return _percentiles(float(values.mean()), means)
+    tail = (1 - CONFIDENCE) / 2
+    low, high = means.quantile(torch.tensor([tail, 1 - tail], dtype=torch.float64)).tolist()
+    return Interval(value=float(values.mean()), low=low, high=high)
 
 
 def paired_bootstrap(a: Tensor, b: Tensor, *, resamples: int = 2000, seed: int = 0) -> Interval:
@@ -105,9 +107,3 @@ def _resamples(count: int, resamples: int, seed: int) -> Iterator[Tensor]:
     at_once = max(1, DRAWN_AT_ONCE // count)
     for start in range(0, resamples, at_once):
         yield torch.randint(count, (min(at_once, resamples - start), count), generator=generator)
-
-
-def _percentiles(value: float, drawn: Tensor) -> Interval:
-    tail = (1 - CONFIDENCE) / 2
-    low, high = drawn.quantile(torch.tensor([tail, 1 - tail], dtype=torch.float64)).tolist()
-    return Interval(value=value, low=low, high=high)

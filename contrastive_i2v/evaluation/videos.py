@@ -23,6 +23,9 @@ from contrastive_i2v.errors import InputError
 from contrastive_i2v.files import digest, file_hash
 from contrastive_i2v.system import Size
 
+MIME_TYPES = {".mp4": "video/mp4", ".m4v": "video/mp4", ".mov": "video/mp4", ".webm": "video/webm"}
+"""What browsers play, by the end of the name."""
+
 
 @dataclass(frozen=True)
 class ReferenceClip:
@@ -174,10 +177,7 @@ def read_finished_frames(path: Path, clip: ReferenceClip, size: Size) -> Tensor:
             f"{clip.info.frames} at {clip.info.fps:g} a second, like {clip.clip.path.name}): give --frames "
             f"{info.frames} if all the videos have as many"
         )
-    found = (info.height, info.width)
-    if found == size:
-        return read_frames(path, indices)
-    if found == (clip.info.height, clip.info.width):
+    if (info.height, info.width) in (size, (clip.info.height, clip.info.width)):
         return to_uint8(resize_frames(read_frames(path, indices), size))
     raise InputError(
         f"{path}: is {info.width}x{info.height} pixels; expected {size[1]}x{size[0]}, or "

@@ -12,8 +12,8 @@ from contrastive_i2v.data.sources.folder import METADATA_NAMES, read_folder
 from contrastive_i2v.data.types import Skipped
 from contrastive_i2v.data.video import VIDEO_EXTENSIONS, read_frames, read_image
 from contrastive_i2v.errors import InputError
+from contrastive_i2v.evaluation.videos import MIME_TYPES
 
-MIME_TYPES = {".mp4": "video/mp4", ".m4v": "video/mp4", ".mov": "video/mp4", ".webm": "video/webm"}
 IMAGE_EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp")
 CODECS = ("h264", "vp8", "vp9", "av1", "libvpx", "libvpx-vp9", "libdav1d", "libaom-av1")
 """What every current browser plays, by the names that decoders give them."""

@@ -20,8 +20,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from contrastive_i2v.evaluation.study.pairs import MIME_TYPES, read_picture
+from contrastive_i2v.evaluation.study.pairs import read_picture
 from contrastive_i2v.evaluation.study.session import Refused, Session
+from contrastive_i2v.evaluation.videos import MIME_TYPES
 
 PAGE = {
     "/": ("index.html", "text/html; charset=utf-8"),

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from contrastive_i2v.evaluation.distribution import Moments
-from contrastive_i2v.evaluation.suite.store import read_tensors
+from contrastive_i2v.evaluation.suite.store import load_kept
 from contrastive_i2v.evaluation.suite.work import Job
 from contrastive_i2v.evaluation.videos import ReferenceClip
 
@@ -36,7 +36,7 @@ class MeasuredVideos:
 
     def read(self, role: str, clip: ReferenceClip) -> dict[str, Tensor]:
         """What a measure found in a clip's videos, `[S, ...]` each."""
-        found = [read_tensors(job.features(role, clip), job.stamp(clip)) for job in self.jobs]
+        found = [load_kept(job.features(role, clip), job.stamp(clip)) for job in self.jobs]
         return {name: torch.stack([tensors[name] for tensors in found]) for name in found[0]}
 
     def each(self, role: str, value: Callable[[Mapping[str, Tensor]], Tensor]) -> Tensor:
@@ -52,7 +52,7 @@ class MeasuredVideos:
         return torch.stack([self._rows_of(self.clips[index], role, name, frames) for index in kept])
 
     def by_frame(self, role: str, name: str, kept: Sequence[int]) -> Tensor:
-        """Features `[n, S, F, d]` of the n clips `kept`."""
+        """Features, flat, `[n, S, F, d]` of the n clips `kept`."""
         return torch.stack([self.read(role, self.clips[index])[name].flatten(2) for index in kept])
 
     def moments(self, role: str, name: str, frames: slice | None) -> Moments:

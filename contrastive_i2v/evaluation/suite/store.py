@@ -73,7 +73,7 @@ def load_tensors(path: Path, stamp: str) -> dict[str, Tensor] | None:
     return load_file(path) if has_tensors(path, stamp) else None
 
 
-def read_tensors(path: Path, stamp: str) -> dict[str, Tensor]:
+def load_kept(path: Path, stamp: str) -> dict[str, Tensor]:
     """The tensors of a file that this command has written, or found, before. Raises InputError where it is gone."""
     found = load_tensors(path, stamp)
     if found is None:

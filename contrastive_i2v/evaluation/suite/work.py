@@ -20,14 +20,7 @@ from contrastive_i2v.data.video import write_video
 from contrastive_i2v.errors import InputError
 from contrastive_i2v.evaluation.generators import Batch, Generator, Method, true_videos
 from contrastive_i2v.evaluation.suite.measures import Measure
-from contrastive_i2v.evaluation.suite.store import (
-    Shelf,
-    has_tensors,
-    load_tensors,
-    open_shelf,
-    read_tensors,
-    save_tensors,
-)
+from contrastive_i2v.evaluation.suite.store import Shelf, has_tensors, load_kept, load_tensors, open_shelf, save_tensors
 from contrastive_i2v.evaluation.videos import ReferenceClip, ReferenceSet
 from contrastive_i2v.files import digest
 
@@ -170,7 +163,7 @@ class Work:
 
     def _true(self, clip: ReferenceClip) -> Tensor:
         """The true video, uint8 `[F, 3, H, W]`, kept since the first job."""
-        return read_tensors(self.truth.frames(clip), self.truth.stamp(clip))["frames"]
+        return load_kept(self.truth.frames(clip), self.truth.stamp(clip))["frames"]
 
     def _shelf(self, method: Method) -> Shelf:
         return open_shelf(self.output, method.name, {**self.reference.setting, **method.identity})

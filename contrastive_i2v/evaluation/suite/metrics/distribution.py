@@ -99,10 +99,6 @@ class Features:
         return "clip" if self.frames is None else "frame"
 
     @property
-    def held(self) -> int:
-        return self.ours.shape[0] * self.ours.shape[1]
-
-    @property
     def count(self) -> int:
         return self.clips * self.ours.shape[1]
 
@@ -185,7 +181,7 @@ def _extrapolated(features: Features, about: About, instead: About) -> Scored:
         about,
         value,
         torch.zeros(0),
-        samples=features.held,
+        samples=len(x),
         sample=features.sample,
         extractor=features.extractor,
         warning=features.few(instead),
