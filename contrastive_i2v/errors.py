@@ -14,6 +14,11 @@ class DivergedError(RuntimeError):
     """A training run whose gradients stay NaN or infinite. The message says when, and what to try."""
 
 
+def one_line(error: Exception) -> str:
+    """What an error says, on a line that fits into another message."""
+    return " ".join(str(error).split())[:300] or type(error).__name__
+
+
 def check_fields(
     config: object, least: Mapping[str, float], *, positive: Sequence[str] = (), distinct: Sequence[str] = ()
 ) -> None:

@@ -29,15 +29,16 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
             part.unlink()
 
 
-def file_hash(path: Path) -> str:
-    """sha256 of a file's bytes. Raises InputError naming the file."""
+def file_hash(*paths: Path) -> str:
+    """sha256 of the files' bytes, one after the other. Raises InputError naming the file."""
     total = hashlib.sha256()
-    try:
-        with path.open("rb") as file:
-            while block := file.read(1 << 22):
-                total.update(block)
-    except OSError as error:
-        raise InputError(f"{path}: can't be read ({error.strerror})") from error
+    for path in paths:
+        try:
+            with path.open("rb") as file:
+                while block := file.read(1 << 22):
+                    total.update(block)
+        except OSError as error:
+            raise InputError(f"{path}: can't be read ({error.strerror})") from error
     return total.hexdigest()
 
 

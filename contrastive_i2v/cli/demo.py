@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
@@ -12,11 +12,11 @@ import tyro
 from contrastive_i2v.cli.evaluation_options import SuiteOptions
 from contrastive_i2v.cli.evaluation_table import format_over_seeds
 from contrastive_i2v.cli.trainings import (
-    NATIVE_STEP,
     Run,
     available_networks,
     check_folder,
     check_forms,
+    clip_length,
     evaluate_runs,
     train,
 )
@@ -25,7 +25,6 @@ from contrastive_i2v.errors import InputError, check_fields
 from contrastive_i2v.evaluation.results import EvaluatedClip
 from contrastive_i2v.models import load_system
 from contrastive_i2v.training import recipes
-from contrastive_i2v.training.checkpoint import list_checkpoints
 from contrastive_i2v.training.config import TrainConfig
 
 UNTRAINED = "no-fine-tuning"
@@ -69,7 +68,7 @@ class Options:
 
     def __post_init__(self) -> None:
         counts = ("seeds", "train_clips", "test_clips", "resolution", "steps", "batch_size", "sampler_steps")
-        check_fields(self, dict.fromkeys(counts, 1) | {"frames": 2}, positive=("learning_rate",))
+        check_fields(self, dict.fromkeys(counts, 1) | {"frames": 2}, positive=("learning_rate",), distinct=("forms",))
         check_forms(self.forms)
 
 
@@ -89,16 +88,17 @@ def make_demo(options: Options, command: str) -> Path:
     check_folder(options, "demo", FREE)
     jobs = [(form, seed) for form in options.forms for seed in range(options.seeds)]
     configs = [run_config(options, form, seed) for form, seed in jobs]
-    stage = _stages(len(jobs) + 2)
+    stages = len(jobs) + 2
 
-    stage("clips")
-    make_shapes(options.output / "clips", shapes_config(options))
+    print(f"[1/{stages}] clips", flush=True)
+    clips = ShapesConfig(train_clips=options.train_clips, test_clips=options.test_clips, size=options.resolution)
+    make_shapes(options.output / "clips", replace(clips, frames=clip_length(options.frames)))
 
-    for (form, seed), config in zip(jobs, configs, strict=True):
-        stage(f"training: {form}" + f", seed {seed}" * (options.seeds > 1))
+    for number, ((form, seed), config) in enumerate(zip(jobs, configs, strict=True), start=2):
+        print(f"[{number}/{stages}] training: {form}" + f", seed {seed}" * (options.seeds > 1), flush=True)
         train(config)
 
-    stage("rollouts and report")
+    print(f"[{stages}/{stages}] rollouts and report", flush=True)
     suite = SuiteOptions(
         data=options.output / "clips" / "test",
         output=options.output,
@@ -135,24 +135,12 @@ def check_model(options: Options) -> None:
         )
 
 
-def shapes_config(options: Options) -> ShapesConfig:
-    """The demo's clips, long enough for its rollouts."""
-    return ShapesConfig(
-        train_clips=options.train_clips,
-        test_clips=options.test_clips,
-        size=options.resolution,
-        frames=max(80, NATIVE_STEP * options.frames),
-    )
-
-
 def run_config(options: Options, form: str, seed: int) -> TrainConfig:
     """One training of the demo: the tiny recipe of a form, on the demo's clips."""
     config = recipes.tiny(recipes.recipe(form))
-    output = options.output / "runs" / f"{form}-seed{seed}"
     return replace(
         config,
-        output=output,
-        resume=bool(list_checkpoints(output / "checkpoints")),
+        output=options.output / "runs" / f"{form}-seed{seed}",
         model=options.model,
         steps=options.steps,
         batch_size=options.batch_size,
@@ -184,13 +172,3 @@ def _next_commands(options: Options, first: TrainConfig, clip: EvaluatedClip) ->
             again += [f"--{name.replace('_', '-')}", str(value)]
     again += ["--forms", *options.forms, "--seeds", str(max(3, options.seeds + 1))]
     return [f"next: {shlex.join(['contrastive-i2v', *command])}" for command in (sample, again)]
-
-
-def _stages(count: int) -> Callable[[str], None]:
-    """Prints `[1/5] what`, `[2/5] what`, ... as it is called."""
-    numbers = iter(range(1, count + 1))
-
-    def announce(what: str) -> None:
-        print(f"[{next(numbers)}/{count}] {what}", flush=True)
-
-    return announce

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from contrastive_i2v.cli.evaluation_options import SuiteOptions
 from contrastive_i2v.data.video import VIDEO_EXTENSIONS, as_size, probe
-from contrastive_i2v.errors import InputError
+from contrastive_i2v.errors import InputError, one_line
 from contrastive_i2v.evaluation import generators
 from contrastive_i2v.evaluation.extractors import loading
 from contrastive_i2v.evaluation.fidelity import load_lpips
@@ -173,8 +173,7 @@ def _pipeline(name: str, spec: str, options: SuiteOptions) -> Method:
         try:
             pipeline: Any = diffusers.DiffusionPipeline.from_pretrained(str(folder), use_safetensors=True)
         except Exception as error:  # of whichever of its parts can't be loaded
-            reason = " ".join(str(error).split())[:300]
-            raise InputError(f"method {spec!r}: diffusers can't load this pipeline: {reason}") from error
+            raise InputError(f"method {spec!r}: diffusers can't load this pipeline: {one_line(error)}") from error
         pipeline.set_progress_bar_config(disable=True)
         return generators.call_pipeline(pipeline.to(default_device()), name=name, arguments=arguments)
 

@@ -13,11 +13,11 @@ import tyro
 from contrastive_i2v.cli.evaluation_options import SuiteOptions
 from contrastive_i2v.cli.evaluation_table import format_over_seeds
 from contrastive_i2v.cli.trainings import (
-    NATIVE_STEP,
     Run,
     available_networks,
     check_folder,
     check_forms,
+    clip_length,
     evaluate_runs,
     train,
 )
@@ -26,7 +26,6 @@ from contrastive_i2v.data.shapes import ShapesConfig, make_shapes
 from contrastive_i2v.errors import InputError, check_fields
 from contrastive_i2v.models import tiny
 from contrastive_i2v.system import DESCRIPTION
-from contrastive_i2v.training.checkpoint import list_checkpoints
 from contrastive_i2v.training.config import DataConfig, LossConfig, OptimizerConfig, PreviewConfig, TrainConfig
 from contrastive_i2v.training.forms import FORMS
 
@@ -75,7 +74,7 @@ class Options:
     def __post_init__(self) -> None:
         least = dict.fromkeys(("steps", "batch_size", "train_clips", "sampler_steps"), 1)
         least |= {"condition_noise": 0, "start_steps": 0, "test_clips": 2, "frames": 2}
-        check_fields(self, least, positive=("learning_rate",), distinct=("seeds",))
+        check_fields(self, least, positive=("learning_rate",), distinct=("forms", "seeds"))
         if not self.widths or any(width < 16 or width % 16 for width in self.widths):
             raise InputError(f"widths: expected multiples of 16, got {self.widths}")
         check_forms(self.forms, "all")
@@ -116,7 +115,7 @@ def make_experiment(options: Options, command: str) -> list[str]:
     check_folder(options, "experiment", FREE)
     make_shapes(options.output / "clips", ShapesConfig(train_clips=options.train_clips, test_clips=0, seed=12))
     held_out = ShapesConfig(train_clips=0, test_clips=options.test_clips, seed=options.test_seed)
-    make_shapes(options.output / "held-out", replace(held_out, frames=max(80, NATIVE_STEP * options.frames)))
+    make_shapes(options.output / "held-out", replace(held_out, frames=clip_length(options.frames)))
     model = start(options)
     jobs = [(form, seed) for seed in options.seeds for form in options.chosen]
     for number, (form, seed) in enumerate(jobs, start=1):
@@ -179,10 +178,8 @@ def form_config(options: Options, form: str, seed: int, model: Path) -> TrainCon
 
 def train_config(options: Options, name: str, seed: int, loss: LossConfig) -> TrainConfig:
     """What all trainings share: next-frame pairs of the clips, a moving average, no previews."""
-    output = options.output / "runs" / name
     return TrainConfig(
-        output=output,
-        resume=bool(list_checkpoints(output / "checkpoints")),
+        output=options.output / "runs" / name,
         model="(built by experiment)",
         steps=options.steps,
         batch_size=options.batch_size,

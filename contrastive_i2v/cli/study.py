@@ -11,14 +11,14 @@ from pathlib import Path
 import tyro
 
 from contrastive_i2v.errors import InputError
-from contrastive_i2v.evaluation.study.pairs import find_pairs, sha256
+from contrastive_i2v.evaluation.study.pairs import find_pairs
 from contrastive_i2v.evaluation.study.questions import QuestionName
 from contrastive_i2v.evaluation.study.server import StudyServer
 from contrastive_i2v.evaluation.study.session import Session
 from contrastive_i2v.evaluation.study.statistics import analyse
 from contrastive_i2v.evaluation.study.store import Design, Store, StudyPair
 from contrastive_i2v.evaluation.study.table import to_json, to_text
-from contrastive_i2v.files import write_whole
+from contrastive_i2v.files import file_hash, write_whole
 
 COLUMNS = ("rater", "pair", "question", "choice", "left", "reasons", "time", "counts")
 
@@ -122,19 +122,18 @@ def serve(options: ServeOptions) -> None:
             StudyPair(
                 name=pair.name,
                 caption=pair.caption,
-                sha256_a=sha256(pair.a),
-                sha256_b=sha256(pair.b),
-                sha256_image=sha256(pair.image) if pair.image else "",
+                sha256_a=file_hash(pair.a),
+                sha256_b=file_hash(pair.b),
+                sha256_image=file_hash(pair.image) if pair.image else "",
             )
             for pair in pairs
         ),
     )
     store = Store(options.output, design)
     try:
-        address = (options.host, options.port)
         server = StudyServer(
             Session(store, pairs),
-            address,
+            (options.host, options.port),
             allowed_hosts=options.allowed_hosts,
             say=lambda line: print(line, flush=True),
         )

@@ -16,6 +16,7 @@ from contrastive_i2v.evaluation.extractors.loading import load_flow, load_image_
 from contrastive_i2v.evaluation.results import Report, Training
 from contrastive_i2v.evaluation.suite import Networks, evaluate
 from contrastive_i2v.system import System, default_device
+from contrastive_i2v.training.checkpoint import list_checkpoints
 from contrastive_i2v.training.config import TrainConfig, differences, load_config, save_config
 from contrastive_i2v.training.forms import BASELINE, FORMS
 from contrastive_i2v.training.trainer import Trainer, is_trained
@@ -39,11 +40,9 @@ class Run:
 
 
 def check_forms(forms: Sequence[str], *others: str) -> None:
-    """Raises InputError for a form that isn't registered (nor one of `others`), for one named twice, and for none."""
+    """Raises InputError for a form that isn't registered, nor one of `others`."""
     if unknown := [form for form in forms if form not in (*FORMS, *others)]:
         raise InputError(f"forms: {', '.join(unknown)} unknown; expected some of {', '.join((*others, *FORMS))}")
-    if not forms or len(set(forms)) < len(forms):
-        raise InputError(f"forms: expected one at least, and none twice, got {' '.join(forms) or 'none'}")
 
 
 def check_folder(options: Any, what: str, free: Collection[str]) -> None:
@@ -60,12 +59,18 @@ def check_folder(options: Any, what: str, free: Collection[str]) -> None:
         raise InputError(f"output: {options.output} can't be written ({error.strerror or error})") from error
 
 
+def clip_length(frames: int) -> int:
+    """Frames of generated clips that are long enough for rollouts of `frames`."""
+    return max(80, NATIVE_STEP * frames)
+
+
 def train(config: TrainConfig, system: System | None = None) -> Path:
     """Train, or go on, or leave a finished run as it is; returns the model's folder."""
     if is_trained(config):
         print(f"done before: {config.output / 'model'}")
         return config.output / "model"
-    return Trainer(config, system).run()
+    resume = bool(list_checkpoints(config.output / "checkpoints"))
+    return Trainer(replace(config, resume=resume), system).run()
 
 
 def available_networks(latents_of: str, warnings: list[str]) -> Networks:

@@ -23,7 +23,10 @@ def frame_mse(videos: Tensor, truth: Tensor) -> Tensor:
     Raises:
         ValueError: the shapes differ or aren't [N, F, 3, H, W].
     """
-    _check(videos, truth)
+    if videos.ndim != 5 or videos.shape != truth.shape:
+        raise ValueError(
+            f"videos, truth: expected the same [N, F, 3, H, W], got {list(videos.shape)} and {list(truth.shape)}"
+        )
     return (videos.double() - truth.double()).square().mean(dim=(2, 3, 4))
 
 
@@ -39,10 +42,3 @@ def motion(videos: Tensor) -> Tensor:
     if videos.ndim != 5 or videos.shape[1] < 2:
         raise ValueError(f"videos: expected [N, F, 3, H, W] with F >= 2, got {list(videos.shape)}")
     return videos.double().diff(dim=1).abs().mean(dim=(1, 2, 3, 4))
-
-
-def _check(videos: Tensor, truth: Tensor) -> None:
-    if videos.ndim != 5 or videos.shape != truth.shape:
-        raise ValueError(
-            f"videos, truth: expected the same [N, F, 3, H, W], got {list(videos.shape)} and {list(truth.shape)}"
-        )

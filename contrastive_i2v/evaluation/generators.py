@@ -23,7 +23,7 @@ from contrastive_i2v.data.frames import FramesConfig, skip_reason, valid_frames
 from contrastive_i2v.data.sources.folder import read_folder
 from contrastive_i2v.data.types import Clip
 from contrastive_i2v.data.video import probe, read_frames, resize_frames, to_uint8
-from contrastive_i2v.errors import InputError
+from contrastive_i2v.errors import InputError, one_line
 from contrastive_i2v.evaluation.alignment import normalised
 from contrastive_i2v.evaluation.extractors.base import TextExtractor
 from contrastive_i2v.evaluation.videos import (
@@ -125,22 +125,22 @@ def call_pipeline(pipeline: Any, *, name: str, arguments: Mapping[str, Any] | No
     Raises:
         InputError: a pipeline without `image`, one that doesn't return videos, one that fails, or too few frames.
     """
-    accepted = inspect.signature(pipeline.__call__).parameters
+    accepted, kind = inspect.signature(pipeline.__call__).parameters, type(pipeline).__name__
     supported = "supported are pipelines that take image (and prompt) and return .frames, as StableVideoDiffusion does"
     if "image" not in accepted:
-        raise InputError(f"{name}: {type(pipeline).__name__} takes no image; {supported}")
+        raise InputError(f"{name}: {kind} takes no image; {supported}")
     if unknown := sorted(set(arguments or {}) - set(accepted)):
-        raise InputError(f"{name}: {type(pipeline).__name__} takes no {', '.join(unknown)}; check --pipeline-arguments")
+        raise InputError(f"{name}: {kind} takes no {', '.join(unknown)}; check --pipeline-arguments")
 
     def generate(batch: Batch) -> Tensor:
         from PIL import Image
 
         height, width = batch.first.shape[-2:]
         videos = []
-        for number, (prompt, first, seed) in enumerate(zip(batch.prompts, batch.first, batch.seeds, strict=True), 1):
+        for number, (clip, first, seed) in enumerate(zip(batch.clips, batch.first, batch.seeds, strict=True), 1):
             batch.report(f"clip {number}/{len(batch.clips)}")
             given = {
-                "prompt": prompt,
+                "prompt": clip.caption,
                 "num_frames": batch.frames,
                 "height": height,
                 "width": width,
@@ -154,25 +154,21 @@ def call_pipeline(pipeline: Any, *, name: str, arguments: Mapping[str, Any] | No
                     output = pipeline(image=image, **given)
             except Exception as error:  # pipelines raise whatever their parts do
                 raise InputError(
-                    f"{name}: {type(pipeline).__name__} failed on {batch.clips[number - 1].name} at {width}x{height}, "
-                    f"{batch.frames} frames: {' '.join(str(error).split())[:300]}; {supported}"
+                    f"{name}: {kind} failed on {clip.name} at {width}x{height}, {batch.frames} frames: "
+                    f"{one_line(error)}; {supported}"
                 ) from error
             if not hasattr(output, "frames"):
-                raise InputError(f"{name}: {type(pipeline).__name__} returns no .frames; {supported}")
+                raise InputError(f"{name}: {kind} returns no .frames; {supported}")
             pixels = _float_video(output.frames)
             if not torch.isfinite(pixels).all():
-                clip = batch.clips[number - 1].name
-                raise InputError(f"{clip}: {type(pipeline).__name__}'s frames hold NaN or infinity; check its weights")
+                raise InputError(f"{clip.name}: {kind}'s frames hold NaN or infinity; check its weights")
             video = (pixels * 255).round().clamp(0, 255).to(torch.uint8)
             if len(video) < batch.frames:
                 raise InputError(
-                    f"{name}: {type(pipeline).__name__} returned {len(video)} frames; expected at least "
-                    f"{batch.frames}: give --frames {len(video)}"
+                    f"{name}: {kind} returned {len(video)} frames; expected at least {batch.frames}: give --frames "
+                    f"{len(video)}"
                 )
-            video = video[: batch.frames]
-            videos.append(
-                video if video.shape[-2:] == (height, width) else to_uint8(resize_frames(video, (height, width)))
-            )
+            videos.append(to_uint8(resize_frames(video[: batch.frames], (height, width))))
         return torch.stack(videos)
 
     return generate
@@ -270,11 +266,9 @@ def parse_arguments(text: str) -> dict[str, Any]:
 
 def _read_clip(clip: Clip, config: FramesConfig, reference: ReferenceSet) -> Tensor | None:
     info = probe(clip.path)
-    if skip_reason(info, clip, config):
+    if skip_reason(info, clip, config, least=reference.frames):
         return None
     indices = valid_frames(info, clip, config)[: reference.frames]
-    if len(indices) < reference.frames:
-        return None
     return to_uint8(resize_frames(read_frames(clip.path, indices), reference.size))
 
 

@@ -26,8 +26,8 @@ class Moments:
     """
 
     def __init__(self) -> None:
-        self._count = 0
-        self._mean = torch.zeros(0, dtype=torch.float64)
+        self.count = 0
+        self.mean = torch.zeros(0, dtype=torch.float64)  # [d]
         self._scatter = torch.zeros(0, 0, dtype=torch.float64)
 
     @classmethod
@@ -45,8 +45,8 @@ class Moments:
         """
         check_features("features", features)
         dimension = features.shape[1]
-        if self._count == 0:
-            self._mean = features.new_zeros(dimension, dtype=torch.float64)
+        if self.count == 0:
+            self.mean = features.new_zeros(dimension, dtype=torch.float64)
             self._scatter = features.new_zeros(dimension, dimension, dtype=torch.float64)
         if dimension != self.dimension:
             raise ValueError(f"features: expected d = {self.dimension} as in the batches before, got {dimension}")
@@ -60,31 +60,22 @@ class Moments:
         step = max(64, self.dimension // 8)
         for at in range(0, self.dimension, step):
             self._scatter[at : at + step, at:].addmm_(piece[:, at : at + step].T, piece[:, at:])
-        delta = mean - self._mean
-        total = self._count + rows
-        self._scatter.addr_(delta, delta, alpha=self._count * rows / total)
-        self._mean = self._mean + delta * (rows / total)
-        self._count = total
-
-    @property
-    def count(self) -> int:
-        return self._count
+        delta = mean - self.mean
+        total = self.count + rows
+        self._scatter.addr_(delta, delta, alpha=self.count * rows / total)
+        self.mean = self.mean + delta * (rows / total)
+        self.count = total
 
     @property
     def dimension(self) -> int:
-        return len(self._mean)
-
-    @property
-    def mean(self) -> Tensor:
-        """`[d]` float64."""
-        return self._mean
+        return len(self.mean)
 
     @property
     def covariance(self) -> Tensor:
         """`[d, d]` float64, with N - 1 below. Raises ValueError for fewer than two rows."""
-        if self._count < 2:
-            raise ValueError(f"a covariance takes at least 2 rows, got {self._count}")
-        upper = self._scatter.triu() / (self._count - 1)
+        if self.count < 2:
+            raise ValueError(f"a covariance takes at least 2 rows, got {self.count}")
+        upper = self._scatter.triu() / (self.count - 1)
         return upper + upper.triu(1).T
 
 

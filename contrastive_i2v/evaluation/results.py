@@ -199,7 +199,7 @@ class Report:
 def save_report(report: Report, path: Path) -> None:
     """Write `report.json`, whole or not at all. NaN and infinity (the PSNR of equal frames) are written as null, so
     that any JSON reader takes it; `load_report` reads both as NaN."""
-    text = json.dumps(_to_json(asdict(report)), indent=1, allow_nan=False) + "\n"
+    text = json.dumps(finite_or_null(asdict(report)), indent=1, allow_nan=False) + "\n"
     write_whole(path, lambda part: part.write_text(text, encoding="utf-8"))
 
 
@@ -220,11 +220,12 @@ def load_report(path: Path) -> Report:
         raise InputError(f"{path}: {error}") from error
 
 
-def _to_json(value: Any) -> Any:
+def finite_or_null(value: Any) -> Any:
+    """Plain data with None for NaN and infinity, which JSON lacks."""
     if isinstance(value, dict):
-        return {key: _to_json(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_to_json(item) for item in value]
+        return {key: finite_or_null(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite_or_null(item) for item in value]
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value

@@ -38,7 +38,9 @@ def bootstrap(values: Tensor, *, resamples: int = 2000, seed: int = 0) -> Interv
     if len(values) == 1 or not bool(values.isfinite().all()):
         return Interval(value=float(values.mean()))
     means = torch.cat([values[rows].mean(dim=1) for rows in _resamples(len(values), resamples, seed)])
-    return _percentiles(float(values.mean()), means)
+    tail = (1 - CONFIDENCE) / 2
+    low, high = means.quantile(torch.tensor([tail, 1 - tail], dtype=torch.float64)).tolist()
+    return Interval(value=float(values.mean()), low=low, high=high)
 
 
 def paired_bootstrap(a: Tensor, b: Tensor, *, resamples: int = 2000, seed: int = 0) -> Interval:
@@ -65,9 +67,14 @@ def slope(curves: Tensor, *, resamples: int = 2000, seed: int = 0) -> Interval:
     """
     if curves.ndim != 2 or curves.shape[1] < 2:
         raise ValueError(f"curves: expected [N, F] with F >= 2, got {list(curves.shape)}")
-    frames = torch.arange(curves.shape[1], dtype=torch.float64)
+    return bootstrap(least_squares(curves.double().cpu()), resamples=resamples, seed=seed)
+
+
+def least_squares(curves: Tensor) -> Tensor:
+    """The slope of each of `[N, F]`, as `slope` defines it: `[N]`."""
+    frames = torch.arange(curves.shape[1], dtype=curves.dtype)
     centred = frames - frames.mean()
-    return bootstrap(curves.double().cpu() @ centred / centred.square().sum(), resamples=resamples, seed=seed)
+    return curves @ centred / centred.square().sum()
 
 
 def paired_difference(a: Sequence[float], b: Sequence[float]) -> Interval:
@@ -100,9 +107,3 @@ def _resamples(count: int, resamples: int, seed: int) -> Iterator[Tensor]:
     at_once = max(1, DRAWN_AT_ONCE // count)
     for start in range(0, resamples, at_once):
         yield torch.randint(count, (min(at_once, resamples - start), count), generator=generator)
-
-
-def _percentiles(value: float, drawn: Tensor) -> Interval:
-    tail = (1 - CONFIDENCE) / 2
-    low, high = drawn.quantile(torch.tensor([tail, 1 - tail], dtype=torch.float64)).tolist()
-    return Interval(value=value, low=low, high=high)

@@ -53,7 +53,14 @@ def feature_coherence(features: Tensor) -> Tensor:
     Returns:
         `[N, F - 1]` float64.
     """
-    _check_features(features)
+    if features.ndim != 3 or features.shape[1] < 2:
+        raise ValueError(f"features: expected [N, F, d] with F >= 2, got {list(features.shape)}")
+    bad = ~features.isfinite().all(dim=2)
+    if bool(bad.any()):
+        clip, frame = bad.nonzero()[0].tolist()
+        raise ValueError(
+            f"features: NaN or infinity in {int(bad.sum())} frames, the first is frame {frame} of clip {clip}"
+        )
     return cosine(features[:, :-1], features[:, 1:])
 
 
@@ -146,14 +153,3 @@ def _differences(videos: Tensor, measure: Callable[[Tensor], Tensor]) -> Tensor:
         clip = int((~means.isfinite()).nonzero()[0, 0])
         raise ValueError(f"videos: expected finite pixels, got NaN or infinity in clip {clip}")
     return means
-
-
-def _check_features(features: Tensor) -> None:
-    if features.ndim != 3 or features.shape[1] < 2:
-        raise ValueError(f"features: expected [N, F, d] with F >= 2, got {list(features.shape)}")
-    bad = ~features.isfinite().all(dim=2)
-    if bool(bad.any()):
-        clip, frame = bad.nonzero()[0].tolist()
-        raise ValueError(
-            f"features: NaN or infinity in {int(bad.sum())} frames, the first is frame {frame} of clip {clip}"
-        )

@@ -23,6 +23,9 @@ from contrastive_i2v.errors import InputError
 from contrastive_i2v.files import digest, file_hash
 from contrastive_i2v.system import Size
 
+MIME_TYPES = {".mp4": "video/mp4", ".m4v": "video/mp4", ".mov": "video/mp4", ".webm": "video/webm"}
+"""What browsers play, by the end of the name."""
+
 
 @dataclass(frozen=True)
 class ReferenceClip:
@@ -90,9 +93,9 @@ def read_reference_set(
         if limit is not None and len(clips) == limit:
             break
         info = probe(clip.path)
-        indices = () if skip_reason(info, clip, config) else tuple(valid_frames(info, clip, config)[:frames])
+        reason = skip_reason(info, clip, config)
+        indices = () if reason else tuple(valid_frames(info, clip, config)[:frames])
         if len(indices) < frames:
-            reason = skip_reason(info, clip, config)
             reason = reason or f"holds {len(indices)} frames at {frame_rate:g} a second, not {frames}"
             skipped.append(Skipped(clip.path, reason))
             continue
@@ -136,17 +139,17 @@ def match_videos(folder: Path, clips: Sequence[ReferenceClip]) -> tuple[dict[str
     found: dict[str, Path] = {}
     missing = []
     for clip, stem in zip(clips, stems, strict=True):
-        unique = stems.count(stem) == 1
         video = by_clip.get(clip.name) or by_name.get(clip.name)
-        if video is None and unique:
+        if video is None and stems.count(stem) == 1:
             video = by_clip.get(stem) or by_stem.get(stem)
         if video is None:
             missing.append(clip.name)
         else:
             found[clip.name] = video
     if missing:
+        some = ", ".join(missing[:3]) + (f" and {len(missing) - 3} more" if len(missing) > 3 else "")
         raise InputError(
-            f"{folder}: has no video for {len(missing)} of {len(clips)} clips ({_some(missing)}); expected "
+            f"{folder}: has no video for {len(missing)} of {len(clips)} clips ({some}); expected "
             f"{missing[0]}.mp4 there, or a metadata.csv with the columns file_name,clip"
         )
     taken = set(found.values())
@@ -174,10 +177,7 @@ def read_finished_frames(path: Path, clip: ReferenceClip, size: Size) -> Tensor:
             f"{clip.info.frames} at {clip.info.fps:g} a second, like {clip.clip.path.name}): give --frames "
             f"{info.frames} if all the videos have as many"
         )
-    found = (info.height, info.width)
-    if found == size:
-        return read_frames(path, indices)
-    if found == (clip.info.height, clip.info.width):
+    if (info.height, info.width) in (size, (clip.info.height, clip.info.width)):
         return to_uint8(resize_frames(read_frames(path, indices), size))
     raise InputError(
         f"{path}: is {info.width}x{info.height} pixels; expected {size[1]}x{size[0]}, or "
@@ -212,7 +212,3 @@ def _metadata(folder: Path) -> Mapping[str, Path]:
 def _name(path: Path, folder: Path) -> str:
     relative = path.relative_to(folder) if path.is_relative_to(folder) else Path(path.name)
     return "-".join(relative.with_suffix("").parts)
-
-
-def _some(items: Sequence[str], show: int = 3) -> str:
-    return ", ".join(items[:show]) + (f" and {len(items) - show} more" if len(items) > show else "")

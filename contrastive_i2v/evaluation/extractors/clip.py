@@ -15,10 +15,8 @@ from torch import Tensor
 from contrastive_i2v.evaluation.extractors.preparation import (
     CLIP_MEAN,
     CLIP_STD,
+    FrameNetwork,
     centre_square,
-    check_frames,
-    frames_at_once,
-    in_chunks,
     normalise,
 )
 from contrastive_i2v.evaluation.extractors.text import encode_texts
@@ -26,7 +24,7 @@ from contrastive_i2v.evaluation.extractors.weights import describe_pretrained, l
 from contrastive_i2v.evaluation.results import Extractor
 
 
-class CLIP:
+class CLIP(FrameNetwork):
     """The projected image and text embeddings of a CLIPModel, not normalised.
 
         image(x) = visual_projection(pool(vision_model(normalise(resize(x)))))
@@ -52,16 +50,11 @@ class CLIP:
             resize=f"shorter side to {self.size} by antialiased bicubic, then the central square",
         )
 
-    def __call__(self, frames: Tensor) -> Tensor:
-        """`[N, 3, H, W]` in [-1, 1] -> `[N, d]`. Raises ValueError for another shape, type or NaN."""
-        check_frames(frames)
-        return in_chunks(self._image, frames, limit=frames_at_once(self.device), device=self.device)
-
     def text(self, prompts: Sequence[str]) -> Tensor:
         """N prompts -> `[N, d]`; what goes beyond the model's token limit (77) is cut off."""
         return encode_texts(self._text, self.tokenizer, prompts, self.max_tokens, self.device)
 
-    def _image(self, frames: Tensor) -> Tensor:
+    def _features(self, frames: Tensor) -> Tensor:
         pixels = normalise(centre_square(frames, self.size), CLIP_MEAN, CLIP_STD)
         return _projected(self.network.get_image_features(pixel_values=pixels))
 

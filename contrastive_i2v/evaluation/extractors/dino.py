@@ -14,17 +14,15 @@ from torch import Tensor
 from contrastive_i2v.evaluation.extractors.preparation import (
     IMAGENET_MEAN,
     IMAGENET_STD,
+    FrameNetwork,
     centre_square,
-    check_frames,
-    frames_at_once,
-    in_chunks,
     normalise,
 )
 from contrastive_i2v.evaluation.extractors.weights import describe_pretrained, load_pretrained, require
 from contrastive_i2v.evaluation.results import Extractor
 
 
-class DINO:
+class DINO(FrameNetwork):
     """The class token of the last layer of a ViT, after its layer norm.
 
         features(x) = ViT(normalise(resize(x))).last_hidden_state[:, 0]
@@ -47,11 +45,6 @@ class DINO:
             weights=describe_pretrained(source, model),
             resize=f"shorter side to {self.size} by antialiased bicubic, then the central square",
         )
-
-    def __call__(self, frames: Tensor) -> Tensor:
-        """`[N, 3, H, W]` in [-1, 1] -> `[N, d]`. Raises ValueError for another shape, type or NaN."""
-        check_frames(frames)
-        return in_chunks(self._features, frames, limit=frames_at_once(self.device), device=self.device)
 
     def _features(self, frames: Tensor) -> Tensor:
         pixels = normalise(centre_square(frames, self.size), IMAGENET_MEAN, IMAGENET_STD)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from contrastive_i2v.evaluation.extractors.preparation import check_frames, frames_at_once, in_chunks, stretch
+from contrastive_i2v.evaluation.extractors.preparation import FrameNetwork, stretch
 from contrastive_i2v.evaluation.extractors.weights import (
     describe_package,
     load_state_dict,
@@ -33,7 +33,7 @@ _FOLDED = {
 }
 
 
-class EfficientNetLite0:
+class EfficientNetLite0(FrameNetwork):
     """1280-d pooled features of EfficientNet-lite0 and its 1000 ImageNet classes.
 
         features(x) = mean over (7, 7) of head((resize(pixels, 224) - 127) / 128)
@@ -62,11 +62,6 @@ class EfficientNetLite0:
             resize="antialiased bicubic to 224 x 224, aspect not kept",
             stands_in_for="Inception v3",
         )
-
-    def __call__(self, frames: Tensor) -> Tensor:
-        """`[N, 3, H, W]` in [-1, 1] -> `[N, 1280]`. Raises ValueError for another shape, type or NaN."""
-        check_frames(frames)
-        return in_chunks(self._features, frames, limit=frames_at_once(self.device), device=self.device)
 
     def classify(self, features: Tensor) -> Tensor:
         """`softmax(features @ W^T + b)`: features `[N, 1280]` -> probabilities `[N, 1000]`, without the network."""

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from contrastive_i2v.data.video import to_uint8
 from contrastive_i2v.evaluation.extractors.inception_network import SIZE, InceptionV3
-from contrastive_i2v.evaluation.extractors.preparation import check_frames, frames_at_once, in_chunks
+from contrastive_i2v.evaluation.extractors.preparation import FrameNetwork
 from contrastive_i2v.evaluation.extractors.weights import (
     describe_file,
     existing_file,
@@ -26,7 +26,7 @@ EXPECTED = (
 )
 
 
-class Inception:
+class Inception(FrameNetwork):
     """The 2048-d pool3 features and the 1008 classes of the original FID network.
 
         features(x) = pool3((resize(round(255 (x + 1) / 2), 299) - 128) / 128)
@@ -51,11 +51,6 @@ class Inception:
             weights=describe_file(path),
             resize=f"rounded to 8 bits, TensorFlow 1 bilinear to {SIZE} x {SIZE}, not antialiased, aspect not kept",
         )
-
-    def __call__(self, frames: Tensor) -> Tensor:
-        """`[N, 3, H, W]` in [-1, 1] -> `[N, 2048]`. Raises ValueError for another shape, type or NaN."""
-        check_frames(frames)
-        return in_chunks(self._features, frames, limit=frames_at_once(self.device), device=self.device)
 
     def classify(self, features: Tensor) -> Tensor:
         """`softmax(features @ W^T)`: features `[N, 2048]` -> probabilities `[N, 1008]`, without the network."""

@@ -75,3 +75,17 @@ def in_chunks(run: Callable[..., Tensor], *inputs: Tensor, limit: int, device: t
     with torch.no_grad():
         chunks = zip(*(torch.split(x, max(1, limit)) for x in inputs), strict=True)
         return torch.cat([run(*(x.to(device, torch.float32) for x in chunk)).float().cpu() for chunk in chunks])
+
+
+class FrameNetwork:
+    """An image extractor, but for what it makes of a chunk of frames."""
+
+    device: torch.device
+
+    def __call__(self, frames: Tensor) -> Tensor:
+        """`[N, 3, H, W]` in [-1, 1] -> `[N, d]`. Raises ValueError for another shape, type or NaN."""
+        check_frames(frames)
+        return in_chunks(self._features, frames, limit=frames_at_once(self.device), device=self.device)
+
+    def _features(self, frames: Tensor) -> Tensor:
+        raise NotImplementedError

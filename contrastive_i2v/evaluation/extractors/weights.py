@@ -6,10 +6,9 @@ exception: they hold a program of their own, so `load_script` is for files whose
 
 from __future__ import annotations
 
-import hashlib
 import importlib
 import importlib.resources
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -17,24 +16,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from contrastive_i2v.errors import InputError
+from contrastive_i2v.errors import InputError, one_line
+from contrastive_i2v.files import file_hash
 
 _VOCABULARIES = ("tokenizer.json", "vocab.json", "vocab.txt")
 
 
-def sha256(files: Iterable[Path]) -> str:
-    """First 12 hex digits of the SHA-256 of the files' bytes, one after the other, read 1 MiB at a time."""
-    digest = hashlib.sha256()
-    for file in files:
-        with file.open("rb") as stream:
-            while block := stream.read(1 << 20):
-                digest.update(block)
-    return digest.hexdigest()[:12]
-
-
 def describe_file(path: Path) -> str:
     """How a report names a weights file."""
-    return f"{path.name}, sha256 {sha256([path])}"
+    return f"{path.name}, sha256 {file_hash(path)[:12]}"
 
 
 def describe_package(package: str, path: Path) -> str:
@@ -84,7 +74,7 @@ def read_state_dict(path: Path) -> Mapping[str, Tensor]:
         else:
             state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # pickle, zip and safetensors errors share no base class
-        raise InputError(f"{path}: not readable as a state dict ({_one_line(error)})") from error
+        raise InputError(f"{path}: not readable as a state dict ({one_line(error)})") from error
     if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
         raise InputError(f"{path}: expected a state dict (name -> tensor), got {type(state).__name__}")
     return state
@@ -98,7 +88,7 @@ def load_state_dict(network: nn.Module, state: Mapping[str, Tensor], path: Path)
     try:
         missing, unknown = network.load_state_dict(dict(state), strict=False)
     except RuntimeError as error:
-        raise InputError(f"{path}: doesn't fit {type(network).__name__}: {_one_line(error)}") from error
+        raise InputError(f"{path}: doesn't fit {type(network).__name__}: {one_line(error)}") from error
     missing = [key for key in missing if not key.endswith("num_batches_tracked")]
     if missing or unknown:
         problem = f"lacks {missing[0]}" if missing else f"holds an unknown {unknown[0]}"
@@ -114,7 +104,7 @@ def load_script(path: Path, device: torch.device) -> Any:
     try:
         return jit.load(str(path), map_location=device).eval()
     except Exception as error:
-        raise InputError(f"{path}: not readable as TorchScript ({_one_line(error)})") from error
+        raise InputError(f"{path}: not readable as TorchScript ({one_line(error)})") from error
 
 
 def load_pretrained(load: Callable[..., Any], source: str, extractor: str) -> Any:
@@ -132,7 +122,7 @@ def load_pretrained(load: Callable[..., Any], source: str, extractor: str) -> An
             model, info = load(located(source), output_loading_info=True)
     except Exception as error:  # hub, network, json and safetensors errors share no base class
         way_out = "" if local else "; without a connection, download it elsewhere and pass the folder"
-        raise InputError(f"{name}: could not be loaded: {_one_line(error)}{way_out}") from error
+        raise InputError(f"{name}: could not be loaded: {one_line(error)}{way_out}") from error
     missing = sorted(map(str, info["missing_keys"])) + sorted(map(str, info["mismatched_keys"]))
     if missing:
         raise InputError(
@@ -152,7 +142,7 @@ def load_tokenizer(source: str, extractor: str) -> Any:
         return transformers.AutoTokenizer.from_pretrained(located(source))
     except Exception as error:
         raise InputError(
-            f"extractor '{extractor}:{source}': its tokenizer could not be loaded: {_one_line(error)}; "
+            f"extractor '{extractor}:{source}': its tokenizer could not be loaded: {one_line(error)}; "
             "expected the tokenizer's files beside the weights"
         ) from error
 
@@ -170,8 +160,4 @@ def describe_pretrained(source: str, model: Any) -> str:
         commit = getattr(model.config, "_commit_hash", None)
         return f"{source} at {commit[:12]}" if commit else source
     files = sorted(folder.glob("*.safetensors")) or sorted(folder.glob("*.bin"))
-    return f"{folder.resolve().name}, sha256 {sha256(files)}"
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300] or type(error).__name__
+    return f"{folder.resolve().name}, sha256 {file_hash(*files)[:12]}"

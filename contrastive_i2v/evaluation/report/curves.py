@@ -24,6 +24,8 @@ class Curve:
     chart: LineChart
     legend: list[tuple[str, str, str, str]]
     """Style, name, slope and the slope's interval of each line; texts, "" where there is none."""
+    data: list[dict[str, Any]]
+    """Of each line, what the page's script shows when a frame is pointed at."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,19 +72,11 @@ def charts_of(rows: Sequence[Row], styles: Styles) -> list[Curve]:
             slope = slopes.get(one.name) if one.style != "truth" else None
             value = number(slope.value, places, sign=True) if slope else ""
             legend.append((one.style, one.name, value, interval(slope, places, sign=True) if slope else ""))
-        found.append(Curve(key=f"c{index}", about=row.about, chart=chart, legend=legend))
-    return found
-
-
-def curve_data(rows: Sequence[Row], styles: Styles) -> dict[str, Any]:
-    """What the page's script shows when a frame is pointed at."""
-    return {
-        f"c{index}": [
-            {"name": one.name, "style": one.style, "values": [_rounded(y) for _, y in one.points]}
-            for one in _series(row, styles)
+        data = [
+            {"name": line.name, "style": line.style, "values": [_rounded(y) for _, y in line.points]} for line in series
         ]
-        for index, row in enumerate(rows)
-    }
+        found.append(Curve(key=f"c{index}", about=row.about, chart=chart, legend=legend, data=data))
+    return found
 
 
 def latent_maps(report: Report, styles: Styles, order: Mapping[str, int]) -> Maps | None:

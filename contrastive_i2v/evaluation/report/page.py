@@ -39,10 +39,10 @@ def build_page(report: Report, folder: Path, *, video_bytes: int = 40_000_000) -
     library = videos.Library(folder=folder, room=video_bytes)
     seen = replace(report, methods=first_trainings(report.methods))
     grid = videos.video_grid(seen, metric_rows(seen), library)
-    clips = clip_order(report)
+    clips, drawn = clip_order(report), curves.charts_of(rows, styles)
     data = {
         "chart": charts.GEOMETRY,
-        "curves": curves.curve_data(rows, styles),
+        "curves": {one.key: one.data for one in drawn},
         "clips": [f"{clip.name}: {clip.caption}" for clip in clips],
         "playing": grid.data if grid else {},
     }
@@ -55,7 +55,7 @@ def build_page(report: Report, folder: Path, *, video_bytes: int = 40_000_000) -
         table=tables.summary(report, rows),
         seeds=seeds.seeds_table(report, styles),
         forest=tables.forest(report, rows, styles),
-        curves=curves.charts_of(rows, styles),
+        curves=drawn,
         maps=curves.latent_maps(seen, styles, {clip.name: index for index, clip in enumerate(clips)}),
         grid=grid,
         provenance=_provenance(report, styles),

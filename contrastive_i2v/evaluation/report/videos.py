@@ -7,18 +7,17 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from itertools import chain, zip_longest
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 from contrastive_i2v.data.video import VideoError, VideoInfo, probe
-from contrastive_i2v.evaluation.report.rows import ARROWS, Cases, Row, cases_of, clip_order, per_clip
+from contrastive_i2v.evaluation.report.rows import ARROWS, Row, cases_of, clip_order, per_clip
 from contrastive_i2v.evaluation.results import Report
+from contrastive_i2v.evaluation.videos import MIME_TYPES
 
-TYPES = {".mp4": "video/mp4", ".m4v": "video/mp4", ".mov": "video/mp4", ".webm": "video/webm"}
-"""What browsers play, by the end of the name."""
 FIRST = 4
 """Clips that are embedded before any best or worst case."""
 
@@ -48,7 +47,8 @@ class Library:
     def contents(self) -> Iterator[tuple[int, str, str]]:
         """Number, media type and base64 of each video, which the script turns into a file when it is first shown."""
         for video, number in self.held.items():
-            yield number, TYPES[Path(video).suffix.lower()], base64.b64encode(self.file(video).read_bytes()).decode()
+            content = base64.b64encode(self.file(video).read_bytes()).decode()
+            yield number, MIME_TYPES[Path(video).suffix.lower()], content
 
     def player(self, video: str) -> Player:
         """What stands in a video's place."""
@@ -157,17 +157,14 @@ def _case_data(report: Report, row: Row) -> dict[str, Any]:
     for name in values:
         directed = row.about.better != "none"
         titles = (f"Best for {name}", f"Worst for {name}") if directed else (f"Highest of {name}", f"Lowest of {name}")
-        by.append(_case(name, titles, cases_of(row, values[name]), pair=False))
+        by.append({"label": name, "titles": titles, **asdict(cases_of(row, values[name])), "pair": False})
     pairs = [(a, b) for i, a in enumerate(values) for b in list(values)[i + 1 :]]
     for a, b in pairs if row.about.better != "none" else []:
         titles = f"Where {a} is most ahead of {b}", f"Where {a} is most behind {b}"
-        by.append(_case(f"{a} against {b}", titles, cases_of(row, values[a], values[b]), pair=True))
+        cases = cases_of(row, values[a], values[b])
+        by.append({"label": f"{a} against {b}", "titles": titles, **asdict(cases), "pair": True})
     shown = {name: [row.show(value) for value in column] for name, column in values.items()}
     return {"title": f"{row.about.title} {ARROWS[row.about.better][0]}".strip(), "by": by, "values": shown}
-
-
-def _case(label: str, titles: tuple[str, str], cases: Cases, *, pair: bool) -> dict[str, Any]:
-    return {"label": label, "titles": titles, "upper": cases.upper, "lower": cases.lower, "pair": pair}
 
 
 def _probed(clips: Sequence[Strip], folder: Path) -> VideoInfo:
@@ -183,7 +180,7 @@ def _probed(clips: Sequence[Strip], folder: Path) -> VideoInfo:
 
 def playable(video: str) -> bool:
     """Whether browsers play such a file, by its name."""
-    return Path(video).suffix.lower() in TYPES
+    return Path(video).suffix.lower() in MIME_TYPES
 
 
 def _address(video: str) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,8 +12,8 @@ from contrastive_i2v.data.sources.folder import METADATA_NAMES, read_folder
 from contrastive_i2v.data.types import Skipped
 from contrastive_i2v.data.video import VIDEO_EXTENSIONS, read_frames, read_image
 from contrastive_i2v.errors import InputError
+from contrastive_i2v.evaluation.videos import MIME_TYPES
 
-MIME_TYPES = {".mp4": "video/mp4", ".m4v": "video/mp4", ".mov": "video/mp4", ".webm": "video/webm"}
 IMAGE_EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp")
 CODECS = ("h264", "vp8", "vp9", "av1", "libvpx", "libvpx-vp9", "libdav1d", "libaom-av1")
 """What every current browser plays, by the names that decoders give them."""
@@ -91,15 +90,6 @@ def find_pairs(
 def read_picture(path: Path) -> Tensor:
     """An image, or the first frame of a video, as uint8 `[3, H, W]`. Raises InputError naming the file."""
     return (read_frames(path, [0]) if path.suffix.lower() in VIDEO_EXTENSIONS else read_image(path))[0]
-
-
-def sha256(path: Path) -> str:
-    """The file's SHA-256, in hexadecimal."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def _by_stem(folder: Path, extensions: Sequence[str], what: str) -> dict[str, Path]:

@@ -20,14 +20,16 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from contrastive_i2v.evaluation.study.pairs import MIME_TYPES, read_picture
+from contrastive_i2v.evaluation.study.pairs import read_picture
 from contrastive_i2v.evaluation.study.session import Refused, Session
+from contrastive_i2v.evaluation.videos import MIME_TYPES
 
 PAGE = {
     "/": ("index.html", "text/html; charset=utf-8"),
     "/study.css": ("study.css", "text/css; charset=utf-8"),
     "/study.js": ("study.js", "text/javascript; charset=utf-8"),
 }
+HOST = re.compile(r"[\w.-]+(:[0-9]{1,5})?|\[[0-9a-fA-F:.]+\](:[0-9]{1,5})?")
 MAX_BODY = 4096
 CHUNK = 1 << 16
 HEADERS = {
@@ -99,7 +101,8 @@ class Handler(BaseHTTPRequestHandler):
 
     def _answer(self, serve: Callable[[], None]) -> None:
         try:
-            if not _host_is_valid(self.headers) or not self.server.knows_host(self.headers["Host"]):
+            host = self.headers["Host"] or ""
+            if not HOST.fullmatch(host) or not self.server.knows_host(host):
                 raise Refused(
                     HTTPStatus.FORBIDDEN,
                     "This address isn't known to the study; whoever serves it can allow it with --allowed-hosts NAME.",
@@ -229,7 +232,3 @@ def _png(path: Path) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(read_picture(path).permute(1, 2, 0).contiguous().numpy()).save(buffer, format="PNG")
     return buffer.getvalue()
-
-
-def _host_is_valid(headers: Any) -> bool:
-    return re.fullmatch(r"[\w.-]+(:[0-9]{1,5})?|\[[0-9a-fA-F:.]+\](:[0-9]{1,5})?", headers["Host"] or "") is not None

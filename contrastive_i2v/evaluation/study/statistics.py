@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -124,8 +124,9 @@ def wilson(successes: float, trials: int) -> Interval:
 def _analyse_one(
     design: Design, question: QuestionName, votes: Sequence[Vote], resamples: int, seed: int
 ) -> QuestionResult:
-    counts = _count(votes)
-    pairs = [counts[pair.name] for pair in design.pairs if pair.name in counts]
+    named = Counter((vote.pair, vote.choice) for vote in votes)
+    counts = [(named[pair.name, "a"], named[pair.name, "b"]) for pair in design.pairs]
+    pairs = [count for count in counts if any(count)]
     wins = {"a": sum(a > b for a, b in pairs), "b": sum(b > a for a, b in pairs)}
     ties = len(pairs) - wins["a"] - wins["b"]
     rate = _bootstrap([0.5 + 0.5 * ((a > b) - (a < b)) for a, b in pairs], resamples, seed)
@@ -149,12 +150,6 @@ def _analyse_one(
         reasons={r.name: {"a": reasons[r.name, "a"], "b": reasons[r.name, "b"]} for r in QUESTIONS[question].reasons},
         left_share=wilson(sum(vote.choice == vote.left for vote in votes), len(votes)),
     )
-
-
-def _count(votes: Sequence[Vote]) -> Mapping[str, tuple[int, int]]:
-    """Votes for A and for B by pair."""
-    named = Counter((vote.pair, vote.choice) for vote in votes)
-    return {pair: (named[pair, "a"], named[pair, "b"]) for pair, _ in named}
 
 
 def _bootstrap(values: Sequence[float], resamples: int, seed: int) -> Interval:

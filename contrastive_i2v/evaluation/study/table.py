@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from contrastive_i2v.evaluation.results import Interval
+from contrastive_i2v.evaluation.results import Interval, finite_or_null
 from contrastive_i2v.evaluation.study.questions import QUESTIONS
 from contrastive_i2v.evaluation.study.statistics import QuestionResult
 from contrastive_i2v.evaluation.study.store import Design, Rater, Vote
@@ -59,7 +59,7 @@ def to_json(
         "results": [asdict(result) | {"preferred": result.preferred} for result in results],
         "notes": _notes(design, results),
     }
-    cleaned: dict[str, Any] = _without_nan(values)
+    cleaned: dict[str, Any] = finite_or_null(values)
     return cleaned
 
 
@@ -97,11 +97,3 @@ def _number(value: float) -> str:
 
 def _preferred(result: QuestionResult) -> str:
     return {"a": "A", "b": "B", None: "neither, by Wilson's interval"}[result.preferred] if result.pairs else "–"
-
-
-def _without_nan(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _without_nan(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_without_nan(item) for item in value]
-    return None if isinstance(value, float) and math.isnan(value) else value

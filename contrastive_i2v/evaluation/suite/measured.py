@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from contrastive_i2v.errors import InputError
 from contrastive_i2v.evaluation.distribution import Moments
-from contrastive_i2v.evaluation.suite.store import load_tensors
+from contrastive_i2v.evaluation.suite.store import load_kept
 from contrastive_i2v.evaluation.suite.work import Job
 from contrastive_i2v.evaluation.videos import ReferenceClip
 
@@ -32,15 +31,12 @@ class MeasuredVideos:
     def has(self, role: str) -> bool:
         return role in self.jobs[0].measures
 
+    def extractor(self, role: str) -> str:
+        return self.jobs[0].measures[role].extractor
+
     def read(self, role: str, clip: ReferenceClip) -> dict[str, Tensor]:
         """What a measure found in a clip's videos, `[S, ...]` each."""
-        found = []
-        for job in self.jobs:
-            path = job.features(role, clip)
-            tensors = load_tensors(path, job.stamp(clip))
-            if tensors is None:
-                raise InputError(f"{path}: is gone, and was there before; run the command again")
-            found.append(tensors)
+        found = [load_kept(job.features(role, clip), job.stamp(clip)) for job in self.jobs]
         return {name: torch.stack([tensors[name] for tensors in found]) for name in found[0]}
 
     def each(self, role: str, value: Callable[[Mapping[str, Tensor]], Tensor]) -> Tensor:
@@ -56,19 +52,16 @@ class MeasuredVideos:
         return torch.stack([self._rows_of(self.clips[index], role, name, frames) for index in kept])
 
     def by_frame(self, role: str, name: str, kept: Sequence[int]) -> Tensor:
-        """Features `[n, S, F, d]` of the n clips `kept`."""
-        return torch.stack([self.read(role, self.clips[index])[name] for index in kept])
+        """Features, flat, `[n, S, F, d]` of the n clips `kept`."""
+        return torch.stack([self.read(role, self.clips[index])[name].flatten(2) for index in kept])
 
     def moments(self, role: str, name: str, frames: slice | None) -> Moments:
         """Moments over all clips, streamed."""
         moments = Moments()
-        for batch in self._batches(role, name, frames):
-            moments.update(batch)
-        return moments
-
-    def _batches(self, role: str, name: str, frames: slice | None) -> Iterator[Tensor]:
         for start in range(0, len(self.clips), 64):
-            yield torch.cat([self._rows_of(c, role, name, frames) for c in self.clips[start : start + 64]])
+            batch = [self._rows_of(clip, role, name, frames) for clip in self.clips[start : start + 64]]
+            moments.update(torch.cat(batch))
+        return moments
 
     def _rows_of(self, clip: ReferenceClip, role: str, name: str, frames: slice | None) -> Tensor:
         found = self.read(role, clip)[name]  # [S, d] or [S, F, d]
@@ -77,6 +70,5 @@ class MeasuredVideos:
 
 def spread(count: int, most: int) -> list[int]:
     """At most `most` of `count` indices, evenly spaced."""
-    if count <= most:
-        return list(range(count))
+    most = min(count, most)
     return [index * count // most for index in range(most)]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -63,6 +64,8 @@ class Measure:
     """Compares with the true videos, so it has nothing to say of these themselves."""
     finite: bool = True
     """Whether infinity is a fault; it isn't in a PSNR."""
+    extractor: str = ""
+    """Key into Report.extractors."""
 
 
 def build_measures(networks: Networks, *, frame_rate: float) -> dict[str, Measure]:
@@ -74,18 +77,18 @@ def build_measures(networks: Networks, *, frame_rate: float) -> dict[str, Measur
     if networks.lpips is not None:
         network = networks.lpips
         measures["lpips"] = Measure("lpips-1", lambda v, t, p: {"distance": lpips(v, t, network)}, against_truth=True)
-    for role, network in (("image", networks.image), ("subject", networks.subject)):
-        if network is not None:
-            measures[role] = Measure(network_key(role, network.about), _image(network))
-    if networks.clip is not None:
-        measures["clip"] = Measure(network_key("clip", networks.clip.about), _clip(networks.clip))
-    if networks.video is not None:
-        measures["video"] = Measure(network_key("video", networks.video.about), _video(networks.video))
-    if networks.flow is not None:
-        key = f"{network_key('flow', networks.flow.about)}-{frame_rate:g}"
-        measures["flow"] = Measure(key, _flow(networks.flow, frame_rate))
-    if networks.latents is not None:
-        measures["latents"] = Measure(network_key("latents", networks.latents.about), _latents(networks.latents))
+    computes: dict[str, Callable[..., Mapping[str, Tensor]]] = {
+        "image": _image,
+        "subject": _image,
+        "clip": _clip,
+        "video": _video,
+        "flow": partial(_flow, frame_rate),
+        "latents": _latents,
+    }
+    for role, compute in computes.items():
+        if (network := getattr(networks, role)) is not None:
+            key = network_key(role, network.about) + f"-{frame_rate:g}" * (role == "flow")
+            measures[role] = Measure(key, partial(compute, network), extractor=network.about.name)
     return measures
 
 
@@ -107,43 +110,33 @@ def _fidelity(videos: Tensor, truth: Tensor, prompts: Sequence[str]) -> dict[str
     return {"mse": frame_mse(videos, truth), "psnr": psnr(videos, truth), "ssim": ssim(videos, truth)}  # [B, F] each
 
 
-def _image(network: ImageExtractor) -> Callable[[Tensor, Tensor, Sequence[str]], Mapping[str, Tensor]]:
-    def compute(videos: Tensor, truth: Tensor, prompts: Sequence[str]) -> Mapping[str, Tensor]:
-        found = {"features": _by_frame(network, videos)}
-        if isinstance(network, Classifier):
-            found["probabilities"] = _by_frame(network.classify, found["features"])
-        return found
-
-    return compute
+def _image(network: ImageExtractor, videos: Tensor, truth: Tensor, prompts: Sequence[str]) -> dict[str, Tensor]:
+    found = {"features": _by_frame(network, videos)}
+    if isinstance(network, Classifier):
+        found["probabilities"] = _by_frame(network.classify, found["features"])
+    return found
 
 
-def _clip(network: TextImageExtractor) -> Callable[[Tensor, Tensor, Sequence[str]], Mapping[str, Tensor]]:
-    def compute(videos: Tensor, truth: Tensor, prompts: Sequence[str]) -> Mapping[str, Tensor]:
-        return {"features": _by_frame(network, videos), "text": network.text(prompts)}
-
-    return compute
+def _clip(network: TextImageExtractor, videos: Tensor, truth: Tensor, prompts: Sequence[str]) -> dict[str, Tensor]:
+    return {"features": _by_frame(network, videos), "text": network.text(prompts)}
 
 
-def _video(network: VideoExtractor) -> Callable[[Tensor, Tensor, Sequence[str]], Mapping[str, Tensor]]:
-    return lambda videos, truth, prompts: {"features": network(videos)}
+def _video(network: VideoExtractor, videos: Tensor, truth: Tensor, prompts: Sequence[str]) -> dict[str, Tensor]:
+    return {"features": network(videos)}
 
 
-def _flow(network: FlowExtractor, fps: float) -> Callable[[Tensor, Tensor, Sequence[str]], Mapping[str, Tensor]]:
-    def flow(first: Tensor, second: Tensor) -> Tensor:
-        return _distinct(network, first, second)
-
-    def compute(videos: Tensor, truth: Tensor, prompts: Sequence[str]) -> Mapping[str, Tensor]:
-        found = [is_dynamic(video, flow, fps) for video in videos]
-        return {
-            "dynamic": torch.tensor([one.dynamic for one in found], dtype=torch.float64),
-            "magnitudes": torch.tensor([one.magnitudes for one in found], dtype=torch.float64),  # [B, pairs]
-        }
-
-    return compute
+def _flow(
+    fps: float, network: FlowExtractor, videos: Tensor, truth: Tensor, prompts: Sequence[str]
+) -> dict[str, Tensor]:
+    found = [is_dynamic(video, partial(_distinct, network), fps) for video in videos]
+    return {
+        "dynamic": torch.tensor([one.dynamic for one in found], dtype=torch.float64),
+        "magnitudes": torch.tensor([one.magnitudes for one in found], dtype=torch.float64),  # [B, pairs]
+    }
 
 
-def _latents(encode: LatentEncoder) -> Callable[[Tensor, Tensor, Sequence[str]], Mapping[str, Tensor]]:
-    return lambda videos, truth, prompts: {"latents": _by_frame(encode, videos)}
+def _latents(encode: LatentEncoder, videos: Tensor, truth: Tensor, prompts: Sequence[str]) -> dict[str, Tensor]:
+    return {"latents": _by_frame(encode, videos)}
 
 
 def _by_frame(network: Callable[[Tensor], Tensor], videos: Tensor) -> Tensor:

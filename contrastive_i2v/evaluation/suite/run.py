@@ -76,7 +76,7 @@ def evaluate(
     if twice := sorted({name for name in names if names.count(name) > 1 or name == "truth"}):
         raise InputError(f"methods: {', '.join(twice)} is taken already; name them apart with NAME=...")
     measures = build_measures(networks, frame_rate=reference.frame_rate)
-    work = Work(output, reference, methods, measures, batch_size, reference.frame_rate, progress)
+    work = Work(output, reference, methods, measures, batch_size, progress)
     extractors = _extractors(networks)
     truth = MeasuredVideos(work.jobs["truth"], reference.clips)
     maps = {}
@@ -92,7 +92,7 @@ def evaluate(
     for method in tqdm(methods, desc="metrics", unit="method", disable=not progress):
         ours = MeasuredVideos(work.jobs[method.name], reference.clips)
         with work.clock("metrics"), work.clock(method.name):
-            scored[method.name] = _score(ours, truth, {role: one.name for role, one in extractors.items()})
+            scored[method.name] = _score(ours, truth)
         with work.clock("maps"):
             found = maps[method.name].result()
         training = (trainings or {}).get(method.name)
@@ -123,13 +123,13 @@ def evaluate(
     return report
 
 
-def _score(ours: MeasuredVideos, truth: MeasuredVideos, extractors: dict[str, str]) -> list[Scored]:
+def _score(ours: MeasuredVideos, truth: MeasuredVideos) -> list[Scored]:
     return [
-        *distribution.distribution_metrics(ours, truth, extractors),
-        *prompt.prompt_metrics(ours, truth, extractors),
-        *over_time.over_time_metrics(ours, truth, extractors),
+        *distribution.distribution_metrics(ours, truth),
+        *prompt.prompt_metrics(ours, truth),
+        *over_time.over_time_metrics(ours, truth),
         *fidelity.fidelity_metrics(ours),
-        *latent.latent_metrics(ours, truth, extractors),
+        *latent.latent_metrics(ours, truth),
     ]
 
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields, replace
-from typing import Any, Literal, TypeAlias
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
 
 import torch
 from torch import Tensor
 
 from contrastive_i2v.evaluation.results import Better, Difference, Interval, Metric
-from contrastive_i2v.evaluation.statistics import bootstrap, paired_bootstrap, slope
+from contrastive_i2v.evaluation.statistics import bootstrap, least_squares, paired_bootstrap, slope
 from contrastive_i2v.evaluation.suite import jackknife
 
 Verdict: TypeAlias = Literal["a", "b", "neither", ""]
@@ -69,9 +69,9 @@ def score_clips(
     if 0 < count < FEW_CLIPS:
         notes.append(f"{count} clip{'s' * (count > 1)}: too few for more than a hint")
     metric = Metric(
-        **_fields(about),
+        **vars(about),
         estimate=bootstrap(values[present]) if count else Interval(value=math.nan),
-        truth=_mean(truth),
+        truth=math.nan if truth is None else float(truth.nanmean()),
         samples=count,
         sample="clip",
         extractor=extractor,
@@ -109,10 +109,10 @@ def score_set(
     """
     gradient = None
     if curve is not None and len(curve) > 2:
-        replicates = torch.zeros(0) if curve_left_out is None else _least_squares(curve_left_out[:, 1:])
-        gradient = jackknife.interval(float(_least_squares(curve[None, 1:])[0]), replicates)
+        replicates = torch.zeros(0) if curve_left_out is None else least_squares(curve_left_out[:, 1:])
+        gradient = jackknife.interval(float(least_squares(curve[None, 1:])[0]), replicates)
     metric = Metric(
-        **_fields(about),
+        **vars(about),
         estimate=jackknife.interval(value, left_out, least=least),
         truth=truth,
         samples=samples,
@@ -124,6 +124,25 @@ def score_set(
         slope=gradient,
     )
     return Scored(metric, left_out=left_out)
+
+
+def score_generated(about: About, values: Tensor, truth: Tensor, *, extractor: str = "", warning: str = "") -> Scored:
+    """A metric that each frame after the first has: `score_clips` of its mean over these, with its curves.
+
+    Args:
+        values: `[N, F - 1]`, NaN where undefined.
+        truth: the same of the true videos.
+    """
+    x, y = from_second(values), from_second(truth)
+    return score_clips(
+        about,
+        x.nanmean(dim=1),
+        curves=x,
+        truth=y.nanmean(dim=1),
+        truth_curves=y,
+        extractor=extractor,
+        warning=warning,
+    )
 
 
 def from_second(curves: Tensor) -> Tensor:
@@ -162,12 +181,6 @@ def difference(name: str, a: tuple[str, Scored], b: tuple[str, Scored]) -> Diffe
     return Difference(metric=name, a=name_a, b=name_b, estimate=gap, better=verdict)
 
 
-def with_warning(scored: Scored, warning: str) -> Scored:
-    """The same with one more warning."""
-    joined = "; ".join(filter(None, [scored.metric.warning, warning]))
-    return replace(scored, metric=replace(scored.metric, warning=joined))
-
-
 def _verdict(lower_is_a: Interval, better: Better) -> Verdict:
     if better == "none" or math.isnan(lower_is_a.low):
         return ""
@@ -178,14 +191,6 @@ def _verdict(lower_is_a: Interval, better: Better) -> Verdict:
 
 def _nearer(x: Tensor, y: Tensor, true: Tensor) -> float:
     return float((x.mean() - true.mean()).abs() - (y.mean() - true.mean()).abs())
-
-
-def _fields(about: About) -> dict[str, Any]:
-    return {item.name: getattr(about, item.name) for item in fields(about)}
-
-
-def _mean(values: Tensor | None) -> float:
-    return math.nan if values is None else float(values.nanmean())
 
 
 def _by_frame(curves: Tensor | None) -> list[float]:
@@ -200,10 +205,3 @@ def _slope(curves: Tensor | None) -> Interval | None:
     defined = generated[:, generated.isfinite().any(dim=0)]
     whole = defined[defined.isfinite().all(dim=1)]
     return slope(whole) if len(whole) and whole.shape[1] >= 2 else None
-
-
-def _least_squares(curves: Tensor) -> Tensor:
-    """Slopes of `[G, F]`."""
-    frames = torch.arange(curves.shape[1], dtype=curves.dtype)
-    centred = frames - frames.mean()
-    return curves @ centred / centred.square().sum()

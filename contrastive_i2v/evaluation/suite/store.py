@@ -17,9 +17,10 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from safetensors.torch import load_file, save
 from torch import Tensor
 
+from contrastive_i2v.errors import InputError
 from contrastive_i2v.files import digest, write_whole
 
 FORMAT = 1
@@ -60,22 +61,24 @@ def open_shelf(output: Path, method: str, identity: Mapping[str, object]) -> She
     return shelf
 
 
-def save_tensors(path: Path, tensors: Mapping[str, Tensor], stamp: str, **metadata: str) -> None:
+def save_tensors(path: Path, tensors: Mapping[str, Tensor], stamp: str) -> None:
     """Write tensors, and the stamp they hold for. Raises InputError naming the file when the disk refuses."""
     whole = {name: value.clone(memory_format=torch.contiguous_format) for name, value in tensors.items()}
-    blob = save(whole, metadata={"stamp": stamp, **metadata})
+    blob = save(whole, metadata={"stamp": stamp})
     write_whole(path, lambda part: part.write_bytes(blob))
 
 
-def load_tensors(path: Path, stamp: str, names: tuple[str, ...] = ()) -> dict[str, Tensor] | None:
-    """The tensors (those of `names`, or all), or None where there are none for this stamp."""
-    try:
-        with safe_open(path, framework="pt") as file:
-            if (file.metadata() or {}).get("stamp") != stamp:
-                return None
-            return {name: file.get_tensor(name) for name in names or file.keys()}
-    except (OSError, SafetensorError):
-        return None
+def load_tensors(path: Path, stamp: str) -> dict[str, Tensor] | None:
+    """The tensors, or None where there are none for this stamp."""
+    return load_file(path) if has_tensors(path, stamp) else None
+
+
+def load_kept(path: Path, stamp: str) -> dict[str, Tensor]:
+    """The tensors of a file that this command has written, or found, before. Raises InputError where it is gone."""
+    found = load_tensors(path, stamp)
+    if found is None:
+        raise InputError(f"{path}: is gone, and was there before; run the command again")
+    return found
 
 
 def metadata_of(path: Path) -> dict[str, str]:

@@ -36,13 +36,11 @@ def over_seeds(methods: Sequence[Evaluated], baseline: str) -> list[FormOverSeed
         found.append(
             FormOverSeeds(form=form, seeds=list(ours), numbers=list(compared.values()), verdict=_verdict(compared))
         )
-    untrained = [method for method in methods if method.training is None]
-    return found + [
-        FormOverSeeds(
-            form=method.name, seeds=[], numbers=[_over_seeds(key, {0: numbers[method.name]}, {}) for key in shared]
-        )
-        for method in untrained
-    ]
+    for method in methods:
+        if method.training is None:
+            alone = [_over_seeds(key, {0: numbers[method.name]}, {}) for key in shared]
+            found.append(FormOverSeeds(form=method.name, seeds=[], numbers=alone))
+    return found
 
 
 def numbers_of(method: Evaluated) -> dict[str, tuple[Metric, str, float]]:

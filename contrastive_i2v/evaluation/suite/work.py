@@ -20,7 +20,7 @@ from contrastive_i2v.data.video import write_video
 from contrastive_i2v.errors import InputError
 from contrastive_i2v.evaluation.generators import Batch, Generator, Method, true_videos
 from contrastive_i2v.evaluation.suite.measures import Measure
-from contrastive_i2v.evaluation.suite.store import Shelf, has_tensors, load_tensors, open_shelf, save_tensors
+from contrastive_i2v.evaluation.suite.store import Shelf, has_tensors, load_kept, load_tensors, open_shelf, save_tensors
 from contrastive_i2v.evaluation.videos import ReferenceClip, ReferenceSet
 from contrastive_i2v.files import digest
 
@@ -68,8 +68,6 @@ class Work:
     methods: Sequence[Method]
     measures: Mapping[str, Measure]
     batch_size: int = 8
-    fps: float = 5.0
-    """Of the written mp4s."""
     progress: bool = True
     jobs: dict[str, list[Job]] = field(init=False)
     """By the method's name, one a seed."""
@@ -139,7 +137,7 @@ class Work:
                 videos[clip.name] = frames
         for clip in clips:
             if not job.video(clip).is_file():
-                write_video(job.video(clip), videos[clip.name], self.fps)
+                write_video(job.video(clip), videos[clip.name], self.reference.frame_rate)
         return videos
 
     def _measure(
@@ -165,10 +163,7 @@ class Work:
 
     def _true(self, clip: ReferenceClip) -> Tensor:
         """The true video, uint8 `[F, 3, H, W]`, kept since the first job."""
-        found = load_tensors(self.truth.frames(clip), self.truth.stamp(clip))
-        if found is None:
-            raise InputError(f"{self.truth.frames(clip)}: is gone, and was there before; run the command again")
-        return found["frames"]
+        return load_kept(self.truth.frames(clip), self.truth.stamp(clip))["frames"]
 
     def _shelf(self, method: Method) -> Shelf:
         return open_shelf(self.output, method.name, {**self.reference.setting, **method.identity})

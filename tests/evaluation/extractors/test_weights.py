@@ -11,15 +11,16 @@ from torch import nn
 
 from contrastive_i2v.errors import InputError
 from contrastive_i2v.evaluation.extractors import weights
+from contrastive_i2v.files import file_hash
 
 
 def test_the_hash_is_sha256_of_all_bytes(tmp_path: Path) -> None:
     file = tmp_path / "a"
     file.write_bytes(b"abc")
-    assert weights.sha256([file]) == "ba7816bf8f01"
+    assert file_hash(file)[:12] == "ba7816bf8f01"
     assert weights.describe_file(file) == "a, sha256 ba7816bf8f01"
     file.write_bytes(b"a" * 1_000_000)  # more than one block of a usual reader, from the standard's examples
-    assert weights.sha256([file]) == "cdc76e5c9914"
+    assert file_hash(file)[:12] == "cdc76e5c9914"
 
 
 def test_a_pickle_with_a_program_is_refused_and_not_run(tmp_path: Path) -> None:

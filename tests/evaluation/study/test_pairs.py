@@ -9,7 +9,8 @@ import pytest
 
 from contrastive_i2v.data.shapes import ShapesConfig, sample_scene
 from contrastive_i2v.errors import InputError
-from contrastive_i2v.evaluation.study.pairs import find_pairs, read_picture, sha256
+from contrastive_i2v.evaluation.study.pairs import find_pairs, read_picture
+from contrastive_i2v.files import file_hash
 
 
 @pytest.fixture
@@ -109,4 +110,5 @@ def test_a_codec_that_browsers_do_not_play_is_refused(copies: tuple[Path, Path])
 
 def test_sha256(tmp_path: Path) -> None:
     (tmp_path / "abc").write_bytes(b"abc")
-    assert sha256(tmp_path / "abc") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"  # FIPS 180-2
+    # FIPS 180-2
+    assert file_hash(tmp_path / "abc") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"

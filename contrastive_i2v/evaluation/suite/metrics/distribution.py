@@ -19,7 +19,7 @@ from contrastive_i2v.evaluation.distribution import (
 )
 from contrastive_i2v.evaluation.suite.jackknife import leave_out
 from contrastive_i2v.evaluation.suite.measured import MeasuredVideos, spread
-from contrastive_i2v.evaluation.suite.scored import About, Scored, score_set, with_warning
+from contrastive_i2v.evaluation.suite.scored import About, Scored, score_set
 
 define = partial(About, group="Distribution")
 GENERATED = slice(1, None)
@@ -99,10 +99,6 @@ class Features:
         return "clip" if self.frames is None else "frame"
 
     @property
-    def held(self) -> int:
-        return self.ours.shape[0] * self.ours.shape[1]
-
-    @property
     def count(self) -> int:
         return self.clips * self.ours.shape[1]
 
@@ -117,28 +113,28 @@ class Features:
         )
 
 
-def distribution_metrics(ours: MeasuredVideos, truth: MeasuredVideos, extractors: dict[str, str]) -> list[Scored]:
-    """Those whose network is there. `extractors`: role -> key of Report.extractors."""
+def distribution_metrics(ours: MeasuredVideos, truth: MeasuredVideos) -> list[Scored]:
+    """Those whose network is there."""
     found = []
     if ours.has("image"):
-        features = _read(ours, truth, "image", GENERATED, extractors["image"])
+        features = _read(ours, truth, "image", GENERATED)
         curve, left_out = _frechet_by_frame(ours, truth)
-        fid = _frechet(ours, truth, features, FID, KID, curve=curve, curve_left_out=left_out)
         shape = f"a point of the curve has N = {min(len(ours.clips), CURVE_CLIPS)} clips, so only its shape counts"
-        found = [with_warning(fid, shape), _extrapolated(features, FID_INFINITY, KID), _kernel(features, KID)]
+        found.append(_frechet(ours, truth, features, FID, KID, shape, curve=curve, curve_left_out=left_out))
+        found += [_extrapolated(features, FID_INFINITY, KID), _kernel(features, KID)]
         if "probabilities" in ours.read("image", ours.clips[0]):
-            found.append(_inception_score(ours, truth, extractors["image"]))
+            found.append(_inception_score(ours, truth))
     if ours.has("video"):
-        features = _read(ours, truth, "video", None, extractors["video"])
+        features = _read(ours, truth, "video", None)
         found.append(_frechet(ours, truth, features, FVD, KVD))
         found += [_extrapolated(features, FVD_INFINITY, KVD), _kernel(features, KVD)]
     return found
 
 
-def _read(ours: MeasuredVideos, truth: MeasuredVideos, role: str, frames: slice | None, extractor: str) -> Features:
+def _read(ours: MeasuredVideos, truth: MeasuredVideos, role: str, frames: slice | None) -> Features:
     kept = spread(len(ours.clips), ours.held(role, "features", frames))
     x, y = (one.rows(role, "features", frames, kept) for one in (ours, truth))
-    return Features(role, frames, x, y, len(ours.clips), extractor)
+    return Features(role, frames, x, y, len(ours.clips), ours.extractor(role))
 
 
 def _frechet(
@@ -147,6 +143,7 @@ def _frechet(
     features: Features,
     about: About,
     instead: About,
+    warning: str = "",
     *,
     curve: Tensor | None = None,
     curve_left_out: Tensor | None = None,
@@ -171,7 +168,7 @@ def _frechet(
         curve_left_out=curve_left_out,
         least=0.0,
         extractor=features.extractor,
-        warning=features.few(instead),
+        warning="; ".join(filter(None, [features.few(instead), warning])),
     )
 
 
@@ -184,7 +181,7 @@ def _extrapolated(features: Features, about: About, instead: About) -> Scored:
         about,
         value,
         torch.zeros(0),
-        samples=features.held,
+        samples=len(x),
         sample=features.sample,
         extractor=features.extractor,
         warning=features.few(instead),
@@ -225,7 +222,7 @@ def _frechet_by_frame(ours: MeasuredVideos, truth: MeasuredVideos) -> tuple[Tens
     return torch.tensor(curve, dtype=torch.float64), torch.stack(left_out, dim=1)
 
 
-def _inception_score(ours: MeasuredVideos, truth: MeasuredVideos, extractor: str) -> Scored:
+def _inception_score(ours: MeasuredVideos, truth: MeasuredVideos) -> Scored:
     kept = spread(len(ours.clips), ours.held("image", "probabilities", slice(None)))
     x, y = (one.by_frame("image", "probabilities", kept) for one in (ours, truth))  # [n, S, F, K]
 
@@ -247,7 +244,7 @@ def _inception_score(ours: MeasuredVideos, truth: MeasuredVideos, extractor: str
         curve=curve(x),
         truth_curve=curve(y),
         least=1.0,
-        extractor=extractor,
+        extractor=ours.extractor("image"),
         warning=f"N = {count} frames for {classes} classes: it grows with N, so compare only at equal N"
         if count < 10 * classes
         else "",

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator
 from functools import partial
+from operator import attrgetter
 
 import torch
 from torch import Tensor
@@ -18,7 +19,7 @@ from contrastive_i2v.evaluation.latent_space import (
 )
 from contrastive_i2v.evaluation.results import LatentMap
 from contrastive_i2v.evaluation.suite.measured import MeasuredVideos, spread
-from contrastive_i2v.evaluation.suite.scored import About, Scored, from_second, score_clips, score_set
+from contrastive_i2v.evaluation.suite.scored import About, Scored, from_second, score_clips, score_generated, score_set
 
 define = partial(About, group="Latent space")
 CLIPS = 128
@@ -88,13 +89,13 @@ STRAIGHTNESS = define(
 )
 
 
-def latent_metrics(ours: MeasuredVideos, truth: MeasuredVideos, extractors: dict[str, str]) -> list[Scored]:
+def latent_metrics(ours: MeasuredVideos, truth: MeasuredVideos) -> list[Scored]:
     """None without an encoder."""
     if not ours.has("latents"):
         return []
-    key = extractors["latents"]
+    key = ours.extractor("latents")
     kept = spread(len(ours.clips), CLIPS)
-    x, y = (_latents(one, kept) for one in (ours, truth))  # [n, S, F, D], [n, 1, F, D]
+    x, y = (one.by_frame("latents", "latents", kept) for one in (ours, truth))  # [n, S, F, D], [n, 1, F, D]
     note = f"over {len(kept)} of {len(ours.clips)} clips" if len(kept) < len(ours.clips) else ""
 
     def whole(values: Tensor) -> Tensor:
@@ -105,17 +106,18 @@ def latent_metrics(ours: MeasuredVideos, truth: MeasuredVideos, extractors: dict
 
     found = []
     if len(kept) > 1:
-        hits = whole(_mean_over_seeds(x, lambda z: _hits(z, y[:, 0])))  # [N, F]
+        hits = whole(torch.stack([_hits(z, y[:, 0]).double() for z in x.unbind(1)]).mean(dim=0))  # [N, F]
         found.append(score_clips(RETRIEVAL, hits[:, 1:].mean(dim=1), curves=hits, extractor=key, warning=note))
         clusters = [cluster_metrics(x[:, s, 1:], x[:, s, 0]) for s in range(x.shape[1])]
         true = cluster_metrics(y[:, 0, 1:], y[:, 0, 0])
         for about, value in (
-            (PURITY, lambda c: c.neighbour_purity),
-            (SILHOUETTE, lambda c: c.silhouette),
-            (ALIGNMENT, lambda c: c.alignment),
-            (RANK, lambda c: c.reciprocal_rank),
+            (PURITY, attrgetter("neighbour_purity")),
+            (SILHOUETTE, attrgetter("silhouette")),
+            (ALIGNMENT, attrgetter("alignment")),
+            (RANK, attrgetter("reciprocal_rank")),
         ):
-            found.append(_clustered(about, value, clusters, true, whole, key, note))
+            mean = torch.stack([value(one) for one in clusters]).mean(dim=0)
+            found.append(score_generated(about, whole(mean), whole(value(true)), extractor=key, warning=note))
         found.insert(4, _uniformity(clusters, true, len(kept), key, note))
     return [*found, *_smoothness(ours, truth, key)]
 
@@ -125,45 +127,14 @@ def maps(ours: MeasuredVideos, truth: MeasuredVideos, umap: bool) -> list[Latent
     if not ours.has("latents") or len(ours.clips) < 2:
         return []
     kept = spread(len(ours.clips), MAPPED_CLIPS)
-    x, y = (_latents(one, kept)[:, 0] for one in (ours, truth))
+    x, y = (one.by_frame("latents", "latents", kept)[:, 0] for one in (ours, truth))
     return latent_maps(x, y, seed=0, umap=umap)
-
-
-def _latents(samples: MeasuredVideos, kept: list[int]) -> Tensor:
-    """`[n, S, F, D]`."""
-    return torch.stack([samples.read("latents", samples.clips[i])["latents"].flatten(2) for i in kept])
 
 
 def _hits(predicted: Tensor, true: Tensor) -> Tensor:
     """`[n, F, D]` twice -> `[n, F]`."""
     frames = range(predicted.shape[1])
     return torch.stack([retrieval_hits(predicted[:, f], true[:, f]) for f in frames], dim=1)
-
-
-def _mean_over_seeds(latents: Tensor, value: Callable[[Tensor], Tensor]) -> Tensor:
-    return torch.stack([value(latents[:, s]).double() for s in range(latents.shape[1])]).mean(dim=0)
-
-
-def _clustered(
-    about: About,
-    value: Callable[[ClusterMetrics], Tensor],
-    clusters: list[ClusterMetrics],
-    true: ClusterMetrics,
-    whole: Callable[[Tensor], Tensor],
-    key: str,
-    note: str,
-) -> Scored:
-    x = from_second(whole(torch.stack([value(one) for one in clusters]).mean(dim=0)))
-    y = from_second(whole(value(true)))
-    return score_clips(
-        about,
-        x.nanmean(dim=1),
-        curves=x,
-        truth=y.nanmean(dim=1),
-        truth_curves=y,
-        extractor=key,
-        warning=note,
-    )
 
 
 def _uniformity(clusters: list[ClusterMetrics], true: ClusterMetrics, count: int, key: str, note: str) -> Scored:
@@ -185,22 +156,14 @@ def _uniformity(clusters: list[ClusterMetrics], true: ClusterMetrics, count: int
 
 
 def _smoothness(ours: MeasuredVideos, truth: MeasuredVideos, key: str) -> list[Scored]:
-    def speed(kept: Mapping[str, Tensor]) -> Tensor:
-        return trajectory_smoothness(kept["latents"]).speed
+    def both(name: str) -> Iterator[Tensor]:
+        for one in (ours, truth):
+            yield one.each("latents", lambda kept: getattr(trajectory_smoothness(kept["latents"]), name))
 
-    def curvature(kept: Mapping[str, Tensor]) -> Tensor:
-        return trajectory_smoothness(kept["latents"]).curvature
-
-    def straightness(kept: Mapping[str, Tensor]) -> Tensor:
-        return trajectory_smoothness(kept["latents"]).straightness
-
-    found = []
-    x, y = (from_second(one.each("latents", speed)) for one in (ours, truth))
-    found.append(score_clips(SPEED, x.nanmean(dim=1), curves=x, truth=y.nanmean(dim=1), truth_curves=y, extractor=key))
-    if x.shape[1] > 2:
-        x, y = (from_second(from_second(one.each("latents", curvature))) for one in (ours, truth))
-        found.append(
-            score_clips(CURVATURE, x.nanmean(dim=1), curves=x, truth=y.nanmean(dim=1), truth_curves=y, extractor=key)
-        )
-    x, y = (one.each("latents", straightness) for one in (ours, truth))
+    x, y = both("speed")
+    found = [score_generated(SPEED, x, y, extractor=key)]
+    if x.shape[1] > 1:
+        x, y = map(from_second, both("curvature"))
+        found.append(score_generated(CURVATURE, x, y, extractor=key))
+    x, y = both("straightness")
     return [*found, score_clips(STRAIGHTNESS, x, truth=y, extractor=key)]

@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import partial
+from operator import itemgetter
 
 import torch
 from torch import Tensor
 
 from contrastive_i2v.evaluation.suite.jackknife import leave_out
 from contrastive_i2v.evaluation.suite.measured import MeasuredVideos
-from contrastive_i2v.evaluation.suite.scored import About, Scored, from_second, score_clips, score_set
+from contrastive_i2v.evaluation.suite.scored import About, Scored, from_second, score_clips, score_generated, score_set
 from contrastive_i2v.evaluation.temporal import consistency, feature_coherence, image_to_video_consistency
 
 define = partial(About, group="Over time")
@@ -85,60 +86,44 @@ MOTION_RATIO = define(
 )
 
 
-def over_time_metrics(ours: MeasuredVideos, truth: MeasuredVideos, extractors: dict[str, str]) -> list[Scored]:
+def over_time_metrics(ours: MeasuredVideos, truth: MeasuredVideos) -> list[Scored]:
     """Those whose network is there; flickering, pixel coherence and the motion ratio always."""
-    found = [_pairs(ours, truth, "motion", "flicker", FLICKERING)]
+    found = [_pairs(ours, truth, "flicker", FLICKERING)]
     subject = "subject" if ours.has("subject") else "image"
     background = "clip" if ours.has("clip") else "image"
     if ours.has(subject):
-        found.append(_features(ours, truth, subject, consistency, SUBJECT, extractors))
+        found.append(_features(ours, truth, subject, consistency, SUBJECT))
     if ours.has(background):
-        found.append(_features(ours, truth, background, consistency, BACKGROUND, extractors))
+        found.append(_features(ours, truth, background, consistency, BACKGROUND))
     if ours.has(subject):
-        found.append(_whole(ours, truth, subject, I2V_SUBJECT, extractors))
+        found.append(_whole(ours, truth, subject, I2V_SUBJECT))
     if ours.has(background):
-        found.append(_whole(ours, truth, background, I2V_BACKGROUND, extractors))
-        found.append(_features(ours, truth, background, feature_coherence, FEATURE_COHERENCE, extractors))
-    found.append(_pairs(ours, truth, "motion", "pixel_coherence", PIXEL_COHERENCE))
+        found.append(_whole(ours, truth, background, I2V_BACKGROUND))
+        found.append(_features(ours, truth, background, feature_coherence, FEATURE_COHERENCE))
+    found.append(_pairs(ours, truth, "pixel_coherence", PIXEL_COHERENCE))
     if ours.has("flow"):
-        dynamic = [one.each("flow", lambda kept: kept["dynamic"]) for one in (ours, truth)]
-        found.append(score_clips(DYNAMIC, dynamic[0], truth=dynamic[1], extractor=extractors["flow"]))
-        found.append(_flow(ours, truth, extractors["flow"]))
+        dynamic = [one.each("flow", itemgetter("dynamic")) for one in (ours, truth)]
+        found.append(score_clips(DYNAMIC, dynamic[0], truth=dynamic[1], extractor=ours.extractor("flow")))
+        found.append(_flow(ours, truth))
     return [*found, _motion_ratio(ours, truth)]
 
 
-def _pairs(
-    ours: MeasuredVideos, truth: MeasuredVideos, role: str, name: str, about: About, extractor: str = ""
-) -> Scored:
+def _pairs(ours: MeasuredVideos, truth: MeasuredVideos, name: str, about: About) -> Scored:
     """From a value a pair of consecutive frames."""
-    x, y = (from_second(one.each(role, lambda kept: kept[name])) for one in (ours, truth))
-    return score_clips(about, x.nanmean(dim=1), curves=x, truth=y.nanmean(dim=1), truth_curves=y, extractor=extractor)
+    return score_generated(about, *(one.each("motion", itemgetter(name)) for one in (ours, truth)))
 
 
 def _features(
-    ours: MeasuredVideos,
-    truth: MeasuredVideos,
-    role: str,
-    measure: Callable[[Tensor], Tensor],
-    about: About,
-    extractors: dict[str, str],
+    ours: MeasuredVideos, truth: MeasuredVideos, role: str, measure: Callable[[Tensor], Tensor], about: About
 ) -> Scored:
     """From a value a frame after the first."""
-    x, y = (from_second(one.each(role, lambda kept: measure(kept["features"]))) for one in (ours, truth))
-    return score_clips(
-        about,
-        x.nanmean(dim=1),
-        curves=x,
-        truth=y.nanmean(dim=1),
-        truth_curves=y,
-        extractor=extractors[role],
-        warning=_stand_in(role, about),
-    )
+    x, y = (one.each(role, lambda kept: measure(kept["features"])) for one in (ours, truth))
+    return score_generated(about, x, y, extractor=ours.extractor(role), warning=_stand_in(role, about))
 
 
-def _whole(ours: MeasuredVideos, truth: MeasuredVideos, role: str, about: About, extractors: dict[str, str]) -> Scored:
+def _whole(ours: MeasuredVideos, truth: MeasuredVideos, role: str, about: About) -> Scored:
     x, y = (one.each(role, lambda kept: image_to_video_consistency(kept["features"])) for one in (ours, truth))
-    return score_clips(about, x, truth=y, extractor=extractors[role], warning=_stand_in(role, about))
+    return score_clips(about, x, truth=y, extractor=ours.extractor(role), warning=_stand_in(role, about))
 
 
 def _stand_in(role: str, about: About) -> str:
@@ -147,9 +132,9 @@ def _stand_in(role: str, about: About) -> str:
     return ""
 
 
-def _flow(ours: MeasuredVideos, truth: MeasuredVideos, extractor: str) -> Scored:
+def _flow(ours: MeasuredVideos, truth: MeasuredVideos) -> Scored:
     """By pair where every pair of frames was looked at, else the mean alone."""
-    x, y = (one.each("flow", lambda kept: kept["magnitudes"]) for one in (ours, truth))  # [N, pairs]
+    x, y = (one.each("flow", itemgetter("magnitudes")) for one in (ours, truth))  # [N, pairs]
     every = x.shape[1] == ours.read("motion", ours.clips[0])["flicker"].shape[1]
     return score_clips(
         FLOW,
@@ -157,12 +142,12 @@ def _flow(ours: MeasuredVideos, truth: MeasuredVideos, extractor: str) -> Scored
         curves=from_second(x) if every else None,
         truth=y.mean(dim=1),
         truth_curves=from_second(y) if every else None,
-        extractor=extractor,
+        extractor=ours.extractor("flow"),
     )
 
 
 def _motion_ratio(ours: MeasuredVideos, truth: MeasuredVideos) -> Scored:
-    x, y = (one.each("motion", lambda kept: kept["motion"]) for one in (ours, truth))  # [N]
+    x, y = (one.each("motion", itemgetter("motion")) for one in (ours, truth))  # [N]
 
     def ratio(kept: Tensor) -> float:
         total = float(y[kept].sum())

@@ -39,11 +39,11 @@ CLIPSIM = define(
 )
 
 
-def prompt_metrics(ours: MeasuredVideos, truth: MeasuredVideos, extractors: dict[str, str]) -> list[Scored]:
+def prompt_metrics(ours: MeasuredVideos, truth: MeasuredVideos) -> list[Scored]:
     """None without CLIP."""
     if not ours.has("clip"):
         return []
-    key = extractors["clip"]
+    key = ours.extractor("clip")
     x, y = (one.each("clip", _cosines) for one in (ours, truth))  # [N, F]
     return [
         score_clips(SOURCE, y[:, 0], extractor=key),
