@@ -136,7 +136,7 @@ def make_experiment(options: Options, command: str) -> list[str]:
         runs,
         {"first-frame": ()},
         networks,
-        title=f"{', '.join(dict.fromkeys(run.form for run in runs))}: the loss over training seeds",
+        title=f"{', '.join(dict.fromkeys(run.form for run in runs))} over training seeds",
         command=command,
         about={"training": f"{options.start_steps} steps without the term, then {options.steps} of each form"},
         warnings=warnings,

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from contrastive_i2v.errors import InputError
+from contrastive_i2v.errors import InputError, one_line
 from contrastive_i2v.files import write_whole
 from contrastive_i2v.system import Size
 
@@ -153,7 +153,7 @@ def _first_that_reads(path: Path, readers: Sequence[Callable[[Path], T]]) -> T:
         except ImportError as error:
             reasons.append(f"{error.name} is not installed")
         except Exception as error:  # decoders raise their own types, and RuntimeError, IndexError, OSError
-            reasons.append(" ".join(str(error).split())[:160] or type(error).__name__)
+            reasons.append(one_line(error))
     raise VideoError(f"{path}: can't be decoded, the file is corrupt or not a video ({'; '.join(reasons)})")
 
 

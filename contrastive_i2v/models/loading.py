@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from contrastive_i2v.errors import InputError
+from contrastive_i2v.errors import InputError, one_line
 from contrastive_i2v.system import DESCRIPTION
 
 TINY = Path(__file__).parent / "tiny"
@@ -55,7 +55,7 @@ def load_part(load: Callable[..., Any], source: str, part: str, **kwargs: Any) -
     try:
         return load(source, subfolder=part, **kwargs)
     except Exception as error:  # hub, network, json and safetensors errors share no base class
-        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        reason = one_line(error)
         if Path(source).is_dir():
             raise InputError(f"could not load {part} of model {source!r}: {reason}") from error
         raise InputError(

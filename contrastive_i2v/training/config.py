@@ -13,7 +13,7 @@ import yaml
 
 from contrastive_i2v.data.frames import FramesConfig
 from contrastive_i2v.diffusion import TimestepDistribution
-from contrastive_i2v.errors import InputError, check_fields
+from contrastive_i2v.errors import InputError, check_fields, one_line
 from contrastive_i2v.files import write_whole
 from contrastive_i2v.models import parse_config
 from contrastive_i2v.models.instruct_pix2pix import InstructPix2PixConfig
@@ -201,7 +201,7 @@ def load_config(cls: type[T], path: Path) -> T:
     except OSError as error:
         raise InputError(f"{path}: can't be read ({error.strerror}); expected a run's config.yaml") from error
     except yaml.YAMLError as error:
-        raise InputError(f"{path}: not YAML ({' '.join(str(error).split())})") from error
+        raise InputError(f"{path}: not YAML ({one_line(error)})") from error
     rules = dacite.Config(strict=True, cast=[Path, tuple, float], type_hooks={SystemConfig: parse_config})
     try:
         return dacite.from_dict(cls, values or {}, rules)
