@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from contrastive_i2v.cli.outputs import Format, write_outputs
 from contrastive_i2v.data.video import VIDEO_EXTENSIONS, as_size, read_frames, read_image
-from contrastive_i2v.errors import InputError
+from contrastive_i2v.errors import InputError, check_fields
 from contrastive_i2v.system import SamplerOptions, default_device
 
 SCHEDULERS = {
@@ -55,6 +55,10 @@ class Options(SamplerOptions):
     fps: float | None = None
     """Of the written video; None = what the model was trained at."""
     dtype: Literal["float32", "float16", "bfloat16"] = "float32"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_fields(self, {"frames": 1, "batch_size": 1}, positive=("fps",), distinct=("formats",))
 
 
 def run(arguments: Sequence[str]) -> None:

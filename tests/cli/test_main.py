@@ -119,6 +119,23 @@ def test_sample_refuses_what_it_cannot_use(
     )
 
 
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--batch-size", "-1"], "batch_size: expected at least 1, got -1"),
+        (["--formats"], "formats: expected one at least, and none twice, got none"),
+        (["--fps", "0"], "fps: expected a number > 0, got 0.0"),
+    ],
+)
+def test_sample_checks_its_counts_before_any_work(
+    options: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(["sample", "--image", "a.png", "--prompt", "x", *options])
+    assert stopped.value.code == 2
+    assert said in " ".join(capsys.readouterr().err.replace("│", " ").split())
+
+
 def test_encode_fills_the_cache_that_training_reads(
     tmp_path: Path, pipeline_folder: Path, clips: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
