@@ -271,7 +271,7 @@ class System(ABC):
     def to(self: S, device: str | torch.device | None = None, dtype: torch.dtype | None = None) -> S:
         """Move every part in place, put it in eval mode, and return self."""
         for module in self.parts().values():
-            module.to(device=device, dtype=dtype).eval()
+            nn.Module.to(module, device=device, dtype=dtype).eval()  # diffusers' own warns of a cast that is meant
         return self
 
     def save(self, folder: str | Path) -> None:
