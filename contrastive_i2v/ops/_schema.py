@@ -8,6 +8,7 @@ pass only scales it, through `scale_gradient`.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -61,6 +62,7 @@ def _scale_gradient(gradient: Tensor, grad_loss: Tensor, dtype: torch.dtype) -> 
 
 def _diffusion_loss_fake(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     prediction, banks, prediction_gradient = arguments[0], arguments[_BANKS], arguments[_INPUTS - 1]
+    _require_one_device(prediction, arguments)
     dtype = math_dtype(prediction)
     return (
         prediction.new_empty((), dtype=dtype),
@@ -68,6 +70,16 @@ def _diffusion_loss_fake(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tenso
         prediction.new_empty(len(banks), dtype=dtype),
         prediction.new_empty(prediction.shape if prediction_gradient else 0, dtype=gradient_dtype(prediction)),
     )
+
+
+def _require_one_device(prediction: Tensor, arguments: Sequence[Any]) -> None:
+    """A single meta tensor among others brings a real call here, whose outputs nobody would ever fill."""
+    for argument in arguments:
+        for tensor in argument if isinstance(argument, (list, tuple)) else (argument,):
+            if isinstance(tensor, Tensor) and tensor.device != prediction.device:
+                raise ValueError(
+                    f"an argument is on {tensor.device}: expected prediction's device, {prediction.device}"
+                )
 
 
 def _diffusion_loss_reference_fake(*arguments: Any) -> tuple[Tensor, ...]:

@@ -262,6 +262,27 @@ def test_bad_input_is_a_value_error_that_says_what(backend: str, case: str) -> N
         contrastive_diffusion_loss(**{**make(3, [4], [6]), "backend": backend, **change})
 
 
+@pytest.mark.parametrize("backend", [None, *BACKENDS_BUT_SLOW])
+@pytest.mark.parametrize("name", ["noisy", "target", "c_skip", "c_out", "banks", "mse_weights", "contrastive_weights"])
+def test_an_argument_on_another_device_is_named(backend: str | None, name: str) -> None:
+    """With the commonest arguments, which go to the op unchecked: it used to answer with memory that nothing filled."""
+    arguments = make(3, [4], [6]) | {"positives": None, "mse_weights": torch.ones(3)}
+    arguments |= {"contrastive_weights": torch.ones(3)}
+    away = [arguments["banks"][0].to("meta")] if name == "banks" else arguments[name].to("meta")
+    shown = "banks[0]" if name == "banks" else name
+    with pytest.raises(ValueError, match=re.escape(f"{shown} is on meta: expected prediction's device, cpu")):
+        contrastive_diffusion_loss(**arguments | {name: away}, backend=backend)
+
+
+def test_the_op_itself_refuses_arguments_on_several_devices() -> None:
+    a = make(3, [4], [6])
+    call = [a["prediction"], a["noisy"], a["target"], a["c_skip"], a["c_out"], a["banks"], (), None, 1.0, [1.0]]
+    for place in (0, 1, 3):
+        moved = [*call[:place], call[place].to("meta"), *call[place + 1 :]]
+        with pytest.raises(ValueError, match="expected prediction's device"):
+            torch.ops.contrastive_i2v.diffusion_loss(*moved, None, None, None, (), False, False)
+
+
 @pytest.mark.parametrize("backend", BACKENDS_BUT_SLOW)
 def test_opcheck(backend: str) -> None:
     a = make(4, [5, 6], [2, 3], options=True)
