@@ -7,7 +7,9 @@ import json
 import os
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from datetime import datetime
 from pathlib import Path
+from typing import IO
 
 from contrastive_i2v.errors import InputError
 
@@ -27,6 +29,35 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
     finally:
         with suppress(OSError):
             part.unlink()
+
+
+def lock_folder(folder: Path) -> IO[str] | None:
+    """Hold a folder for this process, as long as the file that is returned stays open; the kernel lets go of it when
+    the process dies. None where this process holds it already, or the system has no such locks.
+
+    Raises InputError naming the process that holds it.
+    """
+    try:
+        import fcntl
+    except ImportError:
+        return None
+    folder.mkdir(parents=True, exist_ok=True)
+    file = (folder / ".lock").open("a+")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        file.seek(0)
+        holder = file.read().strip()
+        file.close()
+        if holder.startswith(f"process {os.getpid()} "):
+            return None
+        raise InputError(
+            f"{folder}: is in use by {holder or 'another process'}; wait until it ends, or give another --output"
+        ) from error
+    file.truncate(0)
+    file.write(f"process {os.getpid()} since {datetime.now().astimezone().isoformat(timespec='seconds')}\n")
+    file.flush()
+    return file
 
 
 def file_hash(*paths: Path) -> str:

@@ -9,6 +9,8 @@ a new model is one file in `models/` and one recipe. Needs torch alone.
 from __future__ import annotations
 
 import json
+import os
+import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -19,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from contrastive_i2v.diffusion import NoiseSchedule
-from contrastive_i2v.errors import InputError, check_fields
+from contrastive_i2v.errors import InputError, check_fields, one_line
 from contrastive_i2v.files import write_whole
 from contrastive_i2v.randomness import draw
 
@@ -275,11 +277,28 @@ class System(ABC):
         return self
 
     def save(self, folder: str | Path) -> None:
-        """Write the weights and, last, `system.json`: a folder that `load_system` opens."""
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / DESCRIPTION).unlink(missing_ok=True)
-        self.save_weights(folder)
+        """Write the weights and, last, `system.json`: a folder that `load_system` opens.
+
+        Everything is written beside the folder first, so a full disk leaves the folder as it was; files in it that are
+        none of the model's stay.
+
+        Raises InputError naming the folder when the disk refuses.
+        """
+        folder = Path(folder).absolute()
+        part = folder.with_name(f".{folder.name}.{os.getpid()}.part")
+        try:
+            part.mkdir(parents=True)
+            self.save_weights(part)
+            folder.mkdir(exist_ok=True)
+            (folder / DESCRIPTION).unlink(missing_ok=True)
+            for file in [path for path in part.rglob("*") if path.is_file()]:
+                target = folder / file.relative_to(part)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                file.replace(target)
+        except Exception as error:  # the libraries that write have errors of their own
+            raise InputError(f"{folder}: the model could not be written ({one_line(error)})") from error
+        finally:
+            shutil.rmtree(part, ignore_errors=True)
         said = Description(system=self.config, sampler=self.sampler, size=self.size, fps=self.fps)
         text = json.dumps(asdict(said), indent=2) + "\n"
         write_whole(folder / DESCRIPTION, lambda part: part.write_text(text, encoding="utf-8"))

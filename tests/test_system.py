@@ -60,7 +60,7 @@ def test_a_saved_model_says_how_it_is_sampled(system: System, tmp_path: Path) ->
     assert said["size"] == [16, 24] and said["fps"] == 7.5 and said["system"]["kind"] == "instruct-pix2pix"
 
 
-def test_a_save_that_fails_leaves_no_description_of_other_weights(
+def test_a_save_that_fails_leaves_the_folder_as_it_was(
     system: System, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     system.save(tmp_path)
@@ -69,9 +69,12 @@ def test_a_save_that_fails_leaves_no_description_of_other_weights(
         raise OSError("No space left on device")
 
     monkeypatch.setattr(system, "save_weights", full)
-    with pytest.raises(OSError, match="No space"):
+    (tmp_path / "mine.txt").write_text("a user's own")
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()}
+    with pytest.raises(InputError, match="the model could not be written .No space left"):
         system.save(tmp_path)
-    assert not (tmp_path / "system.json").exists()
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()} == before
+    assert not list(tmp_path.parent.glob(f".{tmp_path.name}.*.part"))
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from contrastive_i2v.data.video import to_uint8, write_gif, write_strip, write_video
@@ -52,6 +52,7 @@ def write_outputs(
         elif kind == "png":
             write_strip(path, frames)
         else:
-            write_whole(path, lambda part: save_file({"latents": latents.cpu().contiguous()}, part))
+            blob = save({"latents": latents.cpu().contiguous()})
+            write_whole(path, lambda part, blob=blob: part.write_bytes(blob))  # type: ignore[misc]
         written.append(path)
     return written

@@ -76,20 +76,29 @@ def clip_file(folder: Path, clip: Clip) -> Path:
 
 
 def load_clip(file: Path, rows: Sequence[int] | None = None) -> CachedClip | None:
-    """A cache file's `rows`, in that order (None = all); None where it is absent, damaged or lacks one."""
+    """A cache file's `rows`, in that order (None = all); None where it is absent, lacks one, or holds anything that
+    isn't what was written."""
     try:
         with safe_open(file, framework="pt") as handle:
-            stored = handle.get_tensor(ROWS).tolist()
-            info = VideoInfo(**json.loads(handle.metadata()["clip"])["info"])
+            header = json.loads(handle.metadata()["clip"])
+            sums = header.pop("sums")
+            if sums["clip"] != digest(header):
+                return None
+            stored, info = handle.get_tensor(ROWS).tolist(), VideoInfo(**header["info"])
             places = list(range(len(stored))) if rows is None else [stored.index(row) for row in rows]
             raw = handle.get_slice(RAW)
             if len(stored) != raw.get_shape()[0]:
                 return None
             picked = torch.stack([raw[place] for place in places])
             text = {name: handle.get_tensor(name) for name in handle.keys() if name not in (ROWS, RAW)}  # noqa: SIM118
+            if text.keys() != sums["text"].keys() or any(sums["text"][name] != _sum(text[name]) for name in text):
+                return None
+            kept = stored if rows is None else rows
+            if any(sums["rows"][str(row)] != _sum(one) for row, one in zip(kept, picked, strict=True)):
+                return None
     except (OSError, SafetensorError, KeyError, TypeError, ValueError, IndexError):
         return None
-    return CachedClip(list(stored) if rows is None else list(rows), picked, text, info)
+    return CachedClip(list(kept), picked, text, info)
 
 
 def store_clip(file: Path, new: CachedClip, clip: Clip) -> None:
@@ -101,7 +110,13 @@ def store_clip(file: Path, new: CachedClip, clip: Clip) -> None:
     tensors = {ROWS: torch.tensor(merged.rows), RAW: merged.raw.contiguous()}
     tensors |= {name: value.contiguous() for name, value in merged.text.items()}
     about = {"path": str(clip.path), "caption": clip.caption, "start": clip.start, "end": clip.end}
-    header = {"clip": json.dumps({**about, "info": asdict(merged.info)})}
+    clip_header = {**about, "info": asdict(merged.info)}
+    sums = {
+        "clip": digest(clip_header),
+        "rows": {str(row): _sum(one) for row, one in zip(merged.rows, merged.raw, strict=True)},
+        "text": {name: _sum(value) for name, value in merged.text.items()},
+    }
+    header = {"clip": json.dumps({**clip_header, "sums": sums})}  # one entry: several have no order of their own
     try:
         write_whole(file, lambda part: part.write_bytes(save(tensors, header)))
     except InputError as error:
@@ -109,6 +124,13 @@ def store_clip(file: Path, new: CachedClip, clip: Clip) -> None:
             f"cache_dir {file.parent.parent}: can't write the latents of {clip.path.name} ({error}). What is encoded "
             "so far stays: free some space on that disk, or give another cache_dir, and run again"
         ) from error
+
+
+def _sum(tensor: Tensor) -> str:
+    """A checksum of a tensor's type, shape and bytes."""
+    total = hashlib.blake2b(f"{tensor.dtype} {tuple(tensor.shape)}".encode(), digest_size=8)
+    total.update(tensor.contiguous().view(-1).view(torch.uint8).numpy().data)
+    return total.hexdigest()
 
 
 def _merge(old: CachedClip | None, new: CachedClip) -> CachedClip:

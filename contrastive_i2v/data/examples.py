@@ -123,10 +123,13 @@ def encode_clips(
     files: list[Path] = []
     indices: list[ExampleIndex] = []
     skipped: list[Skipped] = []
+    anew = 0
     for clip in tqdm(clips, desc="encoding", unit="clip", mininterval=0.5, disable=not progress):
         try:
             file = clip_file(folder, clip)
-            drawn = _encode_clip(clip, system, file, size, frames, seed)
+            cached = load_clip(file)
+            anew += cached is None and file.exists()
+            drawn = _encode_clip(clip, system, file, cached, size, frames, seed)
         except VideoError as error:
             skipped.append(Skipped(clip.path, str(error).removeprefix(f"{clip.path}: ")))
             continue
@@ -138,6 +141,8 @@ def encode_clips(
             indices.append(ExampleIndex(len(kept), tuple(rows), one.present, frames.frame_rate / one.offset))
         kept.append(clip)
         files.append(file)
+    if anew and progress:
+        print(f"encoded {anew} clips anew: their files in {folder} were damaged, or an earlier version wrote them")
     if not kept:
         reasons = [f"{s.path}: {s.reason}" for s in skipped[:5]]
         reasons += [f"and {len(skipped) - 5} more"] * (len(skipped) > 5)
@@ -167,10 +172,15 @@ def encode_clip_frames(clip: Clip, system: System, size: Size, frames: Sequence[
 
 
 def _encode_clip(
-    clip: Clip, system: System, file: Path, size: Size, config: FramesConfig, seed: int
+    clip: Clip,
+    system: System,
+    file: Path,
+    cached: CachedClip | None,
+    size: Size,
+    config: FramesConfig,
+    seed: int,
 ) -> list[SampledWindow] | Skipped:
     """The clip's windows, their frames in the cache; or why it gives none."""
-    cached = load_clip(file)
     header = cached.info if cached else probe(clip.path)
     least = frames_after_source(system.window, system.codec.temporal_downscale) + 1
     for info in (header, replace(header, frames=header.frames - 1)):

@@ -12,6 +12,7 @@ import json
 import os
 import shutil
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,8 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 
-from contrastive_i2v.errors import InputError
+from contrastive_i2v.errors import InputError, one_line
+from contrastive_i2v.files import digest, file_hash
 
 TensorGroups = dict[str, dict[str, Tensor]]
 
@@ -49,7 +51,9 @@ def save_checkpoint(
         for group, values in tensors.items():
             contiguous = {k: v.detach().cpu().contiguous() for k, v in values.items()}
             save_file(contiguous, part / f"{group}.safetensors")
-        (part / "state.json").write_text(json.dumps({"step": step, **state}))
+        hashes = {file.name: file_hash(file) for file in sorted(part.iterdir())}
+        said = {"step": step, **state, "hashes": hashes}
+        (part / "state.json").write_text(json.dumps(said | {"hash": digest(said, 64)}))
         for path in [*part.iterdir(), part]:
             _flush(path)
         if final.exists():
@@ -74,13 +78,49 @@ def list_checkpoints(folder: Path) -> list[Path]:
     return sorted(path for path in folder.glob("step-*") if path.is_dir())
 
 
+class DamagedCheckpoint(InputError):
+    """A checkpoint that doesn't hold what was written."""
+
+
 def load_checkpoint(path: Path) -> tuple[TensorGroups, dict[str, Any]]:
-    """Read a checkpoint's tensors by group, and its state. Raises InputError naming a damaged one."""
+    """Read a checkpoint's tensors by group, and its state.
+
+    Raises:
+        DamagedCheckpoint: naming what in it isn't what was written.
+        InputError: an earlier version wrote it, without hashes.
+    """
     try:
         state: dict[str, Any] = json.loads((path / "state.json").read_text())
-        return {file.stem: load_file(file) for file in sorted(path.glob("*.safetensors"))}, state
-    except (OSError, ValueError, SafetensorError) as error:
-        raise InputError(f"{path}: damaged checkpoint ({error}); delete it and resume from the one before") from error
+        if isinstance(state, dict) and not {"hash", "hashes"} & state.keys():
+            raise InputError(f"{path}: an earlier version wrote this checkpoint; start again in a new --output")
+        said = {name: value for name, value in state.items() if name != "hash"}
+        if state.get("hash") != digest(said, 64):
+            raise ValueError("state.json isn't what was written")
+        for name, expected in state["hashes"].items():
+            if file_hash(path / name) != expected:
+                raise ValueError(f"{name} isn't what was written")
+        return {Path(name).stem: load_file(path / name) for name in state["hashes"]}, state
+    except InputError:
+        raise
+    except (OSError, ValueError, TypeError, AttributeError, SafetensorError) as error:
+        raise DamagedCheckpoint(f"{path}: damaged checkpoint ({one_line(error)})") from error
+
+
+def load_last_checkpoint(folder: Path) -> tuple[Path, TensorGroups, dict[str, Any]]:
+    """The last checkpoint below `folder` that is whole; a damaged one is named, and put aside as `damaged-step-...`.
+
+    Raises InputError where none is whole.
+    """
+    reasons = []
+    for path in reversed(list_checkpoints(folder)):
+        try:
+            return path, *load_checkpoint(path)
+        except DamagedCheckpoint as error:
+            reasons.append(str(error))
+            with suppress(OSError):  # another rank may have been first
+                path.rename(path.with_name(f"damaged-{path.name}"))
+            print(f"{error}; put aside, and the one before is used")
+    raise InputError(f"{folder}: no checkpoint is whole ({'; '.join(reasons)}); start again in a new --output")
 
 
 def pack_optimizer(

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM end a run after the step under way, so that it can be saved first."""
+"""Ctrl-C, SIGTERM and SIGHUP end a run after the step under way, so that it can be saved first."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 @contextmanager
 def stop_requests(*, enabled: bool) -> Iterator[Callable[[], bool]]:
-    """Yields a function that says whether SIGINT or SIGTERM has come; a second one acts as ever.
+    """Yields a function that says whether SIGINT, SIGTERM or SIGHUP has come; a second one acts as ever.
 
     Not `enabled`, or off the main thread (where Python takes no handlers), signals act as ever.
     """
@@ -19,7 +19,8 @@ def stop_requests(*, enabled: bool) -> Iterator[Callable[[], bool]]:
     if not enabled or threading.current_thread() is not threading.main_thread():
         yield asked.is_set
         return
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    numbers = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    before = {number: signal.getsignal(number) for number in numbers}
 
     def restore() -> None:
         for number, handler in before.items():

@@ -22,7 +22,7 @@ from contrastive_i2v.data.video import probe, read_frames, resize_frames
 from contrastive_i2v.models import tiny
 from contrastive_i2v.training.checkpoint import (
     list_checkpoints,
-    load_checkpoint,
+    load_last_checkpoint,
     pack_optimizer,
     save_checkpoint,
     unpack_optimizer,
@@ -44,8 +44,8 @@ def fit(
     """Minimise `loss(step, generator)` over `module`'s parameters; goes on from the last checkpoint in `folder`."""
     optimizer = torch.optim.AdamW(module.parameters(), lr=learning_rate, weight_decay=0.01, betas=(0.9, 0.99))
     start = 0
-    if checkpoints := list_checkpoints(folder):
-        tensors, state = load_checkpoint(checkpoints[-1])
+    if list_checkpoints(folder):
+        _, tensors, state = load_last_checkpoint(folder)
         module.load_state_dict(tensors["module"])
         unpack_optimizer(module, optimizer, tensors["optimizer"], state["groups"])
         start = state["step"]

@@ -13,7 +13,8 @@ from contrastive_i2v.data.examples import encode_clip_frames
 from contrastive_i2v.data.frames import valid_frames
 from contrastive_i2v.data.sources.folder import read_folder
 from contrastive_i2v.data.types import Clip
-from contrastive_i2v.data.video import probe, to_uint8, write_video
+from contrastive_i2v.data.video import VideoError, probe, to_uint8, write_video
+from contrastive_i2v.errors import InputError
 from contrastive_i2v.sampling import rollout
 from contrastive_i2v.system import System
 from contrastive_i2v.training.config import TrainConfig
@@ -40,13 +41,19 @@ class Preview:
 
     def __init__(self, clips: Sequence[Clip], system: System, config: TrainConfig, *, folder: Path) -> None:
         self.system, self.config, self.seed, self.folder = system, config.preview, config.seed, folder
-        self.captions = [clip.caption for clip in clips]
-        frames, pixels, first = config.preview.frames, [], []
+        frames, pixels, first, self.captions = config.preview.frames, [], [], list[str]()
         for clip in clips:
-            indices = valid_frames(probe(clip.path), clip, config.data.frames)[:frames]
-            shown, raw = encode_clip_frames(clip, system, system.size, indices)
+            try:
+                indices = valid_frames(probe(clip.path), clip, config.data.frames)[:frames]
+                shown, raw = encode_clip_frames(clip, system, system.size, indices)
+            except VideoError as error:
+                print(f"left out of the previews: {error}")
+                continue
+            self.captions.append(clip.caption)
             pixels.append(torch.cat([shown, shown[-1:].expand(frames - len(shown), -1, -1, -1)]))
             first.append(system.codec.sample(raw[0]))
+        if not pixels:
+            raise InputError(f"{config.data.validation_path}: none of the clips for previews can be read")
         self.truth = torch.stack(pixels)  # [N, F, 3, H, W] in [-1, 1]
         self.first = torch.stack(first).to(system.device)  # [N, C, h, w], the autoencoder's own latents
 

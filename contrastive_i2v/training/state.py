@@ -17,10 +17,11 @@ from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import get_model_state_dict, set_model_state_dict
 
-from contrastive_i2v.errors import InputError
+from contrastive_i2v.errors import InputError, one_line
 from contrastive_i2v.training.checkpoint import (
     WHOLE,
-    load_checkpoint,
+    TensorGroups,
+    load_last_checkpoint,
     pack_optimizer,
     save_checkpoint,
     unpack_optimizer,
@@ -68,14 +69,19 @@ class RunState:
             save_checkpoint(folder, self.step, tensors, state, keep=keep)
         self.accelerator.wait_for_everyone()
 
-    def restore(self, checkpoint: Path) -> None:
-        """Take over a checkpoint. Raises InputError for one that is damaged or another version's."""
-        tensors, state = load_checkpoint(checkpoint)
-        if "network" not in tensors:
+    def restore(self, folder: Path) -> None:
+        """Take over the last checkpoint below `folder` that is whole. Raises InputError where none is, or where it is
+        of another network."""
+        checkpoint, tensors, state = load_last_checkpoint(folder)
+        try:
+            self._take_over(tensors, state)
+        except (RuntimeError, KeyError, ValueError, TypeError) as error:
             raise InputError(
-                f"{checkpoint}: holds {', '.join(sorted(tensors))} and no network, as an earlier version wrote it; "
-                "start again in a new --output"
-            )
+                f"{checkpoint}: doesn't fit this run ({one_line(error)}); was it written by another version, or for "
+                "another network? Start again in a new --output"
+            ) from error
+
+    def _take_over(self, tensors: TensorGroups, state: dict[str, Any]) -> None:
         if self.ema:
             self._load(tensors["ema"])
             for shadow, parameter in zip(self.ema.shadow_params, self.trainable, strict=True):

@@ -21,6 +21,7 @@ from contrastive_i2v.data.examples import Example
 from contrastive_i2v.data.video import as_size
 from contrastive_i2v.diffusion import NoiseSchedule
 from contrastive_i2v.errors import DivergedError, InputError
+from contrastive_i2v.files import lock_folder
 from contrastive_i2v.losses import ContrastiveDiffusionLoss
 from contrastive_i2v.models import load_system
 from contrastive_i2v.randomness import seeded
@@ -44,11 +45,12 @@ class Trainer:
 
     def __init__(self, config: TrainConfig, system: System | None = None) -> None:
         self.config = config
-        checkpoint = _find_checkpoint(config)
+        going_on = _goes_on(config)
         self.accelerator = Accelerator(
             mixed_precision=config.mixed_precision, gradient_accumulation_steps=config.gradient_accumulation
         )
         self.main = self.accelerator.is_main_process
+        self.lock = lock_folder(config.output) if self.main else None
         device = self.accelerator.device
         if config.mixed_precision == "fp16" and not self.accelerator.native_amp:
             raise InputError(f"mixed_precision=fp16: there is none on {device.type}; expected bf16 or no")
@@ -81,8 +83,8 @@ class Trainer:
             ema=EMAModel(trainable, decay=config.ema_decay) if config.ema_decay else None,
             memory=self.candidates.memory if len(self.candidates.memory) else None,
         )
-        if checkpoint:
-            self.state.restore(checkpoint)
+        if going_on:
+            self.state.restore(config.output / "checkpoints")
         self.preview = build_preview(config, self.system) if self.main else None
         self.log = RunLog(config.output, from_step=self.state.step) if self.main else None
         if self.main:
@@ -275,13 +277,14 @@ def _enable_gradient_checkpointing(system: System) -> None:
     enable()
 
 
-def _find_checkpoint(config: TrainConfig) -> Path | None:
-    """The checkpoint to go on from. Raises InputError where the folder holds another run, or one not asked for."""
+def _goes_on(config: TrainConfig) -> bool:
+    """Whether there is a checkpoint to go on from. Raises InputError where the folder holds another run, or one not
+    asked for."""
     saved = list_checkpoints(config.output / "checkpoints")
     if not saved:
         if config.resume and not (config.output / "config.yaml").exists():
             raise InputError(f"{config.output}: holds no run to resume; leave out --resume to start one")
-        return None
+        return False
     if not config.resume:
         raise InputError(
             f"{config.output}: holds a run at {saved[-1].name}; add --resume to go on, or give another --output"
@@ -291,4 +294,4 @@ def _find_checkpoint(config: TrainConfig) -> Path | None:
             f"{config.output}: was run with another config ({'; '.join(changed)}); resume with "
             f"--config {config.output / 'config.yaml'}, or give another --output"
         )
-    return saved[-1]
+    return True

@@ -32,8 +32,10 @@ def encode(
     resolution: int | tuple[int, int] = 16,
     frames: FramesConfig = FRAMES,
     seed: int = 0,
+    progress: bool = False,
 ) -> tuple[ExampleDataset, list[Skipped]]:
-    return encode_clips(clips, system, cache_dir=cache, resolution=resolution, frames=frames, seed=seed, progress=False)
+    options = {"resolution": resolution, "frames": frames, "seed": seed, "progress": progress}
+    return encode_clips(clips, system, cache_dir=cache, **options)
 
 
 def encoded(clip: Clip, frames: Sequence[int], size: int | tuple[int, int] = 16, temporal_downscale: int = 1) -> Tensor:

@@ -16,11 +16,10 @@ from safetensors.torch import load_file, save_file
 from toy import Toy
 
 from contrastive_i2v.data import cache as caching
-from contrastive_i2v.data import examples
 from contrastive_i2v.data.cache import cache_folder, load_clip, row_keys
 from contrastive_i2v.data.types import Clip
 from contrastive_i2v.errors import InputError
-from contrastive_i2v.system import Text, Window
+from contrastive_i2v.system import Text
 
 
 def test_what_changes_the_result_changes_the_key(clips: list[Clip], tmp_path: Path) -> None:
@@ -63,37 +62,52 @@ def test_the_keys_of_squares_are_as_before_there_were_rectangles() -> None:
     assert cache_folder(Path("c"), "toy", (16, 16)) == Path("c/16px-a642ec9311d25afc50de62b56841b8be")
 
 
-def test_a_cache_of_pairs_from_before_there_were_windows_is_read(
-    clips: list[Clip], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_cache_without_checksums_is_encoded_again_and_that_is_said(
+    clips: list[Clip], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Layout and keys as they were; the latents are made up, so that reading them shows."""
+    """Layout and keys as they were before there were checksums; the latents are made up, so that reading them shows."""
     clip = clips[0]
+    expected = encode([clip], Toy(), tmp_path / "other")[0]
     stat = clip.path.stat()
     parts = [str(clip.path), stat.st_size, stat.st_mtime_ns, "caption 0", None, None]
     key = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
     file = tmp_path / "cache" / "16px-a642ec9311d25afc50de62b56841b8be" / f"{key}.safetensors"
     file.parent.mkdir(parents=True)
-    frames = torch.arange(0, 60, 5)
-    moments = torch.randn(12, 6, 2, 2, generator=torch.Generator().manual_seed(0))
-    embeds = torch.arange(6.0).view(3, 2)
     about = {"path": str(clip.path), "caption": "caption 0", "start": None, "end": None}
     info = {"frames": 60, "fps": 25.0, "height": 32, "width": 48}
-    tensors = {"frames": frames, "moments": moments, "prompt_embeds": embeds}
-    save_file(tensors, file, {"clip": json.dumps({**about, "info": info})})
+    tensors = {"frames": torch.arange(0, 60, 5), "moments": torch.randn(12, 6, 2, 2)}
+    save_file(
+        tensors | {"prompt_embeds": torch.arange(6.0).view(3, 2)}, file, {"clip": json.dumps({**about, "info": info})}
+    )
 
-    before = files_in(tmp_path)
-    with monkeypatch.context() as patched:
-        patched.setattr(examples, "probe", None)
-        patched.setattr(examples, "read_frames", None)
-        for window in (Window(2), Window(4, given=(0, 1, 2), anchor=True)):
-            system = Toy(window)
-            dataset, _ = encode([clip], system, tmp_path / "cache")
-            assert system.codec.frames == 0 and not system.prompts and len(dataset) == 2
-            for i, one in enumerate(dataset.examples):
-                assert torch.equal(dataset[i].raw, moments[[row // 5 for row in one.rows]])
-                assert dataset[i].text.keys() == {"prompt_embeds"}
-                assert torch.equal(dataset[i].text["prompt_embeds"], embeds)
-    assert files_in(tmp_path) == before
+    capsys.readouterr()
+    dataset, _ = encode([clip], Toy(), tmp_path / "cache", progress=True)
+    assert dataset.files == [file]
+    assert torch.equal(dataset[0].raw, expected[0].raw)
+    assert "encoded 1 clips anew" in capsys.readouterr().out
+    encode([clip], Toy(), tmp_path / "cache", progress=True)
+    assert "anew" not in capsys.readouterr().out
+
+
+def test_no_flipped_byte_is_read_as_if_it_were_written(clips: list[Clip], tmp_path: Path) -> None:
+    """Every byte of the header and every 7th of the rest: what is read is what was written, or nothing."""
+    dataset, _ = encode(clips[:1], Toy(), tmp_path / "cache")
+    file = dataset.files[0]
+    content, whole = file.read_bytes(), load_clip(file)
+    assert whole is not None
+    header = 8 + int.from_bytes(content[:8], "little")
+    refused = 0
+    for place in [*range(header), *range(header, len(content), 7)]:
+        changed = bytearray(content)
+        changed[place] ^= 1 << place % 8
+        file.write_bytes(changed)
+        found = load_clip(file)
+        refused += found is None
+        if found is not None:
+            assert found.rows == whole.rows and found.info == whole.info and torch.equal(found.raw, whole.raw)
+            assert found.text.keys() == whole.text.keys()
+            assert all(torch.equal(found.text[name], whole.text[name]) for name in whole.text)
+    assert refused > len(content) // 8
 
 
 @pytest.mark.parametrize("damage", ["truncate", "empty", "noise", "other tensors", "rows missing"])

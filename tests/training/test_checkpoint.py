@@ -12,8 +12,10 @@ import torch
 from contrastive_i2v.errors import InputError
 from contrastive_i2v.training import checkpoint
 from contrastive_i2v.training.checkpoint import (
+    DamagedCheckpoint,
     list_checkpoints,
     load_checkpoint,
+    load_last_checkpoint,
     pack_optimizer,
     save_checkpoint,
     unpack_optimizer,
@@ -31,7 +33,7 @@ def test_round_trip_and_pruning(tmp_path: Path) -> None:
     assert [path.name for path in kept] == ["step-00000010", "step-00000100"]
     groups, state = load_checkpoint(kept[-1])
     assert torch.equal(groups["network"]["weight"], torch.full((3, 2), 100.0))
-    assert state == {"step": 100, "note": "x"}
+    assert {name: state[name] for name in ("step", "note")} == {"step": 100, "note": "x"}
 
 
 def test_a_full_disk_leaves_the_earlier_checkpoint_and_no_rubbish(
@@ -62,8 +64,33 @@ def test_what_a_kill_left_half_written_is_not_a_checkpoint_and_goes(tmp_path: Pa
 def test_a_damaged_checkpoint_is_named(tmp_path: Path) -> None:
     path = save_checkpoint(tmp_path, 1, tensors(1), {}, keep=1)
     (path / "network.safetensors").write_bytes(b"\x00" * 7)
-    with pytest.raises(InputError, match="step-00000001: damaged checkpoint.*resume from the one before"):
+    with pytest.raises(InputError, match="step-00000001: damaged checkpoint.*network.safetensors isn't what"):
         load_checkpoint(path)
+
+
+@pytest.mark.parametrize("file", ["network.safetensors", "optimizer.safetensors", "state.json"])
+def test_a_flipped_byte_anywhere_is_found_and_the_checkpoint_before_is_used(
+    tmp_path: Path, file: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for step in (1, 2):
+        groups = tensors(step) | {"optimizer": {"weight.step": torch.tensor(float(step))}}
+        path = save_checkpoint(tmp_path, step, groups, {"groups": [{"lr": 0.1}]}, keep=2)
+    content = bytearray((path / file).read_bytes())
+    for place in range(0, len(content), 11):
+        changed = bytearray(content)
+        changed[place] ^= 1
+        (path / file).write_bytes(changed)
+        with pytest.raises(DamagedCheckpoint, match="step-00000002: damaged checkpoint"):
+            load_checkpoint(path)
+    used, groups, state = load_last_checkpoint(tmp_path)
+    assert used.name == "step-00000001" and state["step"] == 1 and float(groups["network"]["weight"][0, 0]) == 1
+    assert "step-00000002: damaged checkpoint" in capsys.readouterr().out
+    assert (tmp_path / "damaged-step-00000002").is_dir(), "what is damaged is put aside, not deleted"
+    save_checkpoint(tmp_path, 2, tensors(2), {}, keep=1)
+    assert [one.name for one in list_checkpoints(tmp_path)] == ["step-00000002"]
+    (tmp_path / "step-00000002" / "state.json").write_text("[]")
+    with pytest.raises(InputError, match="no checkpoint is whole"):
+        load_last_checkpoint(tmp_path)
 
 
 def test_an_optimizer_goes_on_exactly() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from typing import Any
 
 import pytest
 import torch
-from runs import assert_same_run, last_step, train_until
+from runs import assert_same_run, beside, last_step, train_until
 from safetensors.torch import load_file
 
 from contrastive_i2v.diffusion import NoiseSchedule
@@ -242,3 +243,74 @@ def test_a_step_contrasts_with_the_batch_s_targets(train_config: TrainConfig) ->
     expected = torch.nn.functional.cross_entropy(logits, torch.arange(len(logits)))
     assert trainer.system.scheduler.config.prediction_type == "epsilon"
     assert values["contrastive/target"] == pytest.approx(float(expected), rel=1e-4)
+
+
+def test_two_processes_do_not_train_into_one_folder(train_config: TrainConfig, tmp_path: Path) -> None:
+    """The kernel lets go of the lock when the process dies, however it dies."""
+    save_config(train_config, tmp_path / "run.yaml")
+    code = (
+        "import sys, time; from pathlib import Path; from contrastive_i2v.files import lock_folder\n"
+        f"lock = lock_folder(Path({str(train_config.output)!r})); print('held', flush=True); time.sleep(60)"
+    )
+    other = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    try:
+        assert other.stdout is not None and other.stdout.readline() == "held\n"
+        before = sorted(train_config.output.rglob("*"))
+        with pytest.raises(InputError, match=rf"run: is in use by process {other.pid} since 20.*another --output"):
+            Trainer(train_config)
+        assert sorted(train_config.output.rglob("*")) == before
+    finally:
+        other.kill()
+        other.wait()
+    first = Trainer(train_config)
+    Trainer(train_config)  # this process's own, say after an error in a notebook
+    assert first.lock is not None and not first.lock.closed
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
+def test_a_signal_saves_and_stops(train_config: TrainConfig, name: str) -> None:
+    trainer = Trainer(replace(train_config, checkpoint_every=100))
+    step = trainer._train_step
+
+    def signalled(batches: Any) -> Any:
+        if trainer.state.step == 2:
+            signal.raise_signal(getattr(signal, name))
+        return step(batches)
+
+    trainer._train_step = signalled  # type: ignore[method-assign]
+    with pytest.raises(KeyboardInterrupt):
+        trainer.run()
+    assert [one.name for one in list_checkpoints(train_config.output / "checkpoints")] == ["step-00000003"]
+
+
+def test_a_validation_clip_that_cannot_be_read_is_left_out_of_the_previews(
+    train_config: TrainConfig, clips: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = Path(shutil.copytree(clips / "test", tmp_path / "held-out"))
+    broken = sorted(folder.glob("*.mp4"))[0]
+    broken.write_bytes(b"no video" * 50)
+    data = replace(train_config.data, validation_path=folder)
+    config = replace(train_config, data=data, preview=PreviewConfig(every=2, clips=2, frames=3))
+    trainer = Trainer(config)
+    assert trainer.preview is not None and len(trainer.preview.captions) == 1
+    assert f"left out of the previews: {broken}" in capsys.readouterr().out
+    for other in folder.glob("*.mp4"):
+        other.write_bytes(b"no video" * 50)
+    with pytest.raises(InputError, match="held-out: none of the clips for previews can be read"):
+        Trainer(config)
+
+
+@pytest.mark.parametrize("file", ["network.safetensors", "optimizer.safetensors", "state.json"])
+def test_a_damaged_checkpoint_is_passed_over_and_the_run_ends_with_the_same_bits(
+    train_config: TrainConfig, file: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole, broken = beside(train_config, "whole"), beside(train_config, "broken")
+    Trainer(whole).run()
+    train_until(broken, 5, monkeypatch)  # checkpoints of steps 2 and 4
+    path = list_checkpoints(broken.output / "checkpoints")[-1] / file
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    Trainer(replace(broken, resume=True)).run()
+    assert "step-00000004: damaged checkpoint" in capsys.readouterr().out
+    assert_same_run(whole.output, broken.output)
