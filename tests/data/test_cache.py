@@ -62,6 +62,7 @@ def test_the_keys_of_squares_are_as_before_there_were_rectangles() -> None:
     assert cache_folder(Path("c"), "toy", (16, 16)) == Path("c/16px-a642ec9311d25afc50de62b56841b8be")
 
 
+@pytest.mark.fault("a cache of an earlier version", "encoded again, and said")
 def test_a_cache_without_checksums_is_encoded_again_and_that_is_said(
     clips: list[Clip], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -89,6 +90,7 @@ def test_a_cache_without_checksums_is_encoded_again_and_that_is_said(
     assert "anew" not in capsys.readouterr().out
 
 
+@pytest.mark.fault("a bit flips anywhere in a cached clip", "the entry is encoded again; no other value is ever read")
 def test_no_flipped_byte_is_read_as_if_it_were_written(clips: list[Clip], tmp_path: Path) -> None:
     """Every byte of the header and every 7th of the rest: what is read is what was written, or nothing."""
     dataset, _ = encode(clips[:1], Toy(), tmp_path / "cache")
@@ -138,6 +140,7 @@ def test_a_damaged_cache_file_is_encoded_again(clips: list[Clip], tmp_path: Path
     assert file.read_bytes() == content
 
 
+@pytest.mark.fault("the disk is full while latents are cached", "one line; what is encoded stays")
 def test_a_full_disk_keeps_what_is_there_and_says_so(clips: list[Clip], tmp_path: Path) -> None:
     cache = tmp_path / "cache"
     encode(clips[:1], Toy(), cache)

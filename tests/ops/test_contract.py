@@ -262,6 +262,7 @@ def test_bad_input_is_a_value_error_that_says_what(backend: str, case: str) -> N
         contrastive_diffusion_loss(**{**make(3, [4], [6]), "backend": backend, **change})
 
 
+@pytest.mark.fault("an argument of the op is on another device", "an error that names it")
 @pytest.mark.parametrize("backend", [None, *BACKENDS_BUT_SLOW])
 @pytest.mark.parametrize("name", ["noisy", "target", "c_skip", "c_out", "banks", "mse_weights", "contrastive_weights"])
 def test_an_argument_on_another_device_is_named(backend: str | None, name: str) -> None:

@@ -36,6 +36,10 @@ def test_round_trip_and_pruning(tmp_path: Path) -> None:
     assert {name: state[name] for name in ("step", "note")} == {"step": 100, "note": "x"}
 
 
+@pytest.mark.fault(
+    "the disk is full while a checkpoint is written",
+    "one line; the earlier checkpoint is whole, nothing half-written stays",
+)
 def test_a_full_disk_leaves_the_earlier_checkpoint_and_no_rubbish(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -52,6 +56,7 @@ def test_a_full_disk_leaves_the_earlier_checkpoint_and_no_rubbish(
     assert load_checkpoint(tmp_path / "step-00000001")[0]["network"]["weight"][0, 0] == 1
 
 
+@pytest.mark.fault("killed while a checkpoint is written", "the half-written one is none, and is cleared away")
 def test_what_a_kill_left_half_written_is_not_a_checkpoint_and_goes(tmp_path: Path) -> None:
     stale = tmp_path / ".step-00000005.123.part"
     stale.mkdir()
@@ -68,6 +73,10 @@ def test_a_damaged_checkpoint_is_named(tmp_path: Path) -> None:
         load_checkpoint(path)
 
 
+@pytest.mark.fault(
+    "a bit flips in a checkpoint's weights, optimizer or state",
+    "it is named and put aside, and the one before is used",
+)
 @pytest.mark.parametrize("file", ["network.safetensors", "optimizer.safetensors", "state.json"])
 def test_a_flipped_byte_anywhere_is_found_and_the_checkpoint_before_is_used(
     tmp_path: Path, file: str, capsys: pytest.CaptureFixture[str]

@@ -245,6 +245,10 @@ def test_a_step_contrasts_with_the_batch_s_targets(train_config: TrainConfig) ->
     assert values["contrastive/target"] == pytest.approx(float(expected), rel=1e-4)
 
 
+@pytest.mark.fault(
+    "a second run starts in the same output folder",
+    "it is refused with the other's process and start; the lock goes with the process",
+)
 def test_two_processes_do_not_train_into_one_folder(train_config: TrainConfig, tmp_path: Path) -> None:
     """The kernel lets go of the lock when the process dies, however it dies."""
     save_config(train_config, tmp_path / "run.yaml")
@@ -267,6 +271,7 @@ def test_two_processes_do_not_train_into_one_folder(train_config: TrainConfig, t
     assert first.lock is not None and not first.lock.closed
 
 
+@pytest.mark.fault("SIGINT, SIGTERM or SIGHUP while training", "a checkpoint of the step under way, then the end")
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
 def test_a_signal_saves_and_stops(train_config: TrainConfig, name: str) -> None:
     trainer = Trainer(replace(train_config, checkpoint_every=100))
@@ -283,6 +288,7 @@ def test_a_signal_saves_and_stops(train_config: TrainConfig, name: str) -> None:
     assert [one.name for one in list_checkpoints(train_config.output / "checkpoints")] == ["step-00000003"]
 
 
+@pytest.mark.fault("a validation clip is corrupt", "it is named and left out of the previews")
 def test_a_validation_clip_that_cannot_be_read_is_left_out_of_the_previews(
     train_config: TrainConfig, clips: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -300,6 +306,10 @@ def test_a_validation_clip_that_cannot_be_read_is_left_out_of_the_previews(
         Trainer(config)
 
 
+@pytest.mark.fault(
+    "the last checkpoint is damaged, and the run resumed",
+    "the run goes on from the one before and ends with the bits of an undisturbed one",
+)
 @pytest.mark.parametrize("file", ["network.safetensors", "optimizer.safetensors", "state.json"])
 def test_a_damaged_checkpoint_is_passed_over_and_the_run_ends_with_the_same_bits(
     train_config: TrainConfig, file: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
