@@ -72,7 +72,7 @@ def build_measures(networks: Networks, *, frame_rate: float) -> dict[str, Measur
     """The measures that these networks allow, by role; dynamic degree needs the frames' rate."""
     measures = {
         "motion": Measure("motion-1", _motion),
-        "fidelity": Measure("fidelity-1", _fidelity, against_truth=True, finite=False),
+        "fidelity": Measure("fidelity-2", _fidelity, against_truth=True, finite=False),
     }
     if networks.lpips is not None:
         network = networks.lpips
