@@ -143,7 +143,8 @@ def is_dynamic(video: Tensor, flow: Callable[[Tensor, Tensor], Tensor], fps: flo
         magnitude = mean of the top 5 % of |flow| from one of them to the next
         a pair moves if magnitude > 6 min(H, W) / 256;   the video does if round(4 T / 16) pairs or more do, at least 1
 
-    The published numbers take RAFT's flow. With another the numbers are a proxy, comparable only to each other.
+    The published numbers take RAFT's flow (raft-things.pth, 20 iterations). With another the numbers are a proxy,
+    comparable only to each other.
 
     Args:
         video: `[F, 3, H, W]` in [-1, 1].

@@ -89,7 +89,8 @@ DYNAMIC = define(
     title="Dynamic degree",
     better="truth",
     definition="Share of videos that move (VBench): of T frames, round(4 T / 16) pairs or more whose fastest "
-    "5 % of the optical flow exceed 6 min(H, W) / 256 pixels on average.",
+    "5 % of the optical flow exceed 6 min(H, W) / 256 pixels on average. VBench's flow is RAFT's, weights C_T_V1, 20 "
+    "iterations.",
 )
 FLOW = define(
     name="flow_magnitude",
