@@ -45,7 +45,7 @@ class SuiteOptions(SamplerOptions):
     text: str = "minilm"
     """Text features of the retrieval baseline."""
     flow: str = "dis"
-    """Optical flow of the dynamic degree: dis (a proxy), raft:FILE, or none."""
+    """Optical flow of the dynamic degree: dis (a proxy), raft:FILE (raft_large_C_T_V1), or none."""
     lpips: str | None = None
     """Backbone of LPIPS: alex, vgg or squeeze; None = no LPIPS."""
     latents: str | None = None

@@ -26,11 +26,14 @@ __all__ = [
 def frechet_distance(x: Features, y: Features) -> float:
     """Frechet distance between the Gaussians with the moments of two sets of features (Heusel et al., 2017: FID).
 
-        |mean_x - mean_y|^2 + tr Sx + tr Sy - 2 tr (Sx Sy)^(1/2),   S with N - 1 below
+        |mean_x - mean_y|^2 + tr Sx + tr Sy - 2 tr (Sx Sy)^(1/2),   S = Xc^T Xc / (N - 1)
 
     With any factors `Sx = A^T A` and `Sy = B^T B` the last trace is the nuclear norm `||A B^T||_*`. For N <= d the
     centred features are such a factor, `||Xc Yc^T||_* / sqrt((n - 1) (m - 1))`, which takes N x N matrices alone; for
     N > d the Cholesky factor is.
+
+    Dividing by N - 1 is what pytorch-fid and clean-fid do. cd-fvd and StyleGAN-V divide by N in their FVD, which makes
+    the covariances' part (N - 1) / N of ours for two sets of N: 0.06 to 1 % less at usual N.
 
     It grows as N shrinks: two samples of one distribution are far from 0 while N is of the order of d.
     `extrapolated_frechet_distance` and `kernel_distance` answer for small N.

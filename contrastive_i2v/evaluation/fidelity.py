@@ -1,6 +1,7 @@
 """How close generated frames are to the true ones, frame by frame: PSNR, SSIM, LPIPS.
 
-Videos are `[N, F, 3, H, W]` in [-1, 1], so the data range is 2; frame 0 is the given one. Clips go one at a time.
+Videos are `[N, F, 3, H, W]` in [-1, 1]; frame 0 is the given one. PSNR is the same on any range, SSIM is defined on
+intensities from 0 to L, so it maps them to [0, 1]. Clips go one at a time.
 """
 
 from __future__ import annotations
@@ -15,6 +16,9 @@ from torch import Tensor
 from contrastive_i2v.evaluation.frames import frame_mse
 
 DATA_RANGE = 2.0
+"""Of pixels in [-1, 1], for PSNR."""
+C1, C2 = 0.01**2, 0.03**2
+"""SSIM's constants (K1 L)^2 and (K2 L)^2 for intensities from 0 to L = 1."""
 RADIUS = 5
 """Of SSIM's window of 11 pixels."""
 SIGMA = 1.5
@@ -42,8 +46,12 @@ def ssim(videos: Tensor, truth: Tensor) -> Tensor:
 
         (2 mu_x mu_y + c1) (2 sigma_xy + c2) / ((mu_x^2 + mu_y^2 + c1) (sigma_x^2 + sigma_y^2 + c2))
 
-    with c1 = (0.01 * 2)^2, c2 = (0.03 * 2)^2 and moments in a Gaussian window of 11 x 11 pixels, sigma 1.5; frames are
-    mirrored at their borders, as torchmetrics does it.
+    on intensities x = (pixel + 1) / 2 from 0 to L = 1, with c1 = 0.01^2, c2 = 0.03^2 and moments (of weights that sum
+    to 1, without Bessel's correction) in a Gaussian window of 11 x 11 pixels, sigma 1.5. The means make it depend on
+    where black is, so it isn't the same on [-1, 1].
+
+    Border rule: frames are mirrored about their border pixels, which aren't repeated, and every pixel counts in the
+    mean, as in torchmetrics. scikit-image and the paper's own code leave the outer 5 pixels out of the mean.
 
     Args:
         videos: `[N, F, 3, H, W]` in [-1, 1], H and W >= 6.
@@ -57,14 +65,15 @@ def ssim(videos: Tensor, truth: Tensor) -> Tensor:
     """
     if videos.ndim == 5 and min(videos.shape[-2:]) <= RADIUS:
         raise ValueError(f"videos: expected frames of at least {RADIUS + 1} pixels a side, got {list(videos.shape)}")
-    return torch.stack([_ssim(video.double(), true.double()) for video, true in _clips(videos, truth)])
+    return torch.stack(
+        [_ssim((video.double() + 1) / 2, (true.double() + 1) / 2) for video, true in _clips(videos, truth)]
+    )
 
 
 def _ssim(x: Tensor, y: Tensor) -> Tensor:
-    c1, c2 = (0.01 * DATA_RANGE) ** 2, (0.03 * DATA_RANGE) ** 2
     mu_x, mu_y, xx, yy, xy = _windowed(torch.stack([x, y, x * x, y * y, x * y]))  # [F, 3, H, W] each
     var_x, var_y, cov = (xx - mu_x**2).clamp(min=0), (yy - mu_y**2).clamp(min=0), xy - mu_x * mu_y
-    similarity: Tensor = (2 * mu_x * mu_y + c1) * (2 * cov + c2) / ((mu_x**2 + mu_y**2 + c1) * (var_x + var_y + c2))
+    similarity: Tensor = (2 * mu_x * mu_y + C1) * (2 * cov + C2) / ((mu_x**2 + mu_y**2 + C1) * (var_x + var_y + C2))
     return similarity.mean(dim=(1, 2, 3))
 
 

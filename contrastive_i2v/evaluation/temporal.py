@@ -80,24 +80,51 @@ def consistency(features: Tensor) -> Tensor:
     return (consecutive.clamp(min=0) + to_first.clamp(min=0)) / 2
 
 
-def image_to_video_consistency(features: Tensor, *, weights: tuple[float, float, float] = (0.4, 0.3, 0.3)) -> Tensor:
-    """VBench-I2V's subject consistency (on DINO's features) or background consistency (on DreamSim's or CLIP's).
+def image_to_video_consistency(
+    features: Tensor, image: Tensor, *, weights: tuple[float, float, float] = (0.4, 0.3, 0.3)
+) -> Tensor:
+    """VBench-I2V's subject consistency (on DINO's features) or background consistency (on DreamSim's).
 
-        0.4 max_t c(f_0, f_t) + 0.3 mean_t c(f_{t-1}, f_t) + 0.3 min_t c(f_{t-1}, f_t),   c = max(0, cos), t >= 1
+        0.4 max_{t >= 0} c(image, f_t) + 0.3 mean_{t >= 1} c(f_{t-1}, f_t) + 0.3 min_{t >= 1} c(f_{t-1}, f_t)
+        c = max(0, cos)
 
-    f_0 is the input image itself, so it isn't among the frames of the first term.
+    The first term is over all frames. Where f_0 is the input image itself it is 1 whatever follows;
+    `later_frames_consistency` leaves f_0 out.
+
+    Source: Vchitect/VBench, vbench2_beta_i2v/i2v_subject.py and i2v_background.py.
 
     Args:
         features: `[N, F, d]` with F >= 2.
-        weights: of the three terms. VBench has since gone over to (0.5, 0.5, 0) for the subject.
+        image: `[N, d]`, of the input images.
+        weights: of the three terms. VBench has these since 2024-07-12, before that (0.5, 0.5, 0).
 
     Returns:
         `[N]` float64 in [0, 1].
+
+    Raises:
+        ValueError: another shape, or NaN or infinity.
     """
+    return _to_image(features, image, 0, weights)
+
+
+def later_frames_consistency(
+    features: Tensor, image: Tensor, *, weights: tuple[float, float, float] = (0.4, 0.3, 0.3)
+) -> Tensor:
+    """`image_to_video_consistency` with the first term over frames t >= 1: what the video keeps of its input image.
+
+    It isn't VBench's number and is never above it. Arguments, result and errors are the same.
+    """
+    return _to_image(features, image, 1, weights)
+
+
+def _to_image(features: Tensor, image: Tensor, first: int, weights: tuple[float, float, float]) -> Tensor:
     consecutive = feature_coherence(features).clamp(min=0)
-    to_input = cosine(features[:, :1], features[:, 1:]).clamp(min=0).amax(dim=1)
-    first, second, third = weights
-    return first * to_input + second * consecutive.mean(dim=1) + third * consecutive.amin(dim=1)
+    if image.shape != (len(features), features.shape[2]) or not bool(image.isfinite().all()):
+        raise ValueError(
+            f"image: expected finite [{len(features)}, {features.shape[2]}], a row a video, got {list(image.shape)}"
+        )
+    to_input = cosine(image[:, None], features[:, first:]).clamp(min=0).amax(dim=1)
+    return weights[0] * to_input + weights[1] * consecutive.mean(dim=1) + weights[2] * consecutive.amin(dim=1)
 
 
 @dataclass(frozen=True)
@@ -116,7 +143,8 @@ def is_dynamic(video: Tensor, flow: Callable[[Tensor, Tensor], Tensor], fps: flo
         magnitude = mean of the top 5 % of |flow| from one of them to the next
         a pair moves if magnitude > 6 min(H, W) / 256;   the video does if round(4 T / 16) pairs or more do, at least 1
 
-    The published numbers take RAFT's flow. With another the numbers are a proxy, comparable only to each other.
+    The published numbers take RAFT's flow (raft-things.pth, 20 iterations). With another the numbers are a proxy,
+    comparable only to each other.
 
     Args:
         video: `[F, 3, H, W]` in [-1, 1].

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -16,6 +17,7 @@ from contrastive_i2v.evaluation.distribution import (
     inception_score,
     kernel_distance,
 )
+from contrastive_i2v.evaluation.suite.metrics.distribution import FVD
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -55,6 +57,23 @@ def by_torchmetrics(metric: str, real: Tensor, fake: Tensor, **options: object) 
     one.update(real, real=True)
     one.update(fake, real=False)
     return one.compute()
+
+
+def test_covariances_divide_by_n_minus_1() -> None:
+    """Against both conventions in NumPy, and what the metric says of them."""
+    x, y = normal(120, 6, 1), normal(120, 6, 2) * 1.5 + 0.1
+
+    def by_numpy(bias: bool) -> tuple[float, float]:
+        a, b = (np.cov(one.numpy().T, bias=bias) for one in (x, y))
+        roots = np.sqrt(np.linalg.eigvals(a @ b).astype(complex)).real.sum()
+        means = float(((x.mean(dim=0) - y.mean(dim=0)) ** 2).sum())
+        return means, float(np.trace(a) + np.trace(b) - 2 * roots)
+
+    means, ours = by_numpy(bias=False)
+    theirs = by_numpy(bias=True)[1]
+    assert frechet_distance(x, y) == pytest.approx(means + ours, rel=1e-9)
+    assert theirs == pytest.approx(ours * 119 / 120, rel=1e-9)
+    assert "covariances divided by N - 1" in FVD.definition and "divide by N, which" in FVD.definition
 
 
 # --- moments

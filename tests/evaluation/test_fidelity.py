@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import sys
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -41,8 +42,51 @@ def test_psnr_and_ssim_equal_torchmetrics_frame_by_frame() -> None:
             both = videos[clip, frame][None].double(), truth[clip, frame][None].double()
             theirs = image.peak_signal_noise_ratio(*both, data_range=2.0)
             assert float(ours[0][clip, frame]) == pytest.approx(float(theirs), rel=1e-6)
-            theirs = image.structural_similarity_index_measure(*both, data_range=2.0)
+            intensities = [(one + 1) / 2 for one in both]
+            theirs = image.structural_similarity_index_measure(*intensities, data_range=1.0)
             assert float(ours[1][clip, frame]) == pytest.approx(float(theirs), abs=1e-7)
+
+
+def ssim_by_loop(video: np.ndarray, truth: np.ndarray) -> np.ndarray:
+    """SSIM of each pixel of one colour `[H, W]` in [0, 1], its window gathered pixel by pixel, mirrored at borders."""
+    gaussian = np.exp(-(np.arange(-5, 6) ** 2) / (2 * 1.5**2))
+    weights = np.outer(gaussian, gaussian) / gaussian.sum() ** 2
+    x, y = (np.pad(one.astype(np.float64), 5, mode="reflect") for one in (video, truth))
+    found = np.zeros(video.shape)
+    for row, column in np.ndindex(video.shape):
+        a, b = (one[row : row + 11, column : column + 11] for one in (x, y))
+        mean_a, mean_b = (weights * a).sum(), (weights * b).sum()
+        var_a, var_b = (weights * (a - mean_a) ** 2).sum(), (weights * (b - mean_b) ** 2).sum()
+        covariance = (weights * (a - mean_a) * (b - mean_b)).sum()
+        luminance = (2 * mean_a * mean_b + 0.0001) / (mean_a**2 + mean_b**2 + 0.0001)
+        found[row, column] = luminance * (2 * covariance + 0.0009) / (var_a + var_b + 0.0009)
+    return found
+
+
+def test_ssim_equals_a_loop_over_windows_of_intensities() -> None:
+    videos, truth = pair(1, 2)
+    expected = [
+        np.mean(
+            [
+                ssim_by_loop(((x + 1) / 2).double().numpy(), ((y + 1) / 2).double().numpy())
+                for x, y in zip(frame, true, strict=True)
+            ]
+        )
+        for frame, true in zip(videos[0], truth[0], strict=True)
+    ]
+    assert ssim(videos, truth)[0].tolist() == pytest.approx(expected, abs=1e-7)
+
+
+def test_ssim_around_mid_grey_is_not_that_of_pixels_around_zero() -> None:
+    """Around mid-grey the means are 0 in [-1, 1], and similar frames look less alike there than they are."""
+    videos, truth = pair(1, 1)
+    videos = videos + 0.1
+    image = pytest.importorskip("torchmetrics.functional.image", reason="torchmetrics is compared with")
+    both = [(one[0].double() + 1) / 2 for one in (videos, truth)]
+    theirs = float(image.structural_similarity_index_measure(*both, data_range=1.0))
+    assert float(ssim(videos, truth)) == pytest.approx(theirs, abs=1e-7)
+    symmetric = [one[0].double() for one in (videos, truth)]
+    assert theirs - float(image.structural_similarity_index_measure(*symmetric, data_range=2.0)) > 0.02
 
 
 def test_ssim_is_1_for_equal_frames_falls_with_noise_and_is_symmetric() -> None:
@@ -54,18 +98,18 @@ def test_ssim_is_1_for_equal_frames_falls_with_noise_and_is_symmetric() -> None:
 
 
 def test_ssim_of_flat_frames_by_hand() -> None:
-    """No structure: only (2 a b + c1) / (a^2 + b^2 + c1) is left, c1 = 0.0004."""
+    """Intensities 3/4 and 3/8, no structure: only (2 a b + c1) / (a^2 + b^2 + c1) is left, c1 = 0.0001."""
     a, b = torch.full((1, 1, 3, 8, 8), 0.5), torch.full((1, 1, 3, 8, 8), -0.25)
-    assert float(ssim(a, b)) == pytest.approx((-0.25 + 0.0004) / (0.3125 + 0.0004), rel=1e-9)
+    assert float(ssim(a, b)) == pytest.approx((0.5625 + 0.0001) / (0.703125 + 0.0001), rel=1e-9)
 
 
 def test_ssim_windows_have_sigma_one_and_a_half() -> None:
     """One white pixel in black: the weights of a Gaussian of 11 pixels, squared and summed, are in the moments."""
-    truth = torch.zeros(1, 1, 3, 31, 31)
+    truth = torch.full((1, 1, 3, 31, 31), -1.0)
     video = truth.clone()
     video[0, 0, :, 15, 15] = 1
     weights = [math.exp(-(k**2) / 4.5) for k in range(-5, 6)]
-    total, c1, c2 = sum(weights), 0.0004, 0.0036
+    total, c1, c2 = sum(weights), 0.0001, 0.0009
     flat = [u * v / total**2 for u in weights for v in weights]
     inside = sum(c1 * c2 / ((w**2 + c1) * (w - w**2 + c2)) for w in flat)
     assert float(ssim(video, truth)) == pytest.approx((31 * 31 - 121 + inside) / (31 * 31), rel=1e-9)

@@ -20,6 +20,14 @@ from torch import Tensor
 
 from contrastive_i2v.data.video import read_frames
 from contrastive_i2v.errors import InputError
+from contrastive_i2v.evaluation.extractors.preparation import (
+    CENTRE_SQUARE,
+    VBENCH_BACKGROUND,
+    VBENCH_I2V_BACKGROUND,
+    VBENCH_I2V_SUBJECT,
+    VBENCH_SUBJECT,
+    ResizableNetwork,
+)
 from contrastive_i2v.evaluation.generators import Batch, Method, first_frame
 from contrastive_i2v.evaluation.results import Extractor, Metric, Report, load_report
 from contrastive_i2v.evaluation.suite import Networks, evaluate, measures
@@ -30,7 +38,13 @@ from contrastive_i2v.evaluation.suite.measures import Measure
 from contrastive_i2v.evaluation.suite.scored import About, Scored, difference, score_clips, score_set
 from contrastive_i2v.evaluation.suite.store import load_tensors, metadata_of
 from contrastive_i2v.evaluation.suite.work import Work
-from contrastive_i2v.evaluation.videos import ReferenceSet, read_reference_set
+from contrastive_i2v.evaluation.temporal import (
+    consistency,
+    feature_coherence,
+    image_to_video_consistency,
+    later_frames_consistency,
+)
+from contrastive_i2v.evaluation.videos import ReferenceSet, read_reference_set, read_true_frames
 
 F = 4
 
@@ -260,13 +274,82 @@ def test_output_folder(report: tuple[Report, Path]) -> None:
 def test_every_promised_metric_is_there(report: tuple[Report, Path]) -> None:
     expected = """fid fid_extrapolated kid inception_score fvd fvd_extrapolated kvd clip_score_source
     clip_score_generated clip_score_target clipsim temporal_flickering subject_consistency
-    background_consistency i2v_subject i2v_background feature_coherence pixel_coherence dynamic_degree
-    flow_magnitude motion_ratio frame_mse psnr ssim retrieval_accuracy neighbour_purity silhouette
-    alignment uniformity source_rank latent_speed latent_curvature latent_straightness"""
+    background_consistency i2v_subject i2v_subject_later i2v_background i2v_background_later feature_coherence
+    pixel_coherence dynamic_degree flow_magnitude motion_ratio frame_mse psnr ssim retrieval_accuracy
+    neighbour_purity silhouette alignment uniformity source_rank latent_speed latent_curvature latent_straightness"""
     assert list(values(report[0], "same")) == [*dict.fromkeys(values(report[0], "same"))]
     assert set(values(report[0], "same")) == set(expected.split())
     assert "biased upwards" in metrics(report[0], "same")["fvd"].warning  # 6 clips, 24 dimensions
     assert report[0].methods[0].maps[0].method == "PCA"
+
+
+class Edges(ResizableNetwork):
+    """Pixels at a few places of the resized frame, which another resize rule puts elsewhere."""
+
+    about = extractor("edges", 12)
+    device = torch.device("cpu")
+    size = 14
+
+    def _features(self, frames: Tensor) -> Tensor:
+        return self.resize(frames, self.size)[..., [0, 9], :][..., [3, 13]].flatten(1) + 1.1
+
+
+class EdgesWithText(Edges):
+    about = extractor("edges with text", 12)
+
+    def text(self, prompts: Sequence[str]) -> Tensor:
+        return torch.ones(len(prompts), 12)
+
+
+def test_each_consistency_has_its_resize_rule(reference: ReferenceSet, tmp_path: Path) -> None:
+    networks = Networks(image=Colours(), subject=Edges(), clip=EdgesWithText())
+    found = run(reference, [changed("ours", shuffle)], tmp_path, networks=networks)
+    rules = {
+        "subject_consistency": ("edges", VBENCH_SUBJECT),
+        "i2v_subject": ("edges", VBENCH_I2V_SUBJECT),
+        "background_consistency": ("edges with text", VBENCH_BACKGROUND),
+        "i2v_background": ("edges with text", VBENCH_I2V_BACKGROUND),
+        "feature_coherence": ("edges with text", CENTRE_SQUARE),
+    }
+    truth = torch.stack([read_true_frames(clip, (16, 16)) for clip in reference.clips])
+    videos = torch.stack([shuffle(video) for video in truth]).float() / 127.5 - 1
+    scored = metrics(found, "ours")
+    for metric, (network, rule) in rules.items():
+        features = Edges().resized(rule)(videos.flatten(0, 1)).unflatten(0, videos.shape[:2]).double()
+        expected = {
+            "subject_consistency": consistency,
+            "background_consistency": consistency,
+            "feature_coherence": feature_coherence,
+        }.get(metric, lambda x: image_to_video_consistency(x, x[:, 0])[:, None])(features)
+        assert scored[metric].per_clip == pytest.approx(expected.mean(dim=1).tolist(), rel=1e-6), metric
+        about = found.extractors[scored[metric].extractor]
+        assert about.name == (f"{network}, {rule.name}" if rule.name else network)
+        assert about.resize == (rule.describe(14) if rule.name else "none")
+    folders = {path.name for path in (tmp_path / "features" / "ours").glob("*/*")}
+    assert len([name for name in folders if "edges" in name]) == 5
+    assert "not on DreamSim" in scored["i2v_background"].warning
+
+
+def test_i2v_compares_with_the_given_image_not_with_a_frame_0_of_its_own(
+    reference: ReferenceSet, tmp_path: Path
+) -> None:
+    """Frame 0 as an autoencoder may leave it."""
+
+    def own_start(video: Tensor) -> Tensor:
+        return torch.cat([255 - video[:1], video[1:]])
+
+    networks = Networks(image=Edges())
+    found = metrics(run(reference, [changed("ours", own_start)], tmp_path, networks=networks), "ours")
+    truth = torch.stack([read_true_frames(clip, (16, 16)) for clip in reference.clips])
+    ours = torch.stack([own_start(video) for video in truth])
+    network = Edges().resized(VBENCH_I2V_SUBJECT)
+    x, y = (
+        network(one.flatten(0, 1).float() / 127.5 - 1).unflatten(0, one.shape[:2]).double() for one in (ours, truth)
+    )
+    expected = image_to_video_consistency(x, y[:, 0]).tolist()
+    assert found["i2v_subject"].per_clip == pytest.approx(expected, rel=1e-6)
+    expected = later_frames_consistency(x, y[:, 0]).tolist()
+    assert found["i2v_subject_later"].per_clip == pytest.approx(expected, rel=1e-6)
 
 
 def test_differences_are_paired(report: tuple[Report, Path]) -> None:

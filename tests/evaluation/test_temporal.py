@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -17,6 +18,7 @@ from contrastive_i2v.evaluation.temporal import (
     flicker_by_frame,
     image_to_video_consistency,
     is_dynamic,
+    later_frames_consistency,
     pixel_coherence,
 )
 
@@ -98,7 +100,7 @@ def numbers(video: Tensor) -> dict[str, float]:
         "pixels": float(pixel_coherence(video).mean()),
         "coherence": float(feature_coherence(features).mean()),
         "consistency": float(consistency(features).mean()),
-        "to the image": float(image_to_video_consistency(features)),
+        "to the image": float(later_frames_consistency(features, features[:, 0])),
         "dynamic": float(is_dynamic(video[0], ShiftFlow(), 8).dynamic),
     }
 
@@ -136,7 +138,7 @@ def test_a_shift_by_k_pixels_is_motion(k: int, dynamic: float) -> None:
 def test_features_blind_to_place_do_not_see_the_shift() -> None:
     colours = colours_and_layout(shifted(3))[..., :4]
     assert consistency(colours).tolist() == [pytest.approx([1.0] * (FRAMES - 1), abs=1e-9)]
-    assert float(image_to_video_consistency(colours)) == pytest.approx(1, abs=1e-9)
+    assert float(image_to_video_consistency(colours, colours[:, 0])) == pytest.approx(1, abs=1e-9)
 
 
 def test_shuffling_moves_what_is_between_frames_and_nothing_of_single_frames() -> None:
@@ -186,12 +188,56 @@ def test_consistency_by_hand() -> None:
     assert consistency(features).tolist() == [pytest.approx([0.5, 0.0, 0.5], abs=1e-12)]
 
 
-def test_image_to_video_consistency_by_hand() -> None:
-    """The best of frames 1.. against the input: 1/2. Consecutive, negative ones as 0: 1/2, 0, 1."""
+def test_image_to_video_consistency_takes_the_best_of_all_frames_by_hand() -> None:
+    """The given frame itself is the best: 1; from frame 1 on it is 1/2. Consecutive, negative ones as 0: 1/2, 0, 1."""
     features = directions(0, 60, 180, 180)
-    expected = 0.4 * 0.5 + 0.3 * 0.5 + 0.3 * 0
-    assert image_to_video_consistency(features).tolist() == pytest.approx([expected])
-    assert image_to_video_consistency(features, weights=(0.5, 0.5, 0)).tolist() == pytest.approx([0.5])
+    image = features[:, 0]
+    rest = 0.3 * 0.5 + 0.3 * 0
+    assert image_to_video_consistency(features, image).tolist() == pytest.approx([0.4 * 1 + rest])
+    assert later_frames_consistency(features, image).tolist() == pytest.approx([0.4 * 0.5 + rest])
+    old = (0.5, 0.5, 0.0)
+    assert image_to_video_consistency(features, image, weights=old).tolist() == pytest.approx([0.75])
+    assert later_frames_consistency(features, image, weights=old).tolist() == pytest.approx([0.5])
+
+
+def test_frame_0_is_compared_with_the_input_image_where_it_is_another() -> None:
+    """Frame 0 is 60 degrees off, the others more."""
+    features, image = directions(60, 90, 90), directions(0)[:, 0]
+    found = image_to_video_consistency(features, image)
+    assert found.tolist() == pytest.approx([0.4 * 0.5 + 0.3 * (math.cos(math.pi / 6) + 1) / 2 + 0.3 * 3**0.5 / 2])
+
+
+def i2v_by_loop(features: np.ndarray, image: np.ndarray, first: int) -> float:
+    """One video `[F, d]`, a frame at a time."""
+
+    def similarity(a: np.ndarray, b: np.ndarray) -> float:
+        return max(0.0, float(a @ b / np.sqrt((a @ a) * (b @ b))))
+
+    to_image, consecutive = [], []
+    for t in range(len(features)):
+        if t > 0:
+            consecutive.append(similarity(features[t - 1], features[t]))
+        if t >= first:
+            to_image.append(similarity(image, features[t]))
+    return 0.4 * max(to_image) + 0.3 * sum(consecutive) / len(consecutive) + 0.3 * min(consecutive)
+
+
+def test_image_to_video_consistency_equals_a_loop_over_frames() -> None:
+    generator = torch.Generator().manual_seed(0)
+    features = torch.randn(5, 7, 6, generator=generator, dtype=torch.float64) + 0.5
+    image = torch.randn(5, 6, generator=generator, dtype=torch.float64) + 0.5
+    for metric, first in ((image_to_video_consistency, 0), (later_frames_consistency, 1)):
+        expected = [i2v_by_loop(x.numpy(), y.numpy(), first) for x, y in zip(features, image, strict=True)]
+        assert metric(features, image).tolist() == pytest.approx(expected, rel=1e-12)
+    assert bool((later_frames_consistency(features, image) <= image_to_video_consistency(features, image)).all())
+
+
+def test_an_image_for_each_video_is_asked_for() -> None:
+    features = directions(0, 60, 180)
+    with pytest.raises(ValueError, match=r"image: expected finite \[1, 2\], a row a video, got \[3, 2\]"):
+        image_to_video_consistency(features, features[0])
+    with pytest.raises(ValueError, match="image: expected finite"):
+        image_to_video_consistency(features, features[:, 0] * math.nan)
 
 
 # --- dynamic degree
@@ -238,7 +284,7 @@ def test_bad_input_is_named() -> None:
     with pytest.raises(ValueError, match="videos: expected finite pixels, got NaN or infinity in clip 0"):
         pixel_coherence(video)
     features[1, 2, 0] = math.inf
-    for metric in (feature_coherence, consistency, image_to_video_consistency):
+    for metric in (feature_coherence, consistency, lambda x: image_to_video_consistency(x, x[:, 0])):
         with pytest.raises(ValueError, match="features: NaN or infinity in 1 frames, the first is frame 2 of clip 1"):
             metric(features)
         with pytest.raises(ValueError, match=r"features: expected .* got \[2, 1, 3\]"):

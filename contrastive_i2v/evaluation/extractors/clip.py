@@ -15,8 +15,7 @@ from torch import Tensor
 from contrastive_i2v.evaluation.extractors.preparation import (
     CLIP_MEAN,
     CLIP_STD,
-    FrameNetwork,
-    centre_square,
+    ResizableNetwork,
     normalise,
 )
 from contrastive_i2v.evaluation.extractors.text import encode_texts
@@ -24,13 +23,14 @@ from contrastive_i2v.evaluation.extractors.weights import describe_pretrained, l
 from contrastive_i2v.evaluation.results import Extractor
 
 
-class CLIP(FrameNetwork):
+class CLIP(ResizableNetwork):
     """The projected image and text embeddings of a CLIPModel, not normalised.
 
         image(x) = visual_projection(pool(vision_model(normalise(resize(x)))))
         text(s)  = text_projection(pool(text_model(tokens(s))))
 
-    Frames are normalised with OpenAI's constants. Radford et al., "Learning Transferable Visual Models From
+    resize is CLIP's own unless `resized` gives another that ends in a square of the network's size. Frames are
+    normalised with OpenAI's constants. Radford et al., "Learning Transferable Visual Models From
     Natural Language Supervision" (2021).
     """
 
@@ -47,7 +47,7 @@ class CLIP(FrameNetwork):
             name="clip",
             dimension=int(model.config.projection_dim),
             weights=describe_pretrained(source, model),
-            resize=f"shorter side to {self.size} by antialiased bicubic, then the central square",
+            resize=self.resize.describe(self.size),
         )
 
     def text(self, prompts: Sequence[str]) -> Tensor:
@@ -55,7 +55,7 @@ class CLIP(FrameNetwork):
         return encode_texts(self._text, self.tokenizer, prompts, self.max_tokens, self.device)
 
     def _features(self, frames: Tensor) -> Tensor:
-        pixels = normalise(centre_square(frames, self.size), CLIP_MEAN, CLIP_STD)
+        pixels = normalise(self.resize(frames, self.size), CLIP_MEAN, CLIP_STD)
         return _projected(self.network.get_image_features(pixel_values=pixels))
 
     def _text(self, tokens: dict[str, Tensor]) -> Tensor:

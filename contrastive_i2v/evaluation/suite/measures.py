@@ -21,6 +21,13 @@ from contrastive_i2v.evaluation.extractors.base import (
     TextImageExtractor,
     VideoExtractor,
 )
+from contrastive_i2v.evaluation.extractors.preparation import (
+    VBENCH_BACKGROUND,
+    VBENCH_I2V_BACKGROUND,
+    VBENCH_I2V_SUBJECT,
+    VBENCH_SUBJECT,
+    ResizableNetwork,
+)
 from contrastive_i2v.evaluation.fidelity import lpips, psnr, ssim
 from contrastive_i2v.evaluation.frames import frame_mse, motion
 from contrastive_i2v.evaluation.results import Extractor
@@ -45,7 +52,7 @@ class Networks:
     image: ImageExtractor | None = None
     """FID, KID and, where it classifies, the Inception Score; the subject's consistency unless `subject` is there."""
     subject: ImageExtractor | None = None
-    """Subject consistency, DINO by the benchmark's definition."""
+    """Subject consistency and I2V subject, DINO by the benchmark's definition."""
     video: VideoExtractor | None = None
     clip: TextImageExtractor | None = None
     flow: FlowExtractor | None = None
@@ -72,24 +79,39 @@ def build_measures(networks: Networks, *, frame_rate: float) -> dict[str, Measur
     """The measures that these networks allow, by role; dynamic degree needs the frames' rate."""
     measures = {
         "motion": Measure("motion-1", _motion),
-        "fidelity": Measure("fidelity-1", _fidelity, against_truth=True, finite=False),
+        "fidelity": Measure("fidelity-2", _fidelity, against_truth=True, finite=False),
     }
     if networks.lpips is not None:
         network = networks.lpips
         measures["lpips"] = Measure("lpips-1", lambda v, t, p: {"distance": lpips(v, t, network)}, against_truth=True)
     computes: dict[str, Callable[..., Mapping[str, Tensor]]] = {
-        "image": _image,
-        "subject": _image,
         "clip": _clip,
         "video": _video,
         "flow": partial(_flow, frame_rate),
         "latents": _latents,
     }
-    for role, compute in computes.items():
-        if (network := getattr(networks, role)) is not None:
-            key = network_key(role, network.about) + f"-{frame_rate:g}" * (role == "flow")
-            measures[role] = Measure(key, partial(compute, network), extractor=network.about.name)
+    for role, network in networks_by_role(networks).items():
+        key = network_key(role, network.about) + f"-{frame_rate:g}" * (role == "flow")
+        measures[role] = Measure(key, partial(computes.get(role, _image), network), extractor=network.about.name)
     return measures
+
+
+def networks_by_role(networks: Networks) -> dict[str, Any]:
+    """The networks that are there, by the role of their measure.
+
+    VBench resizes frames in another way for each of its consistencies. A network that can be run with another rule
+    (DINO, CLIP) has a role for each, "subject", "background", "i2v_subject" and "i2v_background"; with any other these
+    metrics read the features that are there under "subject", "clip" or "image".
+    """
+    given = {role: getattr(networks, role) for role in ("image", "subject", "clip", "video", "flow", "latents")}
+    subject, background = networks.subject or networks.image, networks.clip or networks.image
+    if isinstance(subject, ResizableNetwork):
+        given["subject"] = subject.resized(VBENCH_SUBJECT)
+        given["i2v_subject"] = subject.resized(VBENCH_I2V_SUBJECT)
+    if isinstance(background, ResizableNetwork):
+        given["background"] = background.resized(VBENCH_BACKGROUND)
+        given["i2v_background"] = background.resized(VBENCH_I2V_BACKGROUND)
+    return {role: network for role, network in given.items() if network is not None}
 
 
 def network_key(role: str, about: Extractor) -> str:

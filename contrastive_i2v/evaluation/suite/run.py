@@ -27,15 +27,13 @@ from contrastive_i2v.evaluation.results import (
 from contrastive_i2v.evaluation.suite import provenance
 from contrastive_i2v.evaluation.suite.background import Background
 from contrastive_i2v.evaluation.suite.measured import MeasuredVideos
-from contrastive_i2v.evaluation.suite.measures import Networks, build_measures
+from contrastive_i2v.evaluation.suite.measures import Networks, build_measures, networks_by_role
 from contrastive_i2v.evaluation.suite.metrics import distribution, fidelity, latent, over_time, prompt
 from contrastive_i2v.evaluation.suite.scored import FEW_CLIPS, Scored, difference
 from contrastive_i2v.evaluation.suite.training_seeds import over_seeds
 from contrastive_i2v.evaluation.suite.work import Work
 from contrastive_i2v.evaluation.videos import ReferenceSet
 from contrastive_i2v.files import write_whole
-
-ROLES = ("image", "subject", "video", "clip", "flow", "latents")
 
 
 def evaluate(
@@ -153,8 +151,7 @@ def _differences(
 
 
 def _extractors(networks: Networks) -> dict[str, Extractor]:
-    found = {role: getattr(networks, role) for role in ROLES}
-    return {role: network.about for role, network in found.items() if network is not None}
+    return {role: network.about for role, network in networks_by_role(networks).items()}
 
 
 def _evaluated(

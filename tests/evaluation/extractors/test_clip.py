@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from contrastive_i2v.errors import InputError
 from contrastive_i2v.evaluation.extractors import clip
 from contrastive_i2v.evaluation.extractors.clip import CLIP
+from contrastive_i2v.evaluation.extractors.preparation import VBENCH_BACKGROUND
 
 
 @pytest.fixture(scope="module")
@@ -81,6 +82,16 @@ def test_a_text_over_the_limit_is_cut(extractor: CLIP) -> None:
 def test_only_the_central_square_is_seen(extractor: CLIP) -> None:
     wide = noise(1, 3, 16, 40)
     torch.testing.assert_close(extractor(wide), extractor(wide[..., 12:28]))
+
+
+def test_one_network_behind_two_resize_rules(extractor: CLIP) -> None:
+    wide = noise(2, 3, 24, 60)
+    other = extractor.resized(VBENCH_BACKGROUND)
+    torch.testing.assert_close(other(wide), extractor(VBENCH_BACKGROUND(wide, 16)))
+    assert float((other(wide) - extractor(wide)).abs().max()) > 1e-4
+    assert other.network is extractor.network and other.about.weights == extractor.about.weights
+    assert (extractor.about.name, other.about.name) == ("clip", "clip, VBench background")
+    assert other.about.resize == "shorter side to 16 by bicubic, no antialias, then the central square of 16"
 
 
 def test_neither_chunks_nor_order_matter(extractor: CLIP) -> None:

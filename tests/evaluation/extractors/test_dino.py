@@ -8,6 +8,7 @@ from torch import Tensor
 
 from contrastive_i2v.errors import InputError
 from contrastive_i2v.evaluation.extractors.dino import DINO
+from contrastive_i2v.evaluation.extractors.preparation import VBENCH_SUBJECT
 
 
 @pytest.fixture(scope="module")
@@ -47,6 +48,39 @@ def test_the_feature_is_the_class_token(extractor: DINO, folder: Path) -> None:
 def test_only_the_central_square_is_seen(extractor: DINO) -> None:
     tall = noise(1, 3, 40, 16)
     torch.testing.assert_close(extractor(tall), extractor(tall[..., 12:28, :]))
+
+
+def test_vbench_sees_the_whole_frame_and_places_patches_as_the_authors_do(extractor: DINO, folder: Path) -> None:
+    """16 x 26: 4 x 6 patches, the last two columns of pixels unseen; positions from a 4 x 4 grid."""
+    from transformers import ViTModel
+
+    wide = (noise(1, 3, 16, 26) * 127.5).round() / 127.5
+    found = extractor.resized(VBENCH_SUBJECT)
+    mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+    network = ViTModel.from_pretrained(folder).eval()
+    grid = network.embeddings.position_embeddings[:, 1:].reshape(1, 4, 4, 16).permute(0, 3, 1, 2)
+    grid = torch.nn.functional.interpolate(grid, scale_factor=(4.1 / 4, 6.1 / 4), mode="bicubic")
+    positions = torch.cat(
+        [network.embeddings.position_embeddings[:, :1], grid.permute(0, 2, 3, 1).reshape(1, 24, 16)], dim=1
+    )
+    with torch.no_grad():
+        pixels = ((wide + 1) / 2 - mean.view(3, 1, 1)) / std.view(3, 1, 1)
+        patches = network.embeddings.patch_embeddings(pixels)  # [1, 24, 16]
+        tokens = torch.cat([network.embeddings.cls_token, patches], dim=1) + positions
+        expected = network.layernorm(_through(network, tokens))[:, 0]
+    torch.testing.assert_close(found(wide), expected, atol=1e-5, rtol=1e-4)
+    assert (extractor.about.name, found.about.name) == ("dino", "dino, VBench subject")
+    assert found.about.resize == VBENCH_SUBJECT.describe(16) and found.network is extractor.network
+    assert float((extractor(wide) - found(wide)).abs().max()) > 1e-3
+
+
+def _through(network: torch.nn.Module, tokens: Tensor) -> Tensor:
+    """The layers of a transformers ViT, before or after version 5."""
+    layers = network.encoder.layer if hasattr(network, "encoder") else network.layers
+    for layer in layers:  # type: ignore[union-attr]
+        tokens = layer(tokens)
+        tokens = tokens[0] if isinstance(tokens, tuple) else tokens
+    return tokens
 
 
 def test_neither_chunks_nor_order_matter(extractor: DINO) -> None:

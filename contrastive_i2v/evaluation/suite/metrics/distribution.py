@@ -63,7 +63,8 @@ FVD = define(
     title="FVD",
     better="lower",
     definition=f"Frechet distance {FRECHET} between video features of whole clips, the given frame included, "
-    "covariances with N - 1 (Unterthiner et al., 2018).",
+    "covariances divided by N - 1 (Unterthiner et al., 2018). cd-fvd and StyleGAN-V divide by N, which gives up to 1 % "
+    "less.",
 )
 FVD_INFINITY = define(
     name="fvd_extrapolated",

@@ -30,8 +30,9 @@ SSIM = define(
     name="ssim",
     title="SSIM",
     better="higher",
-    definition="Structural similarity to the true frame in a Gaussian window of 11 pixels (Wang et al., "
-    "2004), a mean over frames 1 to F - 1.",
+    definition="Structural similarity to the true frame (Wang et al., 2004): intensities from 0 to 1, c1 = 0.01^2, "
+    "c2 = 0.03^2, a Gaussian window of 11 pixels with sigma 1.5, frames mirrored at their borders and every pixel "
+    "counted (as torchmetrics), a mean over colours and over frames 1 to F - 1.",
 )
 LPIPS = define(
     name="lpips",
