@@ -197,14 +197,16 @@ def save_config(config: Any, path: Path) -> None:
 def load_config(cls: type[T], path: Path) -> T:
     """Read a config that `save_config` wrote. Raises InputError naming the file and the field."""
     try:
-        values = yaml.safe_load(path.read_text())
-    except OSError as error:
-        raise InputError(f"{path}: can't be read ({error.strerror}); expected a run's config.yaml") from error
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: can't be read ({one_line(error)}); expected a run's config.yaml") from error
     except yaml.YAMLError as error:
         raise InputError(f"{path}: not YAML ({one_line(error)})") from error
+    if not isinstance(values, dict):
+        raise InputError(f"{path}: holds a {type(values).__name__}; expected a mapping, as a run's config.yaml is")
     rules = dacite.Config(strict=True, cast=[Path, tuple, float], type_hooks={SystemConfig: parse_config})
     try:
-        return dacite.from_dict(cls, values or {}, rules)
+        return dacite.from_dict(cls, values, rules)
     except (dacite.DaciteError, InputError) as error:
         raise InputError(f"{path}: {error}; was it written by another version?") from error
 

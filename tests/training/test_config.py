@@ -8,8 +8,18 @@ from pathlib import Path
 
 import pytest
 
+from contrastive_i2v.data.frames import FramesConfig
 from contrastive_i2v.errors import InputError
-from contrastive_i2v.training.config import LossConfig, TrainConfig, differences, load_config, save_config
+from contrastive_i2v.training.config import (
+    LossConfig,
+    OptimizerConfig,
+    PreviewConfig,
+    TimestepsConfig,
+    TrainConfig,
+    differences,
+    load_config,
+    save_config,
+)
 from contrastive_i2v.training.forms import FORMS
 from contrastive_i2v.training.recipes import RECIPES
 
@@ -66,8 +76,32 @@ def test_the_baseline_differs_from_the_contrastive_recipe_in_the_loss_alone() ->
     [
         (lambda: TrainConfig(condition_noise=-1.0), "condition_noise: expected at least 0, got -1.0"),
         (lambda: LossConfig(memory_bank=-1), "memory_bank: expected at least 0, got -1"),
+        (lambda: OptimizerConfig(warmup_steps=-5), "warmup_steps: expected at least 0, got -5"),
+        (lambda: OptimizerConfig(learning_rate=float("nan")), "learning_rate: expected at least 0, got nan"),
+        (lambda: OptimizerConfig(learning_rate=-1e-4), "learning_rate: expected at least 0, got -0.0001"),
+        (lambda: TrainConfig(workers=-1), "workers: expected at least 0, got -1"),
+        (lambda: PreviewConfig(clips=0), "clips: expected at least 1, got 0"),
+        (lambda: FramesConfig(frame_rate=float("inf")), "frame_rate: expected a number > 0, got inf"),
+        (lambda: TimestepsConfig(shift=0.0), "shift: expected a number > 0, got 0.0"),
     ],
 )
 def test_settings_out_of_range(make: Callable[[], object], message: str) -> None:
     with pytest.raises(InputError, match=message):
         make()
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"- steps: 3\n", "holds a list; expected a mapping"),
+        (b"", "holds a NoneType; expected a mapping"),
+        (b"output: \xff\xfe\n", "can't be read .*utf-8"),
+        (b"steps: [", "not YAML"),
+    ],
+)
+def test_a_file_that_is_no_config_is_named(tmp_path: Path, content: bytes, said: str) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=rf"config\.yaml: {said}") as refused:
+        load_config(TrainConfig, path)
+    assert "\n" not in str(refused.value)
