@@ -26,6 +26,8 @@ from contrastive_i2v.system import Codec, Size, System
 ROLLOUT_FPS = 5.0
 """Frames a second of a rollout's latents where --fps-in doesn't say: the rate that models here are trained at."""
 
+RATES = (Fraction(1, 100), Fraction(10**6))
+"""The lowest and highest frames a second of a result; mp4 and gif have no room for others."""
 MAX_FRAMES = 100_000
 """Of one result: at more, a rate is a slip of the keyboard."""
 MAX_BYTES = 8 << 30
@@ -47,8 +49,8 @@ class Options:
     fps_in: float | None = None
     """Frames a second of the input; None = the video's own, and 5 for latents."""
     fps_out: float | None = None
-    """Frames a second of the result, which lasts as long as the input; or give --factor. At most 100,000 frames and 8 GiB
-    come of one input."""
+    """Frames a second of the result, which lasts as long as the input; or give --factor. A result has at most
+    100,000 frames and 8 GiB."""
     factor: float | None = None
     """fps_out / fps_in; None = 4 where --fps-out isn't given."""
     method: LatentPath = "catmull-rom"
@@ -165,12 +167,17 @@ def _latent_shape(path: Path, system: System, resolution: int | Size | None) -> 
 def _check_cost(
     path: Path, shape: tuple[int, int, int, int], codec: Codec, fps_in: Fraction, fps_out: Fraction
 ) -> None:
-    """Raise InputError where the result would be too long or too large to hold."""
+    """Raise InputError where the result would be too long or too large to hold, or have a rate that no file can say."""
     given, channels, height, width = shape
     each = 3 * height * width * codec.downscale**2 + 8 * channels * height * width  # uint8 pixels, float64 latents
     frames = math.floor((given - 1) * fps_out / fps_in) + 1
     most = max(1, min(MAX_FRAMES, MAX_BYTES // each))
     if given < 2 or frames <= most:
+        if not RATES[0] <= fps_out <= RATES[1]:
+            raise InputError(
+                f"{path}: {float(fps_out):g} frames a second; expected {float(RATES[0]):g} to {float(RATES[1]):g}, which files can "
+                "say: give another --fps-out"
+            )
         return
     fits = (most - 1) * fps_in / (given - 1)
     digits = max(0, 3 - math.floor(math.log10(fits))) if fits else 0

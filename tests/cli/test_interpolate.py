@@ -117,6 +117,22 @@ def test_a_result_that_is_too_long_is_refused_with_the_largest_that_fits(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("rate", ["1e10", "1e-5"])
+def test_a_rate_that_no_file_can_say_is_refused(
+    rollout: Path, pipeline_folder: Path, tmp_path: Path, rate: str
+) -> None:
+    out = ["--input", rollout, "--output", tmp_path / "out"]
+    with pytest.raises(InputError, match=r"frames a second; expected 0.01 to 1e\+06"):
+        interpolate(pipeline_folder, *out, "--fps-in", rate, "--fps-out", rate)
+
+
+@pytest.mark.parametrize("rate", ["1e6", "0.01"])
+def test_the_ends_of_the_rates_are_written(rollout: Path, pipeline_folder: Path, tmp_path: Path, rate: str) -> None:
+    out = ["--input", rollout, "--output", tmp_path / "out", "--formats", "mp4", "gif"]
+    interpolate(pipeline_folder, *out, "--fps-in", rate, "--fps-out", rate)
+    assert probe(tmp_path / "out" / "00000.mp4").frames == 3
+
+
 def test_a_result_that_is_too_large_is_refused_before_any_work(
     rollout: Path, pipeline_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -18,6 +18,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from contrastive_i2v.data.types import Skipped
 from contrastive_i2v.data.video import read_frames
 from contrastive_i2v.errors import InputError
 from contrastive_i2v.evaluation.generators import Batch, Method, first_frame
@@ -482,6 +483,13 @@ def test_other_files_in_the_output_survive(reference: ReferenceSet, tmp_path: Pa
         run(reference, [replace(changed("ours", still), identity={"change": change})], tmp_path)
     assert [path.read_bytes() for path in own] == [b"mine"] * 4
     assert len(list((tmp_path / "videos" / "ours").glob("*.mp4"))) == 7
+
+
+def test_clips_left_out_are_all_in_a_file(reference: ReferenceSet, tmp_path: Path) -> None:
+    skipped = [Skipped(Path(f"{n}.mp4"), "too short") for n in range(5)]
+    found = run(replace(reference, skipped=skipped), [changed("ours", still)], tmp_path)
+    assert any("2.mp4: too short and 2 more, all of them in skipped.csv" in text for text in found.warnings)
+    assert (tmp_path / "skipped.csv").read_text().splitlines()[1:] == [f"{n}.mp4,too short" for n in range(5)]
 
 
 def test_a_file_in_a_videos_place_is_refused_before_any_work(reference: ReferenceSet, tmp_path: Path) -> None:
