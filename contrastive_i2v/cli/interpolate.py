@@ -175,8 +175,8 @@ def _check_cost(
     if given < 2 or frames <= most:
         if not RATES[0] <= fps_out <= RATES[1]:
             raise InputError(
-                f"{path}: {float(fps_out):g} frames a second; expected {float(RATES[0]):g} to {float(RATES[1]):g}, which files can "
-                "say: give another --fps-out"
+                f"{path}: {float(fps_out):g} frames a second; expected {float(RATES[0]):g} to {float(RATES[1]):g}, "
+                "which files can say: give another --fps-out"
             )
         return
     fits = (most - 1) * fps_in / (given - 1)
