@@ -26,7 +26,7 @@ from contrastive_i2v.evaluation.suite import Networks
 from contrastive_i2v.evaluation.videos import ReferenceSet, read_reference_set
 from contrastive_i2v.files import folder_hash
 from contrastive_i2v.models import load_system, opening_kind
-from contrastive_i2v.models.loading import locate
+from contrastive_i2v.models.loading import locate, read_object
 from contrastive_i2v.system import Size, System, default_device
 
 BASELINES = ("first-frame", "retrieval")
@@ -217,10 +217,10 @@ def _training(spec: str) -> dict[str, str]:
 
 
 def _read_class(index: Path) -> str:
-    try:
-        return str(json.loads(index.read_text(encoding="utf-8")).get("_class_name"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{index}: can't be read ({error}); expected the model_index.json of diffusers") from error
+    name = read_object(index).get("_class_name")
+    if not isinstance(name, str):
+        raise InputError(f"{index}: _class_name is {str(name)[:60]}; expected the name of a diffusers pipeline")
+    return name
 
 
 def _native_size(spec: str) -> Size | None:

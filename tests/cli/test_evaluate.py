@@ -176,8 +176,12 @@ def test_kinds(pipeline_folder: Path, clips: Path, tmp_path: Path) -> None:
     assert kind_of(str(clips / "test")) == "videos"
     (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": "StableVideoDiffusionPipeline"}))
     assert kind_of(str(tmp_path)) == "pipeline"
-    (tmp_path / "model_index.json").write_text("{")
-    with pytest.raises(InputError, match=r"model_index\.json: can't be read"):
+    for damaged in ("{", "[]", "3", "[" * 100_000):
+        (tmp_path / "model_index.json").write_text(damaged)
+        with pytest.raises(InputError, match=r"model_index\.json: can't be read"):
+            kind_of(str(tmp_path))
+    (tmp_path / "model_index.json").write_text('{"_class_name": ["x"]}')
+    with pytest.raises(InputError, match=r"_class_name is \['x'\]; expected the name"):
         kind_of(str(tmp_path))
 
 
