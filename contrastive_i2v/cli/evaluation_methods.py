@@ -101,6 +101,12 @@ def build_method(spec: str, options: SuiteOptions, reference: ReferenceSet, warn
         text = loading.load_text_extractor(options.text, default_device())
         return replace(generators.retrieval(options.train_data, text, reference), name=name)
     if kind == "videos":
+        given, written = Path(spec).expanduser().resolve(), (options.output / "videos" / name).resolve()
+        if given.is_relative_to(written) or written.is_relative_to(given):
+            raise InputError(
+                f"method {name}={spec}: its videos would be written among those it is read from, {written}; expected "
+                "another name, as OTHER=SPEC, or another --output"
+            )
         method, extra = generators.finished_videos(name, Path(spec).expanduser(), reference)
         if extra:
             warnings.append(f"{name}: {len(extra)} videos answer no clip, {extra[0].name} among them.")
