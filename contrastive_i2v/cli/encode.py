@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import tyro
 
+from contrastive_i2v.data.examples import SKIPPED, encode_clips, report_skipped, write_skipped
+from contrastive_i2v.data.sources.folder import read_folder
 from contrastive_i2v.models import load_system
 from contrastive_i2v.models.instruct_pix2pix import InstructPix2PixConfig
 from contrastive_i2v.system import SystemConfig
@@ -29,7 +32,19 @@ class Options:
 def run(arguments: Sequence[str]) -> None:
     """Parse the options and encode."""
     options = tyro.cli(Options, prog="contrastive-i2v encode", args=arguments)
-    from contrastive_i2v.training.batches import encode_dataset  # takes seconds
-
-    dataset = encode_dataset(options.data, load_system(options.model, options.system), seed=options.seed)
-    print(f"{len(dataset)} windows of {len(dataset.clips)} clips in {options.data.cache_dir}")
+    system = load_system(options.model, options.system)
+    data = options.data
+    clips, uncaptioned = read_folder(data.path)
+    dataset, unusable = encode_clips(
+        clips,
+        system,
+        cache_dir=data.cache_dir,
+        resolution=data.resolution,
+        frames=data.frames,
+        seed=options.seed,
+    )
+    skipped, file = [*uncaptioned, *unusable], Path(data.cache_dir) / SKIPPED
+    write_skipped(file, skipped)
+    if skipped:
+        print(report_skipped(skipped, file=file))
+    print(f"{len(dataset)} windows of {len(dataset.clips)} clips in {data.cache_dir}")

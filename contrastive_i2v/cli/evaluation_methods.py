@@ -26,7 +26,7 @@ from contrastive_i2v.evaluation.suite import Networks
 from contrastive_i2v.evaluation.videos import ReferenceSet, read_reference_set
 from contrastive_i2v.files import folder_hash
 from contrastive_i2v.models import load_system, opening_kind
-from contrastive_i2v.models.loading import locate
+from contrastive_i2v.models.loading import locate, read_object
 from contrastive_i2v.system import Size, System, default_device
 
 BASELINES = ("first-frame", "retrieval")
@@ -101,6 +101,12 @@ def build_method(spec: str, options: SuiteOptions, reference: ReferenceSet, warn
         text = loading.load_text_extractor(options.text, default_device())
         return replace(generators.retrieval(options.train_data, text, reference), name=name)
     if kind == "videos":
+        given, written = Path(spec).expanduser().resolve(), (options.output / "videos" / name).resolve()
+        if given.is_relative_to(written) or written.is_relative_to(given):
+            raise InputError(
+                f"method {name}={spec}: its videos would be written among those it is read from, {written}; expected "
+                "another name, as OTHER=SPEC, or another --output"
+            )
         method, extra = generators.finished_videos(name, Path(spec).expanduser(), reference)
         if extra:
             warnings.append(f"{name}: {len(extra)} videos answer no clip, {extra[0].name} among them.")
@@ -217,10 +223,10 @@ def _training(spec: str) -> dict[str, str]:
 
 
 def _read_class(index: Path) -> str:
-    try:
-        return str(json.loads(index.read_text(encoding="utf-8")).get("_class_name"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{index}: can't be read ({error}); expected the model_index.json of diffusers") from error
+    name = read_object(index).get("_class_name")
+    if not isinstance(name, str):
+        raise InputError(f"{index}: _class_name is {str(name)[:60]}; expected the name of a diffusers pipeline")
+    return name
 
 
 def _native_size(spec: str) -> Size | None:

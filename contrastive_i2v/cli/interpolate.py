@@ -26,6 +26,13 @@ from contrastive_i2v.system import Codec, Size, System
 ROLLOUT_FPS = 5.0
 """Frames a second of a rollout's latents where --fps-in doesn't say: the rate that models here are trained at."""
 
+RATES = (Fraction(1, 100), Fraction(10**6))
+"""The lowest and highest frames a second of a result; mp4 and gif have no room for others."""
+MAX_FRAMES = 100_000
+"""Of one result: at more, a rate is a slip of the keyboard."""
+MAX_BYTES = 8 << 30
+"""Of one result's pixels and latents, which are in memory until it is written."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
@@ -42,7 +49,8 @@ class Options:
     fps_in: float | None = None
     """Frames a second of the input; None = the video's own, and 5 for latents."""
     fps_out: float | None = None
-    """Frames a second of the result, which lasts as long as the input; or give --factor."""
+    """Frames a second of the result, which lasts as long as the input; or give --factor. A result has at most
+    100,000 frames and 8 GiB."""
     factor: float | None = None
     """fps_out / fps_in; None = 4 where --fps-out isn't given."""
     method: LatentPath = "catmull-rom"
@@ -60,6 +68,8 @@ def run(arguments: Sequence[str]) -> None:
     from contrastive_i2v.models import load_system  # takes seconds
 
     system = load_system(options.model, dtype=getattr(torch, options.dtype))
+    for path, (fps_in, fps_out) in zip(options.input, rates, strict=True):
+        _check_cost(path, _latent_shape(path, system, options.resolution), system.codec, fps_in, fps_out)
     for path, (fps_in, fps_out) in zip(options.input, rates, strict=True):
         given = _read_latents(path, system, options.resolution)  # [F, C, h, w]
         latents = resample_trajectory(given, frame_times(len(given), fps_in, fps_out), options.method)
@@ -131,17 +141,51 @@ def _fraction(rate: float) -> Fraction:
 def _read_latents(path: Path, system: System, resolution: int | Size | None) -> Tensor:
     """Normalised latents `[F, C, h, w]` of a file of either kind."""
     codec = system.codec
-    if codec.temporal_downscale != 1:
-        raise InputError(
-            f"--model: its autoencoder makes one latent of {codec.temporal_downscale} frames, so there is no latent a "
-            "frame to go between; expected a model with an image autoencoder"
-        )
     latents = _load(path, codec) if path.suffix.lower() == ".safetensors" else _encode(path, system, resolution)
     if len(latents) < 2:
         raise InputError(f"{path}: holds {len(latents)} frame; expected at least 2 to go between")
     if not torch.isfinite(latents).all():
         raise InputError(f"{path}: its latents hold NaN or infinity; expected finite ones, of another seed or dtype")
     return latents
+
+
+def _latent_shape(path: Path, system: System, resolution: int | Size | None) -> tuple[int, int, int, int]:
+    """`(F, C, h, w)` of what `_read_latents` gives, without encoding a video."""
+    codec = system.codec
+    if codec.temporal_downscale != 1:
+        raise InputError(
+            f"--model: its autoencoder makes one latent of {codec.temporal_downscale} frames, so there is no latent a "
+            "frame to go between; expected a model with an image autoencoder"
+        )
+    if path.suffix.lower() == ".safetensors":
+        frames, channels, height, width = _load(path, codec).shape
+        return frames, channels, height, width
+    height, width = _size(system, resolution)
+    return probe(path).frames, codec.channels, height // codec.downscale, width // codec.downscale
+
+
+def _check_cost(
+    path: Path, shape: tuple[int, int, int, int], codec: Codec, fps_in: Fraction, fps_out: Fraction
+) -> None:
+    """Raise InputError where the result would be too long or too large to hold, or have a rate that no file can say."""
+    given, channels, height, width = shape
+    each = 3 * height * width * codec.downscale**2 + 8 * channels * height * width  # uint8 pixels, float64 latents
+    frames = math.floor((given - 1) * fps_out / fps_in) + 1
+    most = max(1, min(MAX_FRAMES, MAX_BYTES // each))
+    if given < 2 or frames <= most:
+        if not RATES[0] <= fps_out <= RATES[1]:
+            raise InputError(
+                f"{path}: {float(fps_out):g} frames a second; expected {float(RATES[0]):g} to {float(RATES[1]):g}, "
+                "which files can say: give another --fps-out"
+            )
+        return
+    fits = (most - 1) * fps_in / (given - 1)
+    digits = max(0, 3 - math.floor(math.log10(fits))) if fits else 0
+    largest = float(Fraction(math.floor(fits * 10**digits), 10**digits))  # rounded down, so that it does fit
+    raise InputError(
+        f"{path}: {float(fps_out):g} frames a second of it are {frames} frames and {frames * each / 2**30:.3g} GiB; "
+        f"expected at most {MAX_FRAMES} frames and {MAX_BYTES / 2**30:g} GiB: take --fps-out {largest} or less"
+    )
 
 
 def _load(path: Path, codec: Codec) -> Tensor:
@@ -164,13 +208,18 @@ def _load(path: Path, codec: Codec) -> Tensor:
 
 
 def _encode(path: Path, system: System, resolution: int | Size | None) -> Tensor:
-    size, codec = system.size if resolution is None else as_size(resolution), system.codec
-    if any(side < 1 or side % codec.downscale for side in size):
-        raise InputError(f"--resolution {resolution}: expected a multiple of {codec.downscale}")
+    size, codec = _size(system, resolution), system.codec
     pixels = resize_frames(_read_all(path), size)
     parts = tqdm(torch.split(pixels, FRAMES_AT_ONCE), desc=f"encoding {path.name}", unit="batch")
     modes = torch.cat([codec.sample(codec.encode(part[None]))[0] for part in parts])
     return codec.normalize(modes.float()).cpu()
+
+
+def _size(system: System, resolution: int | Size | None) -> Size:
+    size = system.size if resolution is None else as_size(resolution)
+    if any(side < 1 or side % system.codec.downscale for side in size):
+        raise InputError(f"--resolution {resolution}: expected a multiple of {system.codec.downscale}")
+    return size
 
 
 def _read_all(path: Path) -> Tensor:

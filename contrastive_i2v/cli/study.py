@@ -48,7 +48,8 @@ class ServeOptions:
     seed: int = 0
     """Of sides and order."""
     host: str = "127.0.0.1"
-    """Where to listen; 0.0.0.0 lets phones and other machines of the network in."""
+    """Where to listen; 0.0.0.0 lets phones and other machines of the network in. Raters then go on in the
+    browser they began in: their name alone is not enough."""
     port: int = 8000
     """0 = any free one."""
     allowed_hosts: tuple[str, ...] = ()

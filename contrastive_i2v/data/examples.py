@@ -5,6 +5,7 @@ A window that needs other frames of a cached clip encodes only those, and an int
 
 from __future__ import annotations
 
+import csv
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -28,8 +29,11 @@ from contrastive_i2v.data.frames import (
 from contrastive_i2v.data.types import Clip, Skipped
 from contrastive_i2v.data.video import VideoError, as_size, probe, read_frames, resize_frames
 from contrastive_i2v.errors import InputError
+from contrastive_i2v.files import write_whole
 from contrastive_i2v.system import Size, System, Text
 
+SKIPPED = "skipped.csv"
+"""The file that names everything that was left out, in the folder of what was made of the rest."""
 FRAMES_AT_ONCE = 16
 """Frames decoded and, by an image codec, encoded together."""
 
@@ -145,20 +149,46 @@ def encode_clips(
         print(f"encoded {anew} clips anew: their files in {folder} were damaged, or an earlier version wrote them")
     if not kept:
         reasons = [f"{s.path}: {s.reason}" for s in skipped[:5]]
-        reasons += [f"and {len(skipped) - 5} more"] * (len(skipped) > 5)
+        if len(skipped) > 5:
+            write_skipped(Path(cache_dir) / SKIPPED, skipped)
+            reasons.append(f"and {len(skipped) - 5} more, all of them in {Path(cache_dir) / SKIPPED}")
         raise InputError(f"none of the {len(skipped)} clips can be used: {'; '.join(reasons)}")
     return ExampleDataset(kept, files, indices), skipped
 
 
-def report_skipped(skipped: Sequence[Skipped], *, show: int = 10) -> str:
-    """What was left out and why, a line each, the first `show`; "" when nothing was."""
+def report_skipped(skipped: Sequence[Skipped], *, show: int = 10, file: Path | None = None) -> str:
+    """What was left out and why, a line each, the first `show`; "" when nothing was.
+
+    Args:
+        file: names all of them, as `write_skipped` wrote it.
+    """
     if not skipped:
         return ""
     lines = [f"left out {len(skipped)} clip{'s' if len(skipped) > 1 else ''}:"]
     lines += [f"  {s.path}: {s.reason}" for s in skipped[:show]]
     if len(skipped) > show:
         lines.append(f"  and {len(skipped) - show} more")
+    if file is not None:
+        lines.append(f"  all of them: {file}")
     return "\n".join(lines)
+
+
+def write_skipped(path: Path, skipped: Sequence[Skipped]) -> None:
+    """Write what was left out as CSV with the columns path and reason; an earlier run's file is replaced.
+
+    Where nothing was left out and there is no such file, none is made. Raises InputError when it can't be written.
+    """
+    if not skipped and not path.exists():
+        return
+
+    def write(part: Path) -> None:
+        # a file's name may hold bytes that aren't UTF-8
+        with part.open("w", encoding="utf-8", errors="backslashreplace", newline="") as file:
+            rows = csv.writer(file, lineterminator="\n")
+            rows.writerow(["path", "reason"])
+            rows.writerows([one.path, one.reason] for one in skipped)
+
+    write_whole(path, write)
 
 
 def encode_clip_frames(clip: Clip, system: System, size: Size, frames: Sequence[int]) -> tuple[Tensor, Tensor]:

@@ -15,8 +15,10 @@ from contrastive_i2v.diffusion.prediction import (
     flow_coefficients,
     variance_preserving_coefficients,
 )
-from contrastive_i2v.errors import InputError
+from contrastive_i2v.errors import InputError, one_line
 
+MOST_TIMESTEPS = 1_000_000
+"""Of a schedule's table."""
 TimestepDistribution = Literal["uniform", "logit-normal"]
 
 
@@ -54,8 +56,7 @@ class NoiseSchedule:
     def __post_init__(self) -> None:
         if self.prediction_type not in PREDICTION_TYPES:
             raise InputError(f"prediction_type={self.prediction_type!r}; expected one of {', '.join(PREDICTION_TYPES)}")
-        if self.num_train_timesteps < 1:
-            raise InputError(f"num_train_timesteps={self.num_train_timesteps}; expected at least 1")
+        _check_steps(self.num_train_timesteps)
         if self.prediction_type == "flow":
             if self.alphas_cumprod is not None:
                 raise InputError("alphas_cumprod was given for prediction_type='flow'; expected None")
@@ -86,8 +87,10 @@ class NoiseSchedule:
             InputError: a config without a noise schedule, one this can't express, or epsilon prediction with
                 zero terminal SNR.
         """
+        if not isinstance(config, Mapping):
+            raise InputError(f"config is a {type(config).__name__}; expected a mapping: pass scheduler.config")
         name = str(config.get("_class_name", "scheduler"))
-        steps = int(config.get("num_train_timesteps", 1000))
+        steps = read_steps(config)
         prediction_type = str(config.get("prediction_type", "epsilon"))
         # `scheduler.config` names no class until it was saved once; flow matching has a shift and no betas
         has_betas = config.get("beta_schedule") is not None or config.get("trained_betas") is not None
@@ -217,13 +220,36 @@ class NoiseSchedule:
         return c_skip if name == "c_skip" else c_out
 
 
+def read_steps(config: Mapping[str, Any]) -> int:
+    """num_train_timesteps of a diffusers scheduler's config. Raises InputError for what can't be one."""
+    steps = config.get("num_train_timesteps", 1000)
+    _check_steps(steps)
+    return int(steps)
+
+
+def _check_steps(steps: object) -> None:
+    if isinstance(steps, bool) or not isinstance(steps, (int, float)) or not 1 <= steps <= MOST_TIMESTEPS or steps % 1:
+        raise InputError(
+            f"num_train_timesteps={str(steps)[:60]}; expected at least 1, whole, at most {MOST_TIMESTEPS}: diffusers' "
+            "schedulers have 1000"
+        )
+
+
 def _betas(name: str, steps: int, config: Mapping[str, Any]) -> Tensor:
     """[T] float64, by the formulas diffusers uses in float32."""
     trained = config.get("trained_betas")
-    if trained is not None:
-        return torch.as_tensor(trained, dtype=torch.float64)
+    try:
+        if trained is not None:
+            return torch.as_tensor(trained, dtype=torch.float64)
+        start, end = float(config.get("beta_start", 1e-4)), float(config.get("beta_end", 0.02))
+        if not (0 <= start < 1 and 0 <= end < 1):
+            raise ValueError(f"{start:g} and {end:g} are not between 0 and 1")
+    except (TypeError, ValueError) as error:
+        raise InputError(
+            f"trained_betas, beta_start or beta_end in the config of {name}: {one_line(error)}; expected numbers from "
+            "0 to below 1"
+        ) from error
     schedule = config.get("beta_schedule")
-    start, end = float(config.get("beta_start", 1e-4)), float(config.get("beta_end", 0.02))
     if schedule == "linear":
         return torch.linspace(start, end, steps, dtype=torch.float64)
     if schedule == "scaled_linear":

@@ -9,6 +9,8 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
+import os
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -37,6 +39,8 @@ from contrastive_i2v.files import digest, file_hash
 from contrastive_i2v.sampling import rollout
 from contrastive_i2v.system import Sampler, System
 
+MAX_NAME = 200
+"""Bytes of a method's name; file systems allow 255 for a name."""
 Kind = Literal["checkpoint", "pipeline", "videos", "first-frame", "retrieval"]
 
 
@@ -86,6 +90,15 @@ class Method:
     """Provenance that leaves the videos as they are."""
     stamp: Callable[[ReferenceClip], str] = lambda clip: ""
     """What else a clip's video depends on: a finished file's bytes."""
+
+    def __post_init__(self) -> None:
+        name = self.name  # folders of the output are called this
+        if name in ("", ".", "..") or re.search(r"[/\\:\0-\x1f]", name) or len(os.fsencode(name)) > MAX_NAME:
+            shown = f"{name[:60]}..." if len(name) > 60 else name
+            raise InputError(
+                f"method name {shown!r}: expected a plain folder name of at most {MAX_NAME} bytes without '/', '\\' or "
+                "':', and not '.' or '..'; give another as NAME=SPEC"
+            )
 
 
 def roll_out(system: System, sampler: Sampler) -> Generator:

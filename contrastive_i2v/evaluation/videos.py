@@ -6,8 +6,6 @@ rate), centre-cropped and resized. Nothing is held in memory but the list of cli
 
 from __future__ import annotations
 
-import csv
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,10 +14,10 @@ from pathlib import Path
 from torch import Tensor
 
 from contrastive_i2v.data.frames import FramesConfig, skip_reason, valid_frames
-from contrastive_i2v.data.sources.folder import read_folder
+from contrastive_i2v.data.sources.folder import METADATA_NAMES, is_file, read_folder, read_rows
 from contrastive_i2v.data.types import Clip, Skipped
 from contrastive_i2v.data.video import VIDEO_EXTENSIONS, VideoInfo, as_size, probe, read_frames, resize_frames, to_uint8
-from contrastive_i2v.errors import InputError
+from contrastive_i2v.errors import InputError, one_line
 from contrastive_i2v.files import digest, file_hash
 from contrastive_i2v.system import Size
 
@@ -188,22 +186,16 @@ def read_finished_frames(path: Path, clip: ReferenceClip, size: Size) -> Tensor:
 
 def _metadata(folder: Path) -> Mapping[str, Path]:
     """clip -> video, from metadata.csv or metadata.jsonl in the folder, where their rows have both columns."""
-    rows: list[Mapping[str, object]] = []
-    for path in (folder / "metadata.csv", folder / "metadata.jsonl"):
-        if not path.is_file():
-            continue
-        try:
-            text = path.read_text(encoding="utf-8-sig")
-            rows += csv.DictReader(text.splitlines()) if path.suffix == ".csv" else map(json.loads, text.splitlines())
-        except (OSError, ValueError, csv.Error) as error:
-            raise InputError(f"{path}: can't be read ({error})") from error
+    files = [folder / name for name in METADATA_NAMES if (folder / name).is_file()]
+    rows = [row for file in files for _, row in read_rows(file)]
     found = {}
     for row in rows:
         clip, name = row.get("clip"), row.get("file_name")
         if not (clip and name):
             continue
         video = folder / str(name)
-        if not video.is_file():
+        if not is_file(video):
+            name, clip = (one_line(ValueError(value)) for value in (name, clip))
             raise InputError(f"{folder}: its metadata names {name} for clip {clip}, and no such file is there")
         found[str(clip)] = video
     return found

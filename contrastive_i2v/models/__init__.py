@@ -12,7 +12,7 @@ import huggingface_hub
 import torch
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError
 
-from contrastive_i2v.errors import InputError
+from contrastive_i2v.errors import InputError, one_line
 from contrastive_i2v.models.instruct_pix2pix import InstructPix2Pix
 from contrastive_i2v.models.loading import locate
 from contrastive_i2v.system import DESCRIPTION, Description, System, SystemConfig, default_device
@@ -85,8 +85,10 @@ def read_description(source: str | Path) -> Description | None:
             raise ValueError(f"a {type(values).__name__} is no object")
         rules = dacite.Config(strict=True, cast=[tuple, float], type_hooks={SystemConfig: parse_config})
         return dacite.from_dict(Description, values, rules)
-    except (OSError, ValueError, TypeError, dacite.DaciteError) as error:
-        raise InputError(f"{file}: can't be read ({error}); expected what save() of a system writes") from error
+    except (OSError, ValueError, TypeError, RecursionError, dacite.DaciteError) as error:
+        raise InputError(
+            f"{file}: can't be read ({one_line(error)}); expected what save() of a system writes"
+        ) from error
 
 
 def opening_kind(folder: Path) -> str | None:

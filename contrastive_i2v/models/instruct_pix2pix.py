@@ -25,9 +25,10 @@ import torch
 import transformers
 from torch import Tensor, nn
 
-from contrastive_i2v.errors import InputError
+from contrastive_i2v.diffusion.schedule import read_steps
+from contrastive_i2v.errors import InputError, one_line
 from contrastive_i2v.models.autoencoder import ImageCodec, device_of, like
-from contrastive_i2v.models.loading import load_part, load_weights, missing_parts, variants
+from contrastive_i2v.models.loading import load_part, load_weights, missing_parts, read_object, variants
 from contrastive_i2v.system import Condition, Sampler, System, SystemConfig, Text, Window, dropped
 
 MOST_PAST_FRAMES = 16
@@ -154,7 +155,7 @@ class InstructPix2Pix(System):
         """A Stable Diffusion folder, text-to-image or InstructPix2Pix: its parts, and a plain 2-D UNet."""
         if missing_parts(folder):
             return False
-        config = diffusers.UNet2DConditionModel.load_config(str(folder / "unet"))
+        config = read_object(folder / "unet" / "config.json")
         return config.get("_class_name") == "UNet2DConditionModel" and not (folder / "motion_adapter").exists()
 
     @classmethod
@@ -169,6 +170,7 @@ class InstructPix2Pix(System):
         unet = load_weights(diffusers.UNet2DConditionModel, source, "unet", files["unet"])
         text_encoder = load_weights(transformers.CLIPTextModel, source, "text_encoder", files["text_encoder"])
         tokenizer = load_part(transformers.CLIPTokenizer.from_pretrained, source, "tokenizer")
+        _check_prompt_length(source, tokenizer)
         channels = int(vae.config.latent_channels)
         _check_parts(source, unet, text_encoder, channels, cast(InstructPix2PixConfig | None, saved))
         is_base = unet.config.in_channels == channels
@@ -341,8 +343,35 @@ def _check_parts(name: str, unet: Any, text_encoder: Any, channels: int, saved: 
         )
 
 
+def _check_prompt_length(source: str, tokenizer: Any) -> None:
+    length = tokenizer.model_max_length
+    if isinstance(length, bool) or not isinstance(length, (int, float)) or not length >= 2:
+        raise InputError(
+            f"the tokenizer of model {source!r} has model_max_length={length!r}; expected a number of tokens, at least "
+            "2, the start's and the end's: set it in tokenizer/tokenizer_config.json (Stable Diffusion 1.x has 77)"
+        )
+
+
 def _load_scheduler(source: str, *, is_base: bool) -> Any:
-    config: dict[str, Any] = load_part(diffusers.DDIMScheduler.load_config, source, "scheduler")
+    config: Any = load_part(diffusers.DDIMScheduler.load_config, source, "scheduler")
+    if not isinstance(config, dict):
+        raise InputError(
+            f"scheduler/scheduler_config.json of model {source!r} holds a {type(config).__name__}; expected a JSON "
+            "object: save the scheduler again with diffusers"
+        )
+    try:
+        return _make_scheduler(config, is_base=is_base)
+    except InputError as error:
+        raise InputError(f"scheduler/scheduler_config.json of model {source!r}: {error}") from error
+    except Exception as error:  # of whatever diffusers makes of a value
+        raise InputError(
+            f"scheduler/scheduler_config.json of model {source!r}: diffusers can't make a scheduler of it "
+            f"({one_line(error)}); expected what save_pretrained of a scheduler writes"
+        ) from error
+
+
+def _make_scheduler(config: dict[str, Any], *, is_base: bool) -> Any:
+    read_steps(config)
     name = str(config.get("_class_name", "DDIMScheduler"))
     if is_base and not name.startswith("FlowMatch"):
         # clip_sample=False: latents aren't confined to [-1, 1], and PNDM configs don't say
@@ -350,7 +379,7 @@ def _load_scheduler(source: str, *, is_base: bool) -> Any:
     cls: Any = getattr(diffusers, name, None)
     if not _is_scheduler(cls):
         raise InputError(
-            f"scheduler/scheduler_config.json of model {source!r} names {name!r}; expected a scheduler "
+            f"names {name!r}; expected a scheduler "
             "of the installed diffusers: name DDIMScheduler there, or update diffusers"
         )
     return cls.from_config(config)

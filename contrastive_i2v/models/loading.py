@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -48,6 +49,21 @@ def locate(name: str | Path) -> str:
             "'stable-diffusion-v1-5/stable-diffusion-v1-5'"
         )
     return text
+
+
+def read_object(file: Path) -> dict[str, Any]:
+    """The JSON object that a file of a model holds. Raises InputError naming the file."""
+    try:
+        values = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(
+            f"{file}: can't be read ({one_line(error)}); expected the JSON that diffusers writes"
+        ) from error
+    if not isinstance(values, dict):
+        raise InputError(
+            f"{file}: can't be read, it holds a {type(values).__name__}; expected a JSON object, as diffusers writes"
+        )
+    return values
 
 
 def load_part(load: Callable[..., Any], source: str, part: str, **kwargs: Any) -> Any:

@@ -26,6 +26,7 @@ def bank_list(prediction: Tensor, banks: Sequence[Tensor] | Tensor) -> None:
     """Every bank is [N_k, *latent] with N_k > 0."""
     if isinstance(banks, Tensor):
         raise ValueError("banks is one tensor: expected a sequence of tensors, so pass [bank]")
+    _sequence("banks", banks, "tensors")
     for k, bank in enumerate(banks):
         name = f"banks[{k}]"
         _floating(name, bank)
@@ -63,12 +64,39 @@ def split_temperature(prediction: Tensor, temperature: float | Tensor) -> tuple[
         if temperature.numel() != 1:
             raise ValueError(f"temperature has shape {_shape(temperature)}: expected one element")
         return 1.0, temperature
-    if not (temperature > 0 and math.isfinite(temperature)):
-        raise ValueError(f"temperature is {temperature}: expected a finite number > 0")
+    try:
+        usable = temperature > 0 and math.isfinite(temperature)
+    except (TypeError, OverflowError):
+        usable = False
+    if not usable:
+        raise ValueError(f"temperature is {_said(temperature)}: expected a finite number > 0, or a tensor with one")
     return float(temperature), None
 
 
-def length(name: str, values: Sequence[object], banks: Sequence[Tensor]) -> None:
+def numbers(name: str, values: Sequence[float] | Tensor, banks: Sequence[Tensor]) -> None:
+    """One number a bank."""
+    if isinstance(values, Tensor) and values.dim() != 1:
+        raise ValueError(f"{name} has shape {_shape(values)}: expected {len(banks)} numbers, one a bank")
+    _sequence(name, values, "numbers")
+    length(name, values, banks)
+    for k, value in enumerate(values):
+        if isinstance(value, Tensor) and value.numel() != 1:
+            raise ValueError(f"{name}[{k}] has shape {_shape(value)}: expected one number")
+        if isinstance(value, str):
+            raise ValueError(f"{name}[{k}] is {_said(value)}: expected a number")
+        try:
+            float(value)
+        except (TypeError, OverflowError) as error:
+            raise ValueError(f"{name}[{k}] is {_said(value)}: expected a number") from error
+
+
+def flag(name: str, value: object) -> None:
+    """True or False."""
+    if isinstance(value, Tensor) or value not in (True, False):
+        raise ValueError(f"{name} is {_said(value)}: expected True or False")
+
+
+def length(name: str, values: Sequence[object] | Tensor, banks: Sequence[Tensor]) -> None:
     """One value a bank."""
     if len(values) != len(banks):
         raise ValueError(f"{name} has {len(values)} entries: expected {len(banks)}, one a bank")
@@ -86,6 +114,7 @@ def index_lists(
         return [None] * len(banks)
     if isinstance(lists, Tensor):
         raise ValueError(f"{name} is one tensor: expected a sequence of int64 tensors, one a bank, so pass [{name}]")
+    _sequence(name, lists, "int64 tensors")
     length(name, lists, banks)
     for k, index in enumerate(lists):
         if index is not None:
@@ -114,6 +143,8 @@ def groups_together(prediction: Tensor, query_groups: Tensor | None, bank_groups
 
 
 def _index(prediction: Tensor, name: str, index: Tensor, size: int) -> None:
+    if not isinstance(index, Tensor):
+        raise ValueError(f"{name} is {_said(index)}: expected an int64 tensor")
     if index.dtype != torch.int64:
         raise ValueError(f"{name} is {index.dtype}: expected torch.int64")
     _same_device(name, index, prediction)
@@ -123,7 +154,7 @@ def _index(prediction: Tensor, name: str, index: Tensor, size: int) -> None:
 
 def _floating(name: str, tensor: Tensor) -> None:
     if not isinstance(tensor, Tensor):
-        raise ValueError(f"{name} is {type(tensor).__name__}: expected a tensor")
+        raise ValueError(f"{name} is {_said(tensor)}: expected a tensor")
     if tensor.dtype not in (torch.float32, torch.bfloat16, torch.float16, torch.float64):
         raise ValueError(f"{name} is {tensor.dtype}: expected float32, bfloat16, float16 or float64")
 
@@ -131,6 +162,17 @@ def _floating(name: str, tensor: Tensor) -> None:
 def _same_device(name: str, tensor: Tensor, prediction: Tensor) -> None:
     if tensor.device != prediction.device:
         raise ValueError(f"{name} is on {tensor.device}: expected prediction's device, {prediction.device}")
+
+
+def _sequence(name: str, values: object, of: str) -> None:
+    if isinstance(values, (list, tuple)) or (hasattr(values, "__len__") and hasattr(values, "__getitem__")):
+        return
+    raise ValueError(f"{name} is {_said(values)}: expected a sequence of {of}, one a bank")
+
+
+def _said(value: object) -> str:
+    """A number or a text as it is, anything else by its type."""
+    return repr(value)[:60] if isinstance(value, (int, float, str)) else type(value).__name__
 
 
 def _shape(tensor: Tensor) -> list[int]:

@@ -121,7 +121,7 @@ def contrastive_diffusion_loss(
             )
             # fmt: on
             return ContrastiveDiffusionLossOutput(out[0], out[1], out[2])
-        except (RuntimeError, ValueError, TypeError, ZeroDivisionError):
+        except (RuntimeError, ValueError, TypeError, IndexError, AttributeError, ZeroDivisionError, OverflowError):
             pass
 
     check.latents(prediction, noisy, target)
@@ -139,7 +139,8 @@ def contrastive_diffusion_loss(
 
     if bank_weights is None:
         bank_weights = [1 / (prediction.numel() // size)] * len(banks)
-    check.length("bank_weights", bank_weights, banks)
+    check.numbers("bank_weights", bank_weights, banks)
+    check.flag("normalize", normalize)
     matches = check.index_lists(prediction, "positives", positives, banks, [size] * len(banks))
     positive_rows: list[Tensor] = []
     if matches and any(match is not None for match in matches):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
@@ -176,9 +177,23 @@ def test_kinds(pipeline_folder: Path, clips: Path, tmp_path: Path) -> None:
     assert kind_of(str(clips / "test")) == "videos"
     (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": "StableVideoDiffusionPipeline"}))
     assert kind_of(str(tmp_path)) == "pipeline"
-    (tmp_path / "model_index.json").write_text("{")
-    with pytest.raises(InputError, match=r"model_index\.json: can't be read"):
+    for damaged in ("{", "[]", "3", "[" * 100_000):
+        (tmp_path / "model_index.json").write_text(damaged)
+        with pytest.raises(InputError, match=r"model_index\.json: can't be read"):
+            kind_of(str(tmp_path))
+    (tmp_path / "model_index.json").write_text('{"_class_name": ["x"]}')
+    with pytest.raises(InputError, match=r"_class_name is \['x'\]; expected the name"):
         kind_of(str(tmp_path))
+
+
+@pytest.mark.parametrize("folder", ["videos/mine", "videos", "videos/mine/below"])
+def test_finished_videos_are_not_overwritten(clips: Path, tmp_path: Path, folder: str) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(clips / "test", out / "videos" / "mine" / "below")
+    before = sorted(out.rglob("*"))
+    with pytest.raises(InputError, match="mine=.*: its videos would be written among those it is read from"):
+        evaluate.run(arguments(clips, out, "--method", f"mine={out / folder}", "--resolution", "16"))
+    assert sorted(out.rglob("*")) == before
 
 
 def test_a_pipeline_that_can_not_be_loaded_says_why(clips: Path, tmp_path: Path) -> None:

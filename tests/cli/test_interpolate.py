@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from contrastive_i2v.cli import interpolate as cli
 from contrastive_i2v.cli.interpolate import frame_times, run
 from contrastive_i2v.data.video import probe, read_frames, resize_frames, to_uint8, write_video
 from contrastive_i2v.errors import InputError
@@ -97,6 +99,52 @@ def test_an_awkward_rate_still_meets_the_given_frames() -> None:
 def test_wrong_rates(rollout: Path, pipeline_folder: Path, arguments: list[str], message: str) -> None:
     with pytest.raises(InputError, match=message):
         interpolate(pipeline_folder, "--input", rollout, *arguments)
+
+
+@pytest.mark.parametrize("arguments", [["--fps-out", "1e9"], ["--factor", "1e300"]])
+def test_a_result_that_is_too_long_is_refused_with_the_largest_that_fits(
+    rollout: Path, pipeline_folder: Path, tmp_path: Path, arguments: list[str]
+) -> None:
+    out = ["--input", rollout, "--output", tmp_path / "out"]
+    message = (
+        r"00000\.safetensors: .* frames and .* GiB; expected at most 100000 frames and 8 GiB: take --fps-out (\S+)"
+    )
+    with pytest.raises(InputError, match=message) as raised:
+        interpolate(pipeline_folder, *out, *arguments)
+    found = re.search(message, str(raised.value))
+    assert found and float(found[1]) == 249997.0  # floor of 99,999 frames over the 2 that follow the first, times 5
+    assert len(frame_times(3, Fraction(5), Fraction(float(found[1])))) <= 100_000
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("rate", ["1e10", "1e-5"])
+def test_a_rate_that_no_file_can_say_is_refused(
+    rollout: Path, pipeline_folder: Path, tmp_path: Path, rate: str
+) -> None:
+    out = ["--input", rollout, "--output", tmp_path / "out"]
+    with pytest.raises(InputError, match=r"frames a second; expected 0.01 to 1e\+06"):
+        interpolate(pipeline_folder, *out, "--fps-in", rate, "--fps-out", rate)
+
+
+@pytest.mark.parametrize("rate", ["1e6", "0.01"])
+def test_the_ends_of_the_rates_are_written(rollout: Path, pipeline_folder: Path, tmp_path: Path, rate: str) -> None:
+    out = ["--input", rollout, "--output", tmp_path / "out", "--formats", "mp4", "gif"]
+    interpolate(pipeline_folder, *out, "--fps-in", rate, "--fps-out", rate)
+    assert probe(tmp_path / "out" / "00000.mp4").frames == 3
+
+
+def test_a_result_that_is_too_large_is_refused_before_any_work(
+    rollout: Path, pipeline_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cli, "MAX_BYTES", 8 * (3 * 16 * 16 + 8 * 4 * 8 * 8))  # 8 frames of the random model
+    out = tmp_path / "out"
+    fits = tmp_path / "fits.safetensors"
+    save_file({"latents": torch.randn(2, 4, 8, 8)}, fits)
+    with pytest.raises(InputError, match="--fps-out 17.5 or less"):
+        interpolate(pipeline_folder, "--input", fits, rollout, "--output", out, "--fps-out", 20)
+    assert not out.exists()
+    interpolate(pipeline_folder, "--input", rollout, "--output", out, "--fps-out", 17.5, "--formats", "latents")
+    assert len(load_file(out / "00000.safetensors")["latents"]) == 8
 
 
 def test_wrong_inputs_are_named(rollout: Path, pipeline_folder: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -134,6 +135,22 @@ def test_sample_checks_its_counts_before_any_work(
         main(["sample", "--image", "a.png", "--prompt", "x", *options])
     assert stopped.value.code == 2
     assert said in " ".join(capsys.readouterr().err.replace("│", " ").split())
+
+
+def test_encode_names_all_it_left_out_in_a_file(
+    tmp_path: Path, pipeline_folder: Path, clips: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    videos = shutil.copytree(clips / "train", tmp_path / "videos")
+    for n in range(12):
+        (videos / f"bad{n:02}.mp4").write_bytes(b"no video")
+        if n:
+            (videos / f"bad{n:02}.txt").write_text("a caption")
+    data = ["--data.path", str(videos), "--data.cache-dir", str(tmp_path / "cache"), "--data.resolution", "16"]
+    assert main(["encode", "--model", str(pipeline_folder), *data]) == 0
+    said = capsys.readouterr().out
+    assert "left out 12 clips:" in said and f"all of them: {tmp_path / 'cache' / 'skipped.csv'}" in said
+    lines = (tmp_path / "cache" / "skipped.csv").read_text().splitlines()
+    assert len(lines) == 13 and "bad00.mp4,no caption" in lines[1] and "bad11.mp4" in lines[12]
 
 
 def test_encode_fills_the_cache_that_training_reads(

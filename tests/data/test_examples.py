@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import pickle
 from dataclasses import replace
 from pathlib import Path
@@ -14,9 +15,9 @@ from torch.utils.data import DataLoader, default_collate
 from toy import BlockMeans, Toy
 
 from contrastive_i2v.data import examples
-from contrastive_i2v.data.examples import Example, encode_clip_frames, report_skipped
+from contrastive_i2v.data.examples import SKIPPED, Example, encode_clip_frames, report_skipped, write_skipped
 from contrastive_i2v.data.frames import FramesConfig, clip_rng, sample_windows, valid_frames
-from contrastive_i2v.data.types import Clip
+from contrastive_i2v.data.types import Clip, Skipped
 from contrastive_i2v.data.video import probe, read_frames, resize_frames
 from contrastive_i2v.errors import InputError
 from contrastive_i2v.system import Text, Window
@@ -218,6 +219,34 @@ def test_bad_clips_are_left_out_with_their_reasons(clips: list[Clip], tmp_path: 
         encode(clips, Toy(), tmp_path / "cache", frames=FramesConfig(max_seconds=1))
     with pytest.raises(InputError, match="at least one clip"):
         encode([], Toy(), tmp_path / "cache")
+
+
+def test_everything_left_out_is_in_a_file(tmp_path: Path) -> None:
+    file = tmp_path / "cache" / SKIPPED
+    write_skipped(file, [])
+    assert not file.parent.exists()
+    names = [*(f"{n:02}.mp4" for n in range(38)), 'a "b",\udcff.mp4']
+    skipped = [Skipped(tmp_path / name, "no frames,\nsays it") for name in names]
+    write_skipped(file, skipped)
+    with file.open(encoding="utf-8", newline="") as opened:
+        rows = list(csv.reader(opened))
+    assert rows[0] == ["path", "reason"] and len(rows) == 40
+    assert rows[1] == [str(tmp_path / "00.mp4"), "no frames,\nsays it"]
+    assert rows[-1][0] == str(tmp_path / 'a "b",\\udcff.mp4')
+    text = report_skipped(skipped, file=file)
+    assert text.splitlines()[-1] == f"  all of them: {file}"
+    write_skipped(file, [])  # of a later run
+    assert file.read_text() == "path,reason\n"
+
+
+def test_when_no_clip_is_left_the_file_names_all(tmp_path: Path) -> None:
+    bad = []
+    for n in range(7):
+        (tmp_path / f"{n}.mp4").write_bytes(b"none")
+        bad.append(Clip(tmp_path / f"{n}.mp4", "a"))
+    with pytest.raises(InputError, match=r"none of the 7 clips .* and 2 more, all of them in .*cache/skipped\.csv"):
+        encode(bad, Toy(), tmp_path / "cache")
+    assert len((tmp_path / "cache" / SKIPPED).read_text().splitlines()) >= 8
 
 
 def test_clips_too_short_for_the_systems_window_are_left_out(clips: list[Clip], tmp_path: Path) -> None:

@@ -181,6 +181,9 @@ def test_add_noise_keeps_the_dtype() -> None:
         assert schedule.target(clean, noise, timesteps).dtype == torch.bfloat16
 
 
+BAD_STEPS = (0, -3, 1.5, 10**9, 10**400, "x", None, True, [])
+
+
 @pytest.mark.parametrize(
     ("config", "message"),
     [
@@ -192,7 +195,12 @@ def test_add_noise_keeps_the_dtype() -> None:
         ({**SD, "prediction_type": "score"}, "prediction_type='score'; expected one of epsilon"),
         ({**SD, "trained_betas": [0.1, 0.2]}, r"alphas_cumprod has shape \(2,\); expected \(1000,\)"),
         ({"_class_name": "FlowMatchEulerDiscreteScheduler", "invert_sigmas": True}, "invert_sigmas=True"),
-        ({**SD, "num_train_timesteps": 0}, "num_train_timesteps=0"),
+        *(({**SD, "num_train_timesteps": n}, "num_train_timesteps=.*at least 1") for n in BAD_STEPS),
+        *(({"_class_name": "FlowMatch", "num_train_timesteps": n}, "num_train_timesteps=") for n in BAD_STEPS),
+        ({**SD, "beta_end": "x"}, "beta_end in the config of .*; expected numbers"),
+        ({**SD, "beta_end": 1.5}, "1.5 are not between 0 and 1"),
+        ({**SD, "trained_betas": ["x"]}, "trained_betas, .*; expected numbers"),
+        ([], "config is a list; expected a mapping"),
     ],
 )
 def test_what_it_cannot_express_is_refused(config: dict[str, Any], message: str) -> None:

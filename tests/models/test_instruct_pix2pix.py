@@ -279,3 +279,52 @@ def test_unknown_scheduler_is_refused(pipeline_folder: Path, tmp_path: Path) -> 
     (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps({"_class_name": "DiffusionPipeline"}))
     with pytest.raises(InputError, match="names 'DiffusionPipeline'"):
         load_system(folder)
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        *(
+            (
+                "tokenizer/tokenizer_config.json",
+                {"model_max_length": length},
+                "model_max_length=.*; expected .* at least 2",
+            )
+            for length in (-5, 0, 1, "x", True)
+        ),
+        ("tokenizer/tokenizer_config.json", [], "tokenizer"),
+        *(
+            (
+                "scheduler/scheduler_config.json",
+                {"num_train_timesteps": steps},
+                "scheduler_config.json .*timesteps=.*at least 1",
+            )
+            for steps in (0, -1, 1.5, "x", [])
+        ),
+        ("scheduler/scheduler_config.json", {"beta_schedule": "odd"}, "scheduler_config.json .*odd"),
+        ("scheduler/scheduler_config.json", {"beta_start": "x"}, "scheduler_config.json of model"),
+        *(("scheduler/scheduler_config.json", value, "scheduler") for value in ([], 3, None)),
+        *(("system.json", value, "system.json: can't be read") for value in ([], 3, None)),
+        *(("unet/config.json", value, "unet/config.json: can't be read") for value in ([], 3, None)),
+        *(("vae/config.json", value, "vae") for value in ([], 3, None)),
+        *(("text_encoder/config.json", value, "text_encoder") for value in ([], 3)),
+    ],
+)
+def test_a_config_that_is_none_is_one_line(
+    pipeline_folder: Path, tmp_path: Path, file: str, content: Any, message: str
+) -> None:
+    folder = Path(shutil.copytree(pipeline_folder, tmp_path / "model"))
+    path = folder / file
+    before = json.loads(path.read_text()) if isinstance(content, dict) and path.exists() else {}
+    path.write_text(json.dumps({**before, **content} if isinstance(content, dict) else content))
+    with pytest.raises(InputError, match=message) as raised:
+        load_system(folder)
+    assert len(str(raised.value).splitlines()) == 1
+
+
+def test_a_config_of_a_hundred_thousand_brackets_is_one_line(pipeline_folder: Path, tmp_path: Path) -> None:
+    for file in ("system.json", "unet/config.json", "scheduler/scheduler_config.json"):
+        folder = Path(shutil.copytree(pipeline_folder, tmp_path / file.replace("/", "-")))
+        (folder / file).write_text("[" * 100_000)
+        with pytest.raises(InputError, match=file.partition("/")[0]):
+            load_system(folder)

@@ -250,11 +250,53 @@ BAD_INPUTS: dict[str, tuple[dict[str, Any], str]] = {
         "bank_groups[0] has shape [3]",
     ),
     "noisy wants a gradient": ({"noisy": torch.zeros(3, 6, requires_grad=True)}, "noisy requires a gradient"),
+    "no tensors": (dict.fromkeys(("prediction", "noisy", "target")), "prediction is NoneType: expected a tensor"),
+    "prediction is a list": ({"prediction": [[1.0]]}, "prediction is list: expected a tensor"),
+    "prediction is a number": ({"prediction": torch.tensor(1.0)}, "prediction has shape []"),
+    "noisy is a number": ({"noisy": torch.tensor(1.0)}, "noisy has shape []"),
+    "target is an array": ({"target": 3.5}, "target is 3.5: expected a tensor"),
+    "c_skip is a number": ({"c_skip": 1.0}, "c_skip is 1.0: expected a tensor"),
+    "c_out is 0-d": ({"c_out": torch.tensor(1.0)}, "c_out has shape []: expected [3]"),
+    "banks is None": ({"banks": None}, "banks is NoneType: expected a sequence of tensors"),
+    "banks is a number": ({"banks": 4}, "banks is 4: expected a sequence of tensors"),
+    "banks is an iterator": ({"banks": iter([torch.zeros(4, 6)])}, "banks is list_iterator: expected a sequence"),
+    "bank is None": ({"banks": [None]}, "banks[0] is NoneType: expected a tensor"),
+    "bank is 0-d": ({"banks": [torch.tensor(1.0)]}, "banks[0] has shape []"),
+    "positives is a number": ({"positives": 1}, "positives is 1: expected a sequence of int64 tensors"),
+    "positive is a list": ({"positives": [[0, 1, 2]]}, "positives[0] is list: expected an int64 tensor"),
+    "positive is 0-d": ({"positives": [torch.tensor(1)]}, "positives[0] has shape []: expected [3]"),
+    "temperature None": ({"temperature": None}, "temperature is NoneType: expected a finite number > 0"),
+    "temperature text": ({"temperature": "0.1"}, "temperature is '0.1': expected a finite number > 0"),
+    "temperature list": ({"temperature": [0.1]}, "temperature is list: expected a finite number > 0"),
+    "temperature complex": ({"temperature": 1j}, "temperature is complex: expected a finite number > 0"),
+    "temperature huge": ({"temperature": 10**400}, "temperature is 1000"),
+    "temperature integer": ({"temperature": torch.tensor(1)}, "temperature is torch.int64"),
+    "bank_weights is a number": ({"bank_weights": 0.5}, "bank_weights is 0.5: expected a sequence of numbers"),
+    "bank_weights is 0-d": ({"bank_weights": torch.tensor(0.5)}, "bank_weights has shape []: expected 1 numbers"),
+    "bank_weights of text": ({"bank_weights": ["x"]}, "bank_weights[0] is 'x': expected a number"),
+    "bank_weights of None": ({"bank_weights": [None]}, "bank_weights[0] is NoneType: expected a number"),
+    "bank_weights of tensors": ({"bank_weights": [torch.ones(2)]}, "bank_weights[0] has shape [2]: expected one"),
+    "mse_weights is a list": ({"mse_weights": [1.0] * 3}, "mse_weights is list: expected a tensor"),
+    "contrastive_weights is 0-d": ({"contrastive_weights": torch.tensor(1.0)}, "contrastive_weights has shape []"),
+    "query_groups is a list": (
+        {"query_groups": [0, 1, 2], "bank_groups": [torch.zeros(4).long()]},
+        "query_groups is list: expected an int64 tensor",
+    ),
+    "bank_groups is a number": (
+        {"query_groups": torch.zeros(3).long(), "bank_groups": 3}, "bank_groups is 3: expected a sequence",
+    ),
+    "bank_groups of a list": (
+        {"query_groups": torch.zeros(3).long(), "bank_groups": [[0] * 4]}, "bank_groups[0] is list",
+    ),
+    "normalize is text": ({"normalize": "yes"}, "normalize is 'yes': expected True or False"),
+    "normalize is None": ({"normalize": None}, "normalize is NoneType: expected True or False"),
+    "backend is a number": ({"backend": 3}, "backend is 3"),
+    "backend is a list": ({"backend": ["cpu"]}, "backend is ['cpu']"),
     "backend": ({"backend": "gpu"}, "backend is 'gpu'"),
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", [*BACKENDS, None])
 @pytest.mark.parametrize("case", BAD_INPUTS)
 def test_bad_input_is_a_value_error_that_says_what(backend: str, case: str) -> None:
     change, message = BAD_INPUTS[case]

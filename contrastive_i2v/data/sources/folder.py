@@ -8,28 +8,38 @@ optionally `start` and `end` in seconds. Several rows may name one video: each i
 from __future__ import annotations
 
 import csv
+import io
 import json
 import math
 import os
+import reprlib
 from collections.abc import Iterator, Mapping
+from itertools import zip_longest
 from pathlib import Path
 
 from contrastive_i2v.data.types import Clip, Skipped
 from contrastive_i2v.data.video import VIDEO_EXTENSIONS
-from contrastive_i2v.errors import InputError
+from contrastive_i2v.errors import InputError, one_line
 
 METADATA_NAMES = ("metadata.csv", "metadata.jsonl")
 CAPTION_COLUMNS = ("text", "caption")
+MAX_SECONDS = 1e6
+"""The latest start or end: eleven days, which no video lasts, and few enough to count frames of."""
+MAX_CELL = 1 << 24
+"""Characters of a cell of a CSV file; the csv module stops at 131,072 otherwise."""
 
 
-def read_folder(root: str | Path) -> tuple[list[Clip], list[Skipped]]:
+def read_folder(root: str | Path, *, outside: bool = False) -> tuple[list[Clip], list[Skipped]]:
     """The captioned clips below `root`, sorted by path and then as their metadata rows are, and the videos
     without a caption.
 
     A metadata row goes before a `NAME.txt`. Hidden files and folders are left alone. No video is opened here.
 
+    Args:
+        outside: metadata rows may name files outside of `root`; a link inside of it may lead anywhere.
+
     Raises InputError for a folder that isn't there or holds no video, for no caption at all, and for metadata
-    that can't be read, lacks its columns or names a file that isn't there.
+    that can't be read, lacks its columns or names a file that isn't there or lies outside.
     """
     root = Path(root).expanduser()
     if not root.exists():
@@ -43,7 +53,7 @@ def read_folder(root: str | Path) -> tuple[list[Clip], list[Skipped]]:
     skipped: list[Skipped] = []
     described: set[Path] = set()
     for metadata in (f for f in files if f.name in METADATA_NAMES):
-        for path, where, row in _rows(metadata):
+        for path, where, row in _rows(metadata, root, outside):
             described.add(path)
             if caption := _caption(row, where):
                 start, end = (_seconds(row, key, where) for key in ("start", "end"))
@@ -88,20 +98,28 @@ def _walk(root: Path) -> list[Path]:
     return sorted(files)
 
 
-def _rows(metadata: Path) -> Iterator[tuple[Path, str, Mapping[str, object]]]:
+def _rows(metadata: Path, root: Path, outside: bool) -> Iterator[tuple[Path, str, Mapping[str, object]]]:
     """The rows of a metadata file as (video, "file, line n", row), once every video is known to be there."""
     rows = []
     missing = []
-    for line, row in _read_csv(metadata) if metadata.suffix == ".csv" else _read_jsonl(metadata):
+    for line, row in read_rows(metadata, captions=True):
         where = f"{metadata}, line {line}"
         name = row.get("file_name")
         if not isinstance(name, str) or not name.strip():
-            raise InputError(f"{where}: expected the name of a video as file_name, got {name!r}")
+            raise InputError(f"{where}: expected the name of a video as file_name, got {_short(name)}")
         if not any(key in row for key in CAPTION_COLUMNS):
             raise InputError(f"{where}: expected the key text (or caption), got {_some(list(row))}")
         path = Path(os.path.normpath(metadata.parent / name.strip()))
+        below = os.path.relpath(path, root)
+        if below.partition(os.sep)[0] != os.pardir:
+            path = root / below  # as a walk names it, also where the row has an absolute path
+        elif not outside:
+            raise InputError(
+                f"{where}: file_name is {_short(name)}, which lies outside of {root}; expected a file in it: move or "
+                "link the video into the folder, or call read_folder with outside=True"
+            )
         rows.append((path, where, row))
-        if not path.is_file():
+        if not is_file(path):
             missing.append(f"line {line}: {name}")
     if missing:
         raise InputError(
@@ -112,41 +130,82 @@ def _rows(metadata: Path) -> Iterator[tuple[Path, str, Mapping[str, object]]]:
     yield from rows
 
 
-def _read_csv(metadata: Path) -> Iterator[tuple[int, Mapping[str, object]]]:
+def read_rows(metadata: Path, *, captions: bool = False) -> list[tuple[int, Mapping[str, object]]]:
+    """The rows of a `metadata.csv` or `metadata.jsonl` with the line each ends on; blank lines are left out.
+
+    Args:
+        captions: the columns of a CSV must be those that `read_folder` needs.
+
+    Raises:
+        InputError: the file can't be read, or a line of it; it names the line.
+    """
     try:
-        with metadata.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file, skipinitialspace=True, strict=True)
-            columns = list(reader.fieldnames or [])
-            if "file_name" not in columns or not set(columns) & set(CAPTION_COLUMNS):
-                raise InputError(
-                    f"{metadata}: expected the columns file_name and text (or caption), got {_some(columns) or 'none'}"
-                )
-            for row in reader:
-                if None in row:  # DictReader's name for the cells beyond the header
-                    raise InputError(
-                        f"{metadata}, line {reader.line_num}: has more cells than the header; "
-                        f'a text with a comma goes in double quotes: clip.mp4,"a dog, running"'
-                    )
-                yield reader.line_num, dict(row)
-    except (csv.Error, UnicodeDecodeError, OSError) as error:
-        raise InputError(f"{metadata}: can't be read as UTF-8 CSV ({error})") from error
+        content = metadata.read_bytes()
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise InputError(
+            f"{metadata}, line {line}: can't be read as UTF-8 ({error.reason}); save the file as UTF-8"
+        ) from error
+    except OSError as error:
+        raise InputError(f"{metadata}: can't be read ({error.strerror or error})") from error
+    return _parse_csv(metadata, text, captions) if metadata.suffix == ".csv" else _parse_jsonl(metadata, text)
 
 
-def _read_jsonl(metadata: Path) -> Iterator[tuple[int, Mapping[str, object]]]:
+def _parse_csv(metadata: Path, text: str, captions: bool) -> list[tuple[int, Mapping[str, object]]]:
+    reader = csv.reader(io.StringIO(text, newline=""), skipinitialspace=True, strict=True)
+    before = csv.field_size_limit(MAX_CELL)  # of the whole process
     try:
-        lines = metadata.read_text(encoding="utf-8-sig").split("\n")
-    except (UnicodeDecodeError, OSError) as error:
-        raise InputError(f"{metadata}: can't be read as UTF-8 ({error})") from error
-    for number, line in enumerate(lines, 1):
+        lines = [(reader.line_num, cells) for cells in reader if any(map(str.strip, cells)) or len(cells) > 1]
+    except csv.Error as error:
+        raise InputError(f"{metadata}, line {reader.line_num}: can't be read as UTF-8 CSV ({error})") from error
+    finally:
+        csv.field_size_limit(before)
+    columns = lines[0][1] if lines else []
+    if captions and ("file_name" not in columns or not set(columns) & set(CAPTION_COLUMNS)):
+        raise InputError(
+            f"{metadata}: expected the columns file_name and text (or caption), got {_some(columns) or 'none'}"
+        )
+    if twice := [name for name in columns if name and columns.count(name) > 1]:
+        raise InputError(f"{metadata}: has the column {_short(twice[0])} twice; expected each once: rename one")
+    rows: list[tuple[int, Mapping[str, object]]] = []
+    for number, cells in lines[1:]:
+        if len(cells) > len(columns):
+            raise InputError(
+                f"{metadata}, line {number}: has more cells than the header; "
+                f'a text with a comma goes in double quotes: clip.mp4,"a dog, running"'
+            )
+        rows.append((number, dict(zip_longest(columns, cells))))
+    return rows
+
+
+def _parse_jsonl(metadata: Path, text: str) -> list[tuple[int, Mapping[str, object]]]:
+    rows: list[tuple[int, Mapping[str, object]]] = []
+    for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
             continue
         try:
             row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise InputError(f"{metadata}, line {number}: is not JSON ({error})") from error
+        except RecursionError as error:
+            raise InputError(
+                f"{metadata}, line {number}: is nested too deeply; expected an object with file_name and text"
+            ) from error
+        except ValueError as error:  # not JSON, or a number of thousands of digits
+            raise InputError(f"{metadata}, line {number}: is not JSON ({one_line(error)})") from error
         if not isinstance(row, dict):
-            raise InputError(f"{metadata}, line {number}: expected an object with file_name and text, got {line[:60]}")
-        yield number, row
+            raise InputError(
+                f"{metadata}, line {number}: expected an object with file_name and text, got {_short(row)}"
+            )
+        rows.append((number, row))
+    return rows
+
+
+def is_file(path: Path) -> bool:
+    """Whether there is such a file; no error for a name that none can have."""
+    try:
+        return path.is_file()
+    except OSError:  # a name longer than names can be
+        return False
 
 
 def _caption(row: Mapping[str, object], where: str) -> str:
@@ -154,8 +213,13 @@ def _caption(row: Mapping[str, object], where: str) -> str:
     for key in CAPTION_COLUMNS:
         value = row.get(key)
         if value is not None and not isinstance(value, str):
-            raise InputError(f"{where}: {key} is {value!r}; expected a string")
+            raise InputError(f"{where}: {key} is {_short(value)}; expected a string")
         if value and value.strip():
+            if not _is_text(value):
+                raise InputError(
+                    f"{where}: {key} is {_short(value)}, half of a surrogate pair in it; expected text that UTF-8 can "
+                    "hold: write the character whole"
+                )
             return " ".join(value.split())
     return ""
 
@@ -165,11 +229,11 @@ def _seconds(row: Mapping[str, object], key: str, where: str) -> float | None:
     if value is None or value == "":
         return None
     try:
-        seconds = float(str(value))
-    except ValueError:
+        seconds = float(value) if isinstance(value, (str, int, float)) and not isinstance(value, bool) else math.nan
+    except (ValueError, OverflowError):
         seconds = math.nan
-    if not (math.isfinite(seconds) and seconds >= 0):
-        raise InputError(f"{where}: {key} is {value!r}; expected seconds >= 0, or nothing")
+    if not 0 <= seconds <= MAX_SECONDS:
+        raise InputError(f"{where}: {key} is {_short(value)}; expected seconds >= 0 and <= {MAX_SECONDS:g}, or nothing")
     return seconds
 
 
@@ -186,5 +250,21 @@ def _caption_beside(path: Path) -> tuple[str, str]:
 
 
 def _some(items: list[str], show: int = 3) -> str:
+    items = [item if len(item) <= 80 and item.isprintable() else _short(item) for item in items]
     more = f" and {len(items) - show} more" if len(items) > show else ""
     return ", ".join(items[:show]) + more
+
+
+def _is_text(value: str) -> bool:
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _short(value: object) -> str:
+    """The value in a message: on one line, and not its thousands of characters."""
+    shown = reprlib.Repr()
+    shown.maxstring = shown.maxother = shown.maxlong = 60
+    return shown.repr(value)

@@ -11,7 +11,9 @@ import ipaddress
 import json
 import re
 import socket
+import threading
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import lru_cache
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -31,6 +33,8 @@ PAGE = {
 }
 HOST = re.compile(r"[\w.-]+(:[0-9]{1,5})?|\[[0-9a-fA-F:.]+\](:[0-9]{1,5})?")
 MAX_BODY = 4096
+MAX_CONNECTIONS = 256
+"""Open at once, a thread each. One more takes the place of the one that has kept the server waiting the longest."""
 CHUNK = 1 << 16
 HEADERS = {
     "Content-Security-Policy": "default-src 'self'; img-src 'self' data:; object-src 'none'; base-uri 'none'; "
@@ -52,6 +56,7 @@ class StudyServer(ThreadingHTTPServer):
     """
 
     daemon_threads = True
+    request_queue_size = 128
 
     def __init__(
         self,
@@ -65,17 +70,53 @@ class StudyServer(ThreadingHTTPServer):
         self.say = say
         named = {"localhost", address[0], socket.gethostname(), f"{socket.gethostname()}.local", *allowed_hosts}
         self.allowed_hosts = {name.lower() for name in named}
+        self._connections: dict[socket.socket, bool] = {}  # whether it waits for a request, the longest-waiting first
+        self._lock = threading.Lock()
         self.address_family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
         super().__init__(address, Handler)
+        # a name is enough to go on as that rater where nobody else can come: not on a network or behind a proxy
+        self.trusts_names = ipaddress.ip_address(str(self.server_address[0]).partition("%")[0]).is_loopback
+        self.trusts_names &= not allowed_hosts
 
     def knows_host(self, host: str) -> bool:
         """Whether a Host header means this machine. An address always does: rebinding needs a name."""
-        name = urlsplit(f"//{host}").hostname or ""
+        try:
+            name = urlsplit(f"//{host}").hostname or ""
+        except ValueError:  # brackets around what is no address
+            return False
         try:
             ipaddress.ip_address(name)
         except ValueError:
             return name in self.allowed_hosts
         return True
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """Serve a connection in a thread of its own, unless too many are open and all of them busy."""
+        with self._lock:
+            if is_full := len(self._connections) >= MAX_CONNECTIONS:
+                longest = next((one for one, waits in self._connections.items() if waits), None)
+                if longest is not None:
+                    del self._connections[longest]
+                    with suppress(OSError):
+                        longest.shutdown(socket.SHUT_RDWR)  # its thread sees the end, and closes it
+                    is_full = False
+            if not is_full:
+                self._connections[request] = True
+        if is_full:
+            self.shutdown_request(request)
+        else:
+            super().process_request(request, client_address)
+
+    def shutdown_request(self, request: Any) -> None:
+        with self._lock:
+            self._connections.pop(request, None)
+        super().shutdown_request(request)
+
+    def waits(self, connection: Any, *, waits: bool) -> None:
+        """Note that a connection waits for a request, or is being answered."""
+        with self._lock:
+            if self._connections.pop(connection, None) is not None:
+                self._connections[connection] = waits
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Stay quiet about browsers that hang up in mid-video."""
@@ -89,6 +130,7 @@ class Handler(BaseHTTPRequestHandler):
     server_version = "study"
     sys_version = ""
     timeout = 60
+    """Seconds that a connection may keep silent."""
 
     def do_GET(self) -> None:
         self._answer(self._get)
@@ -100,6 +142,7 @@ class Handler(BaseHTTPRequestHandler):
         """Nothing: a line for each piece of a video says nothing."""
 
     def _answer(self, serve: Callable[[], None]) -> None:
+        self.server.waits(self.connection, waits=False)
         try:
             host = self.headers["Host"] or ""
             if not HOST.fullmatch(host) or not self.server.knows_host(host):
@@ -111,6 +154,8 @@ class Handler(BaseHTTPRequestHandler):
         except Refused as refused:
             self.close_connection = self.command == "POST"  # its body may be unread
             self._send_json({"error": refused.message}, refused.status)
+        finally:
+            self.server.waits(self.connection, waits=True)
 
     def _get(self) -> None:
         session, path = self.server.session, self.path.partition("?")[0]
@@ -133,10 +178,10 @@ class Handler(BaseHTTPRequestHandler):
     def _post(self) -> None:
         session, path = self.server.session, self.path
         origin = self.headers["Origin"]
-        if origin is not None and urlsplit(origin).netloc.lower() != self.headers["Host"].lower():
+        if origin is not None and _place(origin) != self.headers["Host"].lower():
             raise Refused(HTTPStatus.FORBIDDEN, "Another page may not vote here.")
         if path == "/join":
-            joined = session.join(self._json())
+            joined = session.join(self._json(), key=self.headers["Rater"], by_name=self.server.trusts_names)
             self.server.say(f"{joined['name']}: {joined['done']} of {joined['total']} votes")
             self._send_json(joined)
         elif path == "/vote":
@@ -201,6 +246,14 @@ class Handler(BaseHTTPRequestHandler):
             while left and (block := file.read(min(CHUNK, left))):
                 self.wfile.write(block)
                 left -= len(block)
+
+
+def _place(origin: str) -> str | None:
+    """Host and port of an Origin header; None where it is no address."""
+    try:
+        return urlsplit(origin).netloc.lower()
+    except ValueError:
+        return None
 
 
 def parse_range(header: str | None, size: int) -> range | None:

@@ -19,7 +19,7 @@ from typing import Any, cast
 from contrastive_i2v.evaluation.study.assignment import left_method, shuffled
 from contrastive_i2v.evaluation.study.pairs import Pair
 from contrastive_i2v.evaluation.study.questions import QUESTIONS, QuestionName, Side
-from contrastive_i2v.evaluation.study.store import Rater, Store, StudyFullError, Vote
+from contrastive_i2v.evaluation.study.store import NameTakenError, Rater, Store, StudyFullError, Vote
 
 NAME = re.compile(r"\w(?:[\w .'’-]{0,38}[\w.])?")
 METHODS: tuple[Side, Side] = ("a", "b")
@@ -57,8 +57,13 @@ class Session:
         questions = [asdict(QUESTIONS[name]) for name in self.store.design.questions]
         return {"pairs": len(self._pairs), "questions": questions}
 
-    def join(self, body: object) -> dict[str, Any]:
-        """`{"name": ...}` -> the rater's key and where they stopped. The same name, whatever its case, goes on."""
+    def join(self, body: object, *, key: str | None = None, by_name: bool = True) -> dict[str, Any]:
+        """`{"name": ...}` -> the rater's key and where they stopped. The same name, whatever its case, goes on.
+
+        Args:
+            key: of the rater who asks, if they have one.
+            by_name: whether a name is enough to go on as that rater; else it takes their key.
+        """
         name = _fields(body, {"name"})["name"]
         name = " ".join(unicodedata.normalize("NFC", name).split()) if isinstance(name, str) else ""
         if not NAME.fullmatch(name):
@@ -66,7 +71,16 @@ class Session:
                 HTTPStatus.BAD_REQUEST, "Please enter a name of 1 to 40 letters, digits, spaces, hyphens or dots."
             )
         try:
-            rater = self.store.join(name)
+            own = self.identify(key).key == name.casefold()
+        except Refused:
+            own = False
+        try:
+            rater = self.store.join(name, again=by_name or own)
+        except NameTakenError:
+            raise Refused(
+                HTTPStatus.CONFLICT,
+                "This name is taken. If it is yours, go on in the browser you began in; otherwise enter another.",
+            ) from None
         except StudyFullError:
             raise Refused(
                 HTTPStatus.CONFLICT,

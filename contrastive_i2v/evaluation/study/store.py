@@ -89,6 +89,10 @@ class Vote:
     """ISO 8601, UTC; set when recorded."""
 
 
+class NameTakenError(Exception):
+    """A rater of that name is there already."""
+
+
 class StudyFullError(Exception):
     """A new rater came when the study had all of its raters."""
 
@@ -126,11 +130,16 @@ class Store:
     def close(self) -> None:
         self._db.close()
 
-    def join(self, name: str) -> Rater:
-        """The rater of that name (whatever its case), new if there is none. Raises StudyFullError."""
+    def join(self, name: str, *, again: bool = True) -> Rater:
+        """The rater of that name (whatever its case), new if there is none.
+
+        Raises StudyFullError, and NameTakenError for a rater who is there already if not `again`.
+        """
         key = name.casefold()
         with self._transaction() as db:
             row = db.execute("SELECT id, key, name FROM rater WHERE key = ?", (key,)).fetchone()
+            if row is not None and not again:
+                raise NameTakenError
             if row is None:
                 if db.execute("SELECT count(*) FROM rater").fetchone()[0] >= self.design.raters:
                     raise StudyFullError

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from contrastive_i2v.data.examples import SKIPPED, write_skipped
 from contrastive_i2v.errors import InputError
 from contrastive_i2v.evaluation.generators import Method
 from contrastive_i2v.evaluation.report import build_page
@@ -53,7 +54,8 @@ def evaluate(
     warnings: Sequence[str] = (),
     progress: bool = True,
 ) -> Report:
-    """Evaluate methods on the same clips; writes `output/report.json`, the page and the videos.
+    """Evaluate methods on the same clips; writes `output/report.json`, the page, the videos, and
+    `output/skipped.csv` where clips were left out.
 
     Run again with the same arguments it goes on where it was stopped; what changed is made anew.
 
@@ -74,6 +76,7 @@ def evaluate(
     if twice := sorted({name for name in names if names.count(name) > 1 or name == "truth"}):
         raise InputError(f"methods: {', '.join(twice)} is taken already; name them apart with NAME=...")
     measures = build_measures(networks, frame_rate=reference.frame_rate)
+    write_skipped(output / SKIPPED, reference.skipped)
     work = Work(output, reference, methods, measures, batch_size, progress)
     extractors = _extractors(networks)
     truth = MeasuredVideos(work.jobs["truth"], reference.clips)
@@ -187,7 +190,7 @@ def _warnings(reference: ReferenceSet, networks: Networks) -> list[str]:
         found.append(f"{count} clip{'s' * (count > 1)}: too few to tell methods apart; take {FEW_CLIPS} or more.")
     if reference.skipped:
         shown = "; ".join(f"{one.path.name}: {one.reason}" for one in reference.skipped[:3])
-        more = f" and {len(reference.skipped) - 3} more" if len(reference.skipped) > 3 else ""
+        more = f" and {len(reference.skipped) - 3} more, all of them in {SKIPPED}" if len(reference.skipped) > 3 else ""
         found.append(f"Left out of {reference.folder}: {shown}{more}.")
     if networks.clip is None:
         found.append(

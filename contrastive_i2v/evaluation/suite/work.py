@@ -93,12 +93,14 @@ class Work:
             finished: called when all videos of a method, and all of the truth, are measured.
 
         Raises:
-            InputError: what the generators raise, features that aren't finite (naming the video), or a file that
-                can't be written.
+            InputError: a file that isn't this command's own lies where a video goes (before any work), what the
+                generators raise, features that aren't finite (naming the video), or a file that can't be written.
         """
         clips = self.reference.clips
         jobs = [job for of_method in self.jobs.values() for job in of_method]
         pending = [[clip for clip in clips if not job.done(clip)] for job in jobs]
+        for job, missing in zip(jobs, pending, strict=True):  # before any work
+            job.shelf.check([job.video(clip) for clip in missing])
         total, todo = len(clips) * len(jobs), sum(map(len, pending))
         last = {job.method.name: job for job in jobs[1:]}  # of each method, the job of its last seed
         bar = tqdm(total=total, initial=total - todo, unit="video", disable=not self.progress, smoothing=0.05)
@@ -135,6 +137,7 @@ class Work:
                 job.video(clip).unlink(missing_ok=True)  # of older frames
                 save_tensors(job.frames(clip), {"frames": frames}, job.stamp(clip))
                 videos[clip.name] = frames
+        job.shelf.claim([job.video(clip) for clip in clips])
         for clip in clips:
             if not job.video(clip).is_file():
                 write_video(job.video(clip), videos[clip.name], self.reference.frame_rate)

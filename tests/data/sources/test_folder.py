@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from pathlib import Path
 
@@ -132,14 +133,26 @@ def test_no_caption_at_all_names_files_and_the_way_out(tmp_path: Path) -> None:
         ('file_name,text\na.mp4,"a" dog\n', "can't be read as UTF-8 CSV"),
         ("file_name,text,start\na.mp4,x,0:30\n", "line 2: start is '0:30'; expected seconds >= 0"),
         ("file_name,text,end\na.mp4,x,nan\n", "line 2: end is 'nan'"),
+        ("file_name,text,end\na.mp4,x,1e308\n", r"line 2: end is '1e308'; expected seconds >= 0 and <= 1e\+06"),
+        (f"file_name,text,end\na.mp4,x,{'9' * 5000}\n", "line 2: end is '9{20,30}"),
+        ("file_name,text\na.mp4,x\n,\n", "line 3: expected the name of a video as file_name, got ''"),
+        (
+            "file_name,text\n../../a.mp4,x\n",
+            r"line 2: file_name is '\.\./\.\./a\.mp4', which .*outside=True",
+        ),
+        ("file_name,text\n/etc/passwd,x\n", "line 2: file_name is '/etc/passwd', which lies outside of"),
+        (f"file_name,text\n{'a' * 5000}.mp4,x\n", r"1 of 1 rows name a file that isn't there \('?line 2: a"),
+        ("file_name,text,text\na.mp4,x,y\n", "has the column 'text' twice"),
         ("file_name,text,start,end\na.mp4,x,3,3\n", "line 2: start = 3 s is not before end = 3 s"),
     ],
 )
 def test_metadata_csv_mistakes(tmp_path: Path, content: str, message: str) -> None:
     _touch(tmp_path, "a.mp4")
     (tmp_path / "metadata.csv").write_text(content)
-    with pytest.raises(InputError, match=message):
+    with pytest.raises(InputError, match=message) as raised:
         read_folder(tmp_path)
+    assert len(str(raised.value).splitlines()) == 1 and len(str(raised.value)) < 600
+    assert str(raised.value).startswith(str(tmp_path / "metadata."))
 
 
 @pytest.mark.parametrize(
@@ -154,17 +167,61 @@ def test_metadata_csv_mistakes(tmp_path: Path, content: str, message: str) -> No
         ('{"file_name": 3, "text": "x"}', "line 1: expected the name of a video as file_name, got 3"),
         ('{"file_name": "a.mp4", "text": ["x"]}', "line 1: text is \\['x'\\]; expected a string"),
         ('{"file_name": "a.mp4", "text": "x", "start": -1}', "line 1: start is -1"),
+        ('{"file_name": "a.mp4", "text": "x", "start": true}', "line 1: start is True; expected seconds"),
+        ('{"file_name": "a.mp4", "text": "x", "start": [[]]}', r"line 1: start is \[\[\]\]; expected seconds"),
+        ('{"file_name": "a.mp4", "text": "x", "end": 1e308}', r"line 1: end is 1e\+308; expected seconds"),
+        (f'{{"file_name": "a.mp4", "text": "x", "end": 1{"0" * 4000}}}', "line 1: end is 1000"),
+        (f'{{"file_name": "a.mp4", "text": "x", "end": {"9" * 5000}}}', "line 1: is not JSON .*5000 digits"),
+        ("[" * 100_000, "line 1: is nested too deeply"),
+        ('{"file_name": "a.mp4", "text": ' + "[" * 500 + "]" * 500 + "}", r"line 1: text is \[\[.*; expected a string"),
+        ('\n{"file_name": "a.mp4", "text": "a \\ud800 b"}', r"line 2: text is 'a \\ud800 b', half of a surrogate"),
+        ('{"file_name": "\\ud800.mp4", "text": "a"}', r"names? a file that isn't there .*ud800"),
+        ('{"file_name": "\\u0000.mp4", "text": "a"}', r"names? a file that isn't there"),
+        ("3", "line 1: expected an object with file_name and text, got 3"),
+        ("null", "line 1: expected an object with file_name and text, got None"),
     ],
 )
 def test_metadata_jsonl_mistakes(tmp_path: Path, content: str, message: str) -> None:
     _touch(tmp_path, "a.mp4")
     (tmp_path / "metadata.jsonl").write_text(content)
-    with pytest.raises(InputError, match=message):
+    with pytest.raises(InputError, match=message) as raised:
         read_folder(tmp_path)
+    assert len(str(raised.value).splitlines()) == 1 and len(str(raised.value)) < 600
+    assert str(raised.value).startswith(str(tmp_path / "metadata."))
 
 
 def test_metadata_in_another_encoding(tmp_path: Path) -> None:
     _touch(tmp_path, "a.mp4")
     (tmp_path / "metadata.csv").write_bytes("file_name,text\na.mp4,é\n".encode("latin-1"))
-    with pytest.raises(InputError, match=r"metadata\.csv: can't be read as UTF-8"):
+    with pytest.raises(InputError, match=r"metadata\.csv, line 2: can't be read as UTF-8"):
         read_folder(tmp_path)
+
+
+def test_rows_may_leave_the_folder_where_that_is_allowed(tmp_path: Path) -> None:
+    _touch(tmp_path, "root/sub/b.mp4", "a.mp4")
+    (tmp_path / "root/sub/metadata.csv").write_text(
+        f"file_name,text\n../../a.mp4,relative\n{tmp_path}/a.mp4,absolute\n{tmp_path}/root/sub/b.mp4,inside\n"
+    )
+    with pytest.raises(InputError, match=r"line 2: file_name is '../../a.mp4'"):
+        read_folder(tmp_path / "root")
+    clips, _ = read_folder(tmp_path / "root", outside=True)
+    assert [c.caption for c in clips] == ["relative", "absolute", "inside"]
+
+
+def test_an_absolute_path_inside_the_folder_is_one_video(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _touch(tmp_path, "root/a.mp4", "root/sub/b.mp4")
+    (tmp_path / "root/a.txt").write_text("of the text file")
+    (tmp_path / "root/sub/metadata.csv").write_text(f"file_name,text\n{tmp_path}/root/a.mp4,of the row\nb.mp4,b\n")
+    monkeypatch.chdir(tmp_path)
+    clips, skipped = read_folder("root")
+    assert clips == [Clip(Path("root/a.mp4"), "of the row"), Clip(Path("root/sub/b.mp4"), "b")] and not skipped
+
+
+def test_blank_lines_and_long_cells_of_a_csv(tmp_path: Path) -> None:
+    _touch(tmp_path, "a.mp4", "b.mp4")
+    long = "word " * 40_000  # beyond the csv module's own limit
+    (tmp_path / "metadata.csv").write_text(f"\n  \nfile_name,text\n\na.mp4,{long}\n   \n\nb.mp4,b\n\n")
+    before = csv.field_size_limit()
+    clips, skipped = read_folder(tmp_path)
+    assert [c.caption for c in clips] == [long.strip(), "b"] and not skipped
+    assert csv.field_size_limit() == before

@@ -5,13 +5,17 @@ from __future__ import annotations
 import http.client
 import io
 import json
-from collections.abc import Callable
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 from PIL import Image
 
+from contrastive_i2v.evaluation.study import server as study_server
 from contrastive_i2v.evaluation.study.assignment import left_method, shuffled
 from contrastive_i2v.evaluation.study.server import StudyServer, parse_range
 from contrastive_i2v.evaluation.study.session import Session
@@ -52,6 +56,16 @@ class Client:
         joined = self.ask("/join", {"name": name})
         self.key = joined.pop("key")
         return joined
+
+
+@contextmanager
+def running(server: StudyServer) -> Iterator[None]:
+    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
+    try:
+        yield
+    finally:
+        server.shutdown()
+        server.server_close()
 
 
 @pytest.fixture
@@ -124,6 +138,90 @@ def test_votes_that_make_no_sense(client: Client, store: Store, change: dict[str
     assert store.votes() == []
 
 
+@pytest.mark.parametrize("options", [{"host": "0.0.0.0"}, {"host": "127.0.0.1", "allowed_hosts": ["lab.example"]}])
+def test_beyond_this_machine_a_name_is_no_key(store: Store, pairs: list[Any], options: dict[str, Any]) -> None:
+    server = StudyServer(Session(store, pairs), (options.pop("host"), 0), **options)
+    with running(server):
+        ana, stranger = Client(server.server_port), Client(server.server_port)
+        ana.join("Ana")
+        ana.ask("/vote", GOOD)
+        key = ana.key or ""
+        for given in (None, "", key[:-1], key + "0"):
+            stranger.key = given
+            status, message = stranger.refused("POST", "/join", {"name": " aNA "})
+            assert status == 409 and "This name is taken" in message
+        ben = Client(server.server_port)
+        ben.join("Ben")
+        assert ben.refused("POST", "/join", {"name": "Ana"})[0] == 409
+        assert ana.join("ANA")["done"] == 1 and ana.key == key
+    assert [rater.name for rater in store.raters()] == ["Ana", "Ben"]
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "::1"])
+def test_on_this_machine_a_name_is_enough(store: Store, pairs: list[Any], host: str) -> None:
+    try:
+        server = StudyServer(Session(store, pairs), (host, 0))
+    except OSError:
+        pytest.skip(f"this machine has no {host}")
+    assert server.trusts_names
+    server.server_close()
+
+
+def test_silent_connections_do_not_keep_raters_out(
+    store: Store, pairs: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(study_server, "MAX_CONNECTIONS", 4)
+    server = StudyServer(Session(store, pairs), ("127.0.0.1", 0))
+    with running(server):
+        rater = http.client.HTTPConnection("127.0.0.1", server.server_port, timeout=10)
+        rater.request("GET", "/welcome")
+        assert rater.getresponse().read()
+        address = ("127.0.0.1", server.server_port)
+        silent = []
+        for _ in range(20):
+            silent.append(socket.create_connection(address, timeout=10))
+            silent[-1].sendall(b"GET /welcome HT")  # and no more
+        assert Client(server.server_port).ask("/welcome")["pairs"] == 4
+        assert len(server._connections) <= 4
+        assert silent[0].recv(10) == b""  # closed
+        for one in silent:
+            one.close()
+        rater.close()
+
+
+def test_busy_connections_are_not_dropped(store: Store, pairs: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(study_server, "MAX_CONNECTIONS", 1)
+    session = Session(store, pairs)
+    inside, go_on = threading.Event(), threading.Event()
+
+    def welcome() -> dict[str, Any]:
+        inside.set()
+        assert go_on.wait(10)
+        return {"pairs": 0}
+
+    monkeypatch.setattr(session, "welcome", welcome)
+    server = StudyServer(session, ("127.0.0.1", 0))
+    with running(server):
+        rater = http.client.HTTPConnection("127.0.0.1", server.server_port, timeout=10)
+        rater.request("GET", "/welcome")
+        assert inside.wait(10)
+        late = socket.create_connection(("127.0.0.1", server.server_port), timeout=10)
+        assert late.recv(10) == b""  # one too many
+        go_on.set()
+        assert rater.getresponse().read() == b'{"pairs": 0}'
+        rater.close()
+        late.close()
+
+
+def test_a_burst_of_connections_is_queued(store: Store, pairs: list[Any]) -> None:
+    server = StudyServer(Session(store, pairs), ("127.0.0.1", 0))  # nobody accepts yet
+    assert server.request_queue_size == 128
+    waiting = [socket.create_connection(("127.0.0.1", server.server_port), timeout=2) for _ in range(50)]
+    for one in waiting:
+        one.close()
+    server.server_close()
+
+
 @pytest.mark.parametrize("name", ["", "   ", "x" * 41, "=cmd()", "<b>", "a\nb\x00", 7, None, "a;b"])
 def test_names_that_are_none(client: Client, store: Store, name: Any) -> None:
     status, message = client.refused("POST", "/join", {"name": name})
@@ -147,9 +245,9 @@ def test_strangers_are_asked_who_they_are(client: Client) -> None:
 
 def test_other_pages_may_neither_vote_nor_read(client: Client, store: Store) -> None:
     client.join("Ana")
-    for origin in ("http://evil.example", "null", f"http://127.0.0.1:{client.port + 1}"):
+    for origin in ("http://[", "http://[::1", "http://evil.example", "null", f"http://127.0.0.1:{client.port + 1}"):
         assert client.refused("POST", "/vote", GOOD, Origin=origin)[0] == 403
-    for host in (f"evil.example:{client.port}", "", "a b", "[::1", "localhost.evil.example"):
+    for host in (f"evil.example:{client.port}", "", "a b", "[::1", "[:::::::::]", "localhost.evil.example"):
         assert client.refused("GET", "/welcome", Host=host)[0] == 403
         assert client.refused("POST", "/vote", GOOD, Host=host, Origin=f"http://{host}")[0] == 403
     assert store.votes() == []
@@ -229,8 +327,6 @@ def test_a_video_that_went_missing(client: Client, pairs: list[Any], tmp_path: P
     token = next(iter(session._files))
     session._files[token] = tmp_path / "gone.mp4"
     server = StudyServer(session, ("127.0.0.1", 0))
-    import threading
-
     threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
     assert Client(server.server_port).refused("GET", f"/video/{token}")[0] == 404
     server.shutdown()

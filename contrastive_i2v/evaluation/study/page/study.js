@@ -22,6 +22,18 @@ function remember(value) {
   try { value ? localStorage.setItem("rater", value) : localStorage.removeItem("rater"); } catch { /* private mode */ }
 }
 
+// A name alone isn't enough to go on as its rater on a network, so each rater of this browser keeps a key.
+const kept = (name) => `rater ${name.normalize("NFC").trim().replace(/\s+/g, " ").toLowerCase()}`;
+
+function recallRater(name) {
+  try { return localStorage.getItem(kept(name)); } catch { return null; }
+}
+
+function rememberRater(name, value) {
+  remember(value);
+  try { localStorage.setItem(kept(name), value); } catch { /* private mode */ }
+}
+
 class Refusal extends Error {
   constructor(status, message) {
     super(message);
@@ -249,8 +261,9 @@ $("#join").addEventListener("submit", async (event) => {
   event.preventDefault();
   $("#join .problem").textContent = "";
   try {
+    key = recallRater($("#name").value);
     const progress = await ask("/join", { name: $("#name").value });
-    remember(progress.key);
+    rememberRater(progress.name, progress.key);
     $("#name").value = "";
     await resume(progress);
   } catch (error) {
