@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import tyro
 
-from contrastive_i2v.data.examples import SKIPPED, encode_clips, report_skipped, write_skipped
-from contrastive_i2v.data.sources.folder import read_folder
+from contrastive_i2v.data.examples import SKIPPED
 from contrastive_i2v.models import load_system
 from contrastive_i2v.models.instruct_pix2pix import InstructPix2PixConfig
 from contrastive_i2v.system import SystemConfig
@@ -32,19 +30,8 @@ class Options:
 def run(arguments: Sequence[str]) -> None:
     """Parse the options and encode."""
     options = tyro.cli(Options, prog="contrastive-i2v encode", args=arguments)
-    system = load_system(options.model, options.system)
-    data = options.data
-    clips, uncaptioned = read_folder(data.path)
-    dataset, unusable = encode_clips(
-        clips,
-        system,
-        cache_dir=data.cache_dir,
-        resolution=data.resolution,
-        frames=data.frames,
-        seed=options.seed,
-    )
-    skipped, file = [*uncaptioned, *unusable], Path(data.cache_dir) / SKIPPED
-    write_skipped(file, skipped)
-    if skipped:
-        print(report_skipped(skipped, file=file))
+    from contrastive_i2v.training.batches import encode_dataset  # takes seconds
+
+    data, system = options.data, load_system(options.model, options.system)
+    dataset = encode_dataset(data, system, seed=options.seed, skipped_file=data.cache_dir.expanduser() / SKIPPED)
     print(f"{len(dataset)} windows of {len(dataset.clips)} clips in {data.cache_dir}")

@@ -3,22 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import torch
 from accelerate import Accelerator
 from torch.utils.data import DataLoader
 
-from contrastive_i2v.data.examples import Example, ExampleDataset, encode_clips, report_skipped
+from contrastive_i2v.data.examples import Example, ExampleDataset, encode_clips, report_skipped, write_skipped
 from contrastive_i2v.data.sources.folder import read_folder
 from contrastive_i2v.randomness import seeded
 from contrastive_i2v.system import System
 from contrastive_i2v.training.config import DataConfig, TrainConfig
 
 
-def encode_dataset(config: DataConfig, system: System, *, seed: int, progress: bool = True) -> ExampleDataset:
-    """The training examples, their latents in the cache; says which clips were left out. Raises InputError."""
+def encode_dataset(
+    config: DataConfig, system: System, *, seed: int, skipped_file: Path, progress: bool = True
+) -> ExampleDataset:
+    """The training examples, their latents in the cache. Raises InputError.
+
+    Args:
+        skipped_file: which clips were left out and why, all of them; the first few are said.
+        progress: whether this process shows a bar, says and writes.
+    """
     clips, uncaptioned = read_folder(config.path)
-    dataset, skipped = encode_clips(
+    dataset, unusable = encode_clips(
         clips,
         system,
         cache_dir=config.cache_dir,
@@ -27,8 +35,11 @@ def encode_dataset(config: DataConfig, system: System, *, seed: int, progress: b
         seed=seed,
         progress=progress,
     )
-    if progress and (left_out := report_skipped([*uncaptioned, *skipped])):
-        print(left_out)
+    skipped = [*uncaptioned, *unusable]
+    if progress:
+        write_skipped(skipped_file, skipped)
+    if progress and skipped:
+        print(report_skipped(skipped, file=skipped_file))
     return dataset
 
 

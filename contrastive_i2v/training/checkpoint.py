@@ -75,7 +75,7 @@ def save_checkpoint(
 
 def list_checkpoints(folder: Path) -> list[Path]:
     """The whole checkpoints below `folder`, oldest first."""
-    return sorted(path for path in folder.glob("step-*") if path.is_dir())
+    return sorted(path for path in folder.glob(f"step-{'[0-9]' * 8}") if (path / "state.json").is_file())
 
 
 class DamagedCheckpoint(InputError):

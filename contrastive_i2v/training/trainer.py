@@ -17,7 +17,7 @@ from diffusers.training_utils import EMAModel
 from torch import Tensor
 from tqdm import tqdm
 
-from contrastive_i2v.data.examples import Example
+from contrastive_i2v.data.examples import SKIPPED, Example
 from contrastive_i2v.data.video import as_size
 from contrastive_i2v.diffusion import NoiseSchedule
 from contrastive_i2v.errors import DivergedError, InputError
@@ -59,7 +59,13 @@ class Trainer:
         self.loss = build_loss(self.system.schedule, config.loss)
         self.candidates = build_candidates(config, self.loss, self.system, self.accelerator)
         with self.accelerator.main_process_first():  # the main process fills the cache, the others find it filled
-            self.dataset = encode_dataset(config.data, self.system, seed=config.seed, progress=self.main)
+            self.dataset = encode_dataset(
+                config.data,
+                self.system,
+                seed=config.seed,
+                skipped_file=config.output / SKIPPED,
+                progress=self.main,
+            )
         if config.gradient_checkpointing:
             _enable_gradient_checkpointing(self.system)
         trainable = self.system.trainable()

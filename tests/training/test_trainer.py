@@ -324,3 +324,21 @@ def test_a_damaged_checkpoint_is_passed_over_and_the_run_ends_with_the_same_bits
     Trainer(replace(broken, resume=True)).run()
     assert "step-00000004: damaged checkpoint" in capsys.readouterr().out
     assert_same_run(whole.output, broken.output)
+
+
+def test_every_clip_that_is_left_out_is_named_in_the_run_s_folder(
+    train_config: TrainConfig, clips: Path, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(clips / "train", tmp_path / "clips"))
+    broken = sorted(folder.glob("*.mp4"))[1]
+    broken.write_bytes(b"no video" * 50)
+    Trainer(replace(train_config, data=replace(train_config.data, path=folder)))
+    lines = (train_config.output / "skipped.csv").read_text().splitlines()
+    assert lines[0] == "path,reason" and len(lines) == 2 and lines[1].startswith(str(broken))
+
+
+def test_a_folder_of_the_user_s_among_the_checkpoints_stays(train_config: TrainConfig) -> None:
+    mine = train_config.output / "checkpoints" / "step-by-step"
+    mine.mkdir(parents=True)
+    Trainer(replace(train_config, keep_checkpoints=1)).run()
+    assert mine.is_dir() and last_step(train_config) == train_config.steps
