@@ -122,21 +122,6 @@ def write_strip(path: Path, frames: Tensor) -> None:
     write_whole(path, lambda part: _pil_images(strip[None])[0].save(part, format="PNG"))
 
 
-def read_image(path: Path) -> Tensor:
-    """An image file as uint8 `[1, 3, H, W]`. Raises InputError naming the file."""
-    import numpy as np
-    from PIL import Image
-
-    if not path.is_file():
-        raise InputError(f"{path}: no such file; expected an image (PNG, JPEG, ...)")
-    try:
-        with Image.open(path) as image:
-            array = np.array(image.convert("RGB"))
-    except OSError as error:
-        raise InputError(f"{path}: not a readable image ({error})") from error
-    return torch.from_numpy(array).permute(2, 0, 1)[None]
-
-
 def _pil_images(frames: Tensor) -> list[Any]:
     from PIL import Image
 
