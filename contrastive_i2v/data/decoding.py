@@ -29,6 +29,8 @@ MAX_PIXELS = 2**27
 SEEK_PIXELS = 2**21
 """Pixels of the frames between two wanted ones from which on it is looked whether a keyframe there saves decoding."""
 
+SEEK_FRAMES = 8
+"""Frames that a seek must save: it throws away those that the decoder holds back to put them in order."""
 TIMED_FORMATS = ("mov", "matroska")
 """FFmpeg's names for MP4 and QuickTime, and for Matroska and WebM. Others, as AVI, have no times of presentation."""
 
@@ -92,7 +94,13 @@ def read_pyav(path: Path, indices: Sequence[int]) -> Tensor:
     missing = [index for index in wanted if index not in found]
     if missing:
         raise IndexError(f"has no frame {missing[0]}")
-    return torch.stack([found[index] for index in indices]).permute(0, 3, 1, 2).contiguous()
+    height, width, _ = found[wanted[0]].shape
+    frames = torch.empty(len(indices), 3, height, width, dtype=torch.uint8)
+    for frame, index in zip(frames, indices, strict=True):
+        if found[index].shape != (height, width, 3):
+            raise ValueError(f"frame {index} has another size than frame {wanted[0]}")
+        frame.copy_(found[index].permute(2, 0, 1))
+    return frames
 
 
 def probe_decord(path: Path) -> VideoInfo:
@@ -209,9 +217,7 @@ class _Video:
         packets = [first, *self._packets()] if first else []
         times = sorted(packet.pts for packet in packets if packet.pts is not None)
         number = {pts: index for index, pts in enumerate(times)}
-        keys = sorted(
-            (number[p.pts], p.dts) for p in packets if p.is_keyframe and p.pts is not None and p.dts is not None
-        )
+        keys = sorted((number[p.pts], p.pts) for p in packets if p.is_keyframe and p.pts is not None)
         found: dict[int, Tensor] | None = None
         if len(number) == len(packets) and len(keys) > 1 and keys[0][0] == 0:
             found = self._from_keyframes([w for w in wanted if w < len(times)], number, keys)
@@ -228,9 +234,9 @@ class _Video:
         frames: Iterator[Any] = iter(())
         here = -1  # the frame decoded last
         for index in wanted:
-            start, dts = keys[bisect_right(starts, index) - 1]
-            if here < 0 or start > here + 1:
-                self._container.seek(dts, stream=self.stream)
+            start, pts = keys[bisect_right(starts, index) - 1]
+            if here < 0 or start > here + SEEK_FRAMES:
+                self._container.seek(pts, stream=self.stream)
                 frames = self._decode_after_seek(starts, number)
                 here = start - 1
             for frame in frames:

@@ -128,6 +128,7 @@ def test_seeking_gives_the_frames_of_decoding_in_order(
         return original(self, frame)
 
     monkeypatch.setattr(decoding, "SEEK_PIXELS", 0)
+    monkeypatch.setattr(decoding, "SEEK_FRAMES", 1)
     monkeypatch.setattr(decoding._Video, "_upright", count)
     for indices in ([44], [0, 44], [12, 33], [19, 20, 21, 40], [9, 10, 11, 29, 30], [30, 3, 30]):
         decoded = 0
@@ -140,12 +141,17 @@ def test_seeking_gives_the_frames_of_decoding_in_order(
 def test_a_seek_decodes_from_the_keyframe_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write_groups(tmp_path / "a.mp4", asymmetric(40), 10)
     monkeypatch.setattr(decoding, "SEEK_PIXELS", 0)
+    monkeypatch.setattr(decoding, "SEEK_FRAMES", 1)
 
     def no(*_: object) -> None:
         raise AssertionError("decoded from the start")
 
     monkeypatch.setattr(decoding._Video, "read_in_order", no)
+    original = decoding._Video._check_time
+    steps = []
+    monkeypatch.setattr(decoding._Video, "_check_time", lambda self: steps.append(1) or original(self))
     assert read_frames(path, [0, 15, 38]).shape == (3, 3, 48, 96)
+    assert len(steps) <= 80  # 40 packets looked at, and those of 16 frames and of the few that the decoder holds back
 
 
 def test_decoding_stops_at_its_time_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
