@@ -31,6 +31,8 @@ SEEK_PIXELS = 2**21
 
 SEEK_FRAMES = 8
 """Frames that a seek must save: it throws away those that the decoder holds back to put them in order."""
+THREADED_PIXELS = 2**18
+"""Of a frame, from which on several threads convert it to RGB: at 64x64 they take longer than the work."""
 TIMED_FORMATS = ("mov", "matroska")
 """FFmpeg's names for MP4 and QuickTime, and for Matroska and WebM. Others, as AVI, have no times of presentation."""
 
@@ -285,7 +287,12 @@ class _Video:
         return TimeoutError(f"decoding took longer than {self._limit:g} s; CI2V_DECODE_SECONDS sets the limit")
 
     def _upright(self, frame: Any) -> Tensor:
-        pixels = torch.from_numpy(self._reformatter.reformat(frame, format="rgb24").to_ndarray())  # [H, W, 3]
+        threads = 1 if frame.height * frame.width < THREADED_PIXELS else 0  # 0: as many as suit
+        try:
+            rgb = self._reformatter.reformat(frame, format="rgb24", threads=threads)
+        except TypeError:  # an older PyAV, without the option
+            rgb = self._reformatter.reformat(frame, format="rgb24")
+        pixels = torch.from_numpy(rgb.to_ndarray())  # [H, W, 3]
         swap, mirror_columns, mirror_rows = _turn(frame)
         if swap:
             pixels = pixels.transpose(0, 1)
