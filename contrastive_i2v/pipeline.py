@@ -13,6 +13,7 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
+from contrastive_i2v.data.images import image_pixels
 from contrastive_i2v.data.video import resize_frames, to_uint8
 from contrastive_i2v.errors import InputError
 from contrastive_i2v.models import load_system
@@ -183,9 +184,9 @@ class ImageToVideoPipeline:
 
 
 def as_frame(image: ImageInput) -> Tensor:
-    """An image as uint8 `[1, 3, H, W]`. Raises InputError for what is none."""
+    """An image as uint8 `[1, 3, H, W]`, PIL images as `image_pixels` reads them. Raises InputError for what is none."""
     if isinstance(image, Image.Image):
-        return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)[None]
+        return image_pixels(image)
     tensor = torch.from_numpy(image).permute(2, 0, 1) if isinstance(image, np.ndarray) and image.ndim == 3 else image
     if not isinstance(tensor, Tensor) or tensor.ndim != 3 or len(tensor) != 3:
         shape = f" {tuple(image.shape)}" if hasattr(image, "shape") else ""

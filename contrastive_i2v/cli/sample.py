@@ -14,7 +14,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from contrastive_i2v.cli.outputs import Format, write_outputs
-from contrastive_i2v.data.video import VIDEO_EXTENSIONS, as_size, read_frames, read_image
+from contrastive_i2v.data.images import read_image
+from contrastive_i2v.data.video import VIDEO_EXTENSIONS, as_size, read_frames
 from contrastive_i2v.errors import InputError, check_fields
 from contrastive_i2v.system import SamplerOptions, default_device
 

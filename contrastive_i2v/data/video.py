@@ -1,14 +1,15 @@
 """Decode just the frames asked for, and write videos, GIFs and strips.
 
-decord reads (random access without decoding the whole file); PyAV reads where decord has no wheel or fails,
-and writes. Frames are uint8 `[F, 3, H, W]`; models see float `[F, 3, H, W]` in [-1, 1].
+PyAV reads and writes; with CI2V_DECODER=decord in the environment decord reads what it can, and PyAV the rest
+(contrastive_i2v.data.decoding). Frames are uint8 `[F, 3, H, W]`; models see float `[F, 3, H, W]` in [-1, 1].
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import os
+from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,6 +17,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from contrastive_i2v.data import decoding
+from contrastive_i2v.data.decoding import VideoInfo as VideoInfo
 from contrastive_i2v.errors import InputError, one_line
 from contrastive_i2v.files import write_whole
 from contrastive_i2v.system import Size
@@ -29,29 +32,17 @@ class VideoError(InputError):
     """A video file that can't be opened or decoded; the message names the file."""
 
 
-@dataclass(frozen=True)
-class VideoInfo:
-    frames: int
-    """By the container's count, which some files overstate by one."""
-    fps: float
-    height: int
-    width: int
-
-    @property
-    def seconds(self) -> float:
-        return self.frames / self.fps
-
-
 def probe(path: Path) -> VideoInfo:
-    """Frame count, rate and size of a video. Raises VideoError naming the file."""
-    return _first_that_reads(path, (_probe_decord, _probe_pyav))
+    """Frame count, rate and upright size of a video. Raises VideoError naming the file."""
+    return _first_that_reads(path, {"pyav": decoding.probe_pyav, "decord": decoding.probe_decord})
 
 
 def read_frames(path: Path, indices: Sequence[int]) -> Tensor:
-    """Frames `indices` of a video at its own size, uint8 `[F, 3, H, W]`. Raises VideoError naming the file."""
+    """Frames `indices` of a video, upright, at its own size: uint8 `[F, 3, H, W]`. Raises VideoError naming it."""
     if not indices or min(indices) < 0:
         raise ValueError(f"indices: expected at least one frame index >= 0, got {list(indices)}")
-    return _first_that_reads(path, (lambda p: _read_decord(p, indices), lambda p: _read_pyav(p, indices)))
+    readers = {"pyav": decoding.read_pyav, "decord": decoding.read_decord}
+    return _first_that_reads(path, {name: partial(read, indices=indices) for name, read in readers.items()})
 
 
 def resize_frames(frames: Tensor, size: int | Size) -> Tensor:
@@ -122,82 +113,28 @@ def write_strip(path: Path, frames: Tensor) -> None:
     write_whole(path, lambda part: _pil_images(strip[None])[0].save(part, format="PNG"))
 
 
-def read_image(path: Path) -> Tensor:
-    """An image file as uint8 `[1, 3, H, W]`. Raises InputError naming the file."""
-    import numpy as np
-    from PIL import Image
-
-    if not path.is_file():
-        raise InputError(f"{path}: no such file; expected an image (PNG, JPEG, ...)")
-    try:
-        with Image.open(path) as image:
-            array = np.array(image.convert("RGB"))
-    except OSError as error:
-        raise InputError(f"{path}: not a readable image ({error})") from error
-    return torch.from_numpy(array).permute(2, 0, 1)[None]
-
-
 def _pil_images(frames: Tensor) -> list[Any]:
     from PIL import Image
 
     return [Image.fromarray(f) for f in frames.permute(0, 2, 3, 1).contiguous().cpu().numpy()]
 
 
-def _first_that_reads(path: Path, readers: Sequence[Callable[[Path], T]]) -> T:
+def _first_that_reads(path: Path, readers: Mapping[str, Callable[[Path], T]]) -> T:
+    """What the decoder asked for says of the file, or PyAV where that one can't read it."""
+    chosen = os.environ.get("CI2V_DECODER") or "pyav"
+    if chosen not in readers:
+        raise InputError(f"CI2V_DECODER={chosen}: expected {' or '.join(readers)}")
+    decoding.decode_seconds()  # a bad limit is no fault of the file
     if not path.is_file():
         raise VideoError(f"{path}: no such file; expected a video")
     reasons = []
-    for read in readers:
+    for name in dict.fromkeys((chosen, "pyav")):
         try:
-            return read(path)
+            return readers[name](path)
         except ImportError as error:
             reasons.append(f"{error.name} is not installed")
+        except TimeoutError as error:
+            raise VideoError(f"{path}: {one_line(error)}") from error
         except Exception as error:  # decoders raise their own types, and RuntimeError, IndexError, OSError
             reasons.append(one_line(error))
     raise VideoError(f"{path}: can't be decoded, the file is corrupt or not a video ({'; '.join(reasons)})")
-
-
-def _probe_decord(path: Path) -> VideoInfo:
-    reader = _open_decord(path)
-    height, width = reader[0].shape[:2]
-    return VideoInfo(len(reader), float(reader.get_avg_fps()), height, width)
-
-
-def _read_decord(path: Path, indices: Sequence[int]) -> Tensor:
-    batch = _open_decord(path).get_batch(list(indices)).asnumpy()  # [F, H, W, 3]
-    return torch.from_numpy(batch).permute(0, 3, 1, 2).contiguous()
-
-
-def _open_decord(path: Path) -> Any:
-    import decord
-
-    decord.logging.set_level(decord.logging.FATAL)
-    return decord.VideoReader(str(path), num_threads=1)
-
-
-def _probe_pyav(path: Path) -> VideoInfo:
-    import av
-
-    with av.open(str(path)) as container:
-        stream = container.streams.video[0]
-        frames = stream.frames or sum(1 for _ in container.decode(stream))
-        if frames == 0:
-            raise ValueError("no frames")
-        return VideoInfo(frames, float(stream.average_rate), stream.height, stream.width)
-
-
-def _read_pyav(path: Path, indices: Sequence[int]) -> Tensor:
-    import av
-
-    wanted, last = set(indices), max(indices)
-    found: dict[int, Tensor] = {}
-    with av.open(str(path)) as container:
-        for index, frame in enumerate(container.decode(video=0)):
-            if index in wanted:
-                found[index] = torch.from_numpy(frame.to_ndarray(format="rgb24"))
-            if index == last:
-                break
-    missing = sorted(wanted - found.keys())
-    if missing:
-        raise IndexError(f"has no frame {missing[0]}")
-    return torch.stack([found[i] for i in indices]).permute(0, 3, 1, 2).contiguous()

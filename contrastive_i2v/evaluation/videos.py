@@ -16,7 +16,16 @@ from torch import Tensor
 from contrastive_i2v.data.frames import FramesConfig, skip_reason, valid_frames
 from contrastive_i2v.data.sources.folder import METADATA_NAMES, is_file, read_folder, read_rows
 from contrastive_i2v.data.types import Clip, Skipped
-from contrastive_i2v.data.video import VIDEO_EXTENSIONS, VideoInfo, as_size, probe, read_frames, resize_frames, to_uint8
+from contrastive_i2v.data.video import (
+    VIDEO_EXTENSIONS,
+    VideoError,
+    VideoInfo,
+    as_size,
+    probe,
+    read_frames,
+    resize_frames,
+    to_uint8,
+)
 from contrastive_i2v.errors import InputError, one_line
 from contrastive_i2v.files import digest, file_hash
 from contrastive_i2v.system import Size
@@ -78,8 +87,10 @@ def read_reference_set(
 ) -> ReferenceSet:
     """The captioned clips below `folder` that hold `frames` frames at `frame_rate` a second; the first `limit` of them.
 
+    Clips that are too short, or whose file can't be opened, are left out, with the reason.
+
     Raises:
-        InputError: what `read_folder` raises; a file that can't be decoded; no clip that is long enough.
+        InputError: what `read_folder` raises; no clip that can be decoded and is long enough.
     """
     if frames < 2:
         raise InputError(f"frames: expected at least 2, the given one and a generated one, got {frames}")
@@ -90,7 +101,11 @@ def read_reference_set(
     for clip in found:
         if limit is not None and len(clips) == limit:
             break
-        info = probe(clip.path)
+        try:
+            info = probe(clip.path)
+        except VideoError as error:
+            skipped.append(Skipped(clip.path, str(error).removeprefix(f"{clip.path}: ")))
+            continue
         reason = skip_reason(info, clip, config)
         indices = () if reason else tuple(valid_frames(info, clip, config)[:frames])
         if len(indices) < frames:

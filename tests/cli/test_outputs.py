@@ -10,7 +10,8 @@ from safetensors.torch import load_file
 from toy import BlockMeans
 
 from contrastive_i2v.cli.outputs import write_outputs
-from contrastive_i2v.data.video import probe, read_image, to_uint8
+from contrastive_i2v.data.images import read_image
+from contrastive_i2v.data.video import probe, to_uint8
 
 
 @pytest.mark.parametrize(

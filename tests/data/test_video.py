@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from contrastive_i2v.data import video
+from contrastive_i2v.data import decoding, video
+from contrastive_i2v.data.images import read_image
 from contrastive_i2v.data.shapes import ShapesConfig, render_scene, sample_scene
 from contrastive_i2v.data.video import VideoError, VideoInfo, probe, read_frames, resize_frames, write_video
 from contrastive_i2v.errors import InputError
@@ -76,17 +77,18 @@ def test_frames_come_in_the_order_asked_for(noisy: Path) -> None:
 @decord_only
 def test_pyav_reads_what_decord_reads(noisy: Path) -> None:
     indices = [0, 39, 13, 14, 13]
-    assert torch.equal(video._read_decord(noisy, indices), video._read_pyav(noisy, indices))
-    assert video._probe_decord(noisy) == video._probe_pyav(noisy) == VideoInfo(40, 25.0, 48, 64)
+    assert torch.equal(decoding.read_decord(noisy, indices), decoding.read_pyav(noisy, indices))
+    assert decoding.probe_decord(noisy) == decoding.probe_pyav(noisy) == VideoInfo(40, 25.0, 48, 64)
 
 
-def test_pyav_stands_in_without_decord(noisy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pyav_stands_in_where_decord_is_asked_for_and_absent(noisy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = read_frames(noisy, [5, 20])
 
     def absent(path: Path) -> None:
         raise ModuleNotFoundError("No module named 'decord'", name="decord")
 
-    monkeypatch.setattr(video, "_open_decord", absent)
+    monkeypatch.setattr(decoding, "open_decord", absent)
+    monkeypatch.setenv("CI2V_DECODER", "decord")
     assert torch.equal(read_frames(noisy, [5, 20]), expected)
     assert probe(noisy).frames == 40
     with pytest.raises(VideoError, match="decord is not installed"):
@@ -223,13 +225,5 @@ def test_gif_and_strip(tmp_path: Path) -> None:
             colours.append(gif.convert("RGB").getpixel((4, 3)))
         assert colours == [(255, 0, 0), (0, 255, 0), (0, 0, 255)] and gif.info["duration"] == 100
     video.write_strip(tmp_path / "a.png", frames)
-    strip = video.read_image(tmp_path / "a.png")
+    strip = read_image(tmp_path / "a.png")
     assert torch.equal(strip, torch.cat(list(frames), -1)[None])
-
-
-def test_read_image_errors(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"a\.png: no such file"):
-        video.read_image(tmp_path / "a.png")
-    (tmp_path / "a.png").write_bytes(b"no image")
-    with pytest.raises(InputError, match=r"a\.png: not a readable image"):
-        video.read_image(tmp_path / "a.png")

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from contrastive_i2v.data.video import VideoError, read_frames, resize_frames, to_uint8, write_video
+from contrastive_i2v.data.video import read_frames, resize_frames, to_uint8, write_video
 from contrastive_i2v.errors import InputError
 from contrastive_i2v.evaluation.videos import (
     ReferenceClip,
@@ -87,9 +87,17 @@ def test_no_clip_that_is_long_enough_is_an_error(folder: Path) -> None:
         read_reference_set(folder, frames=1, resolution=16)
 
 
-def test_a_corrupt_clip_is_named(folder: Path) -> None:
+def test_a_corrupt_clip_is_named_and_left_out(folder: Path) -> None:
     (folder / "00001.mp4").write_bytes(b"not a video")
-    with pytest.raises(VideoError, match=r"00001\.mp4: can't be decoded"):
+    reference = read_reference_set(folder, frames=4, resolution=16)
+    assert "00001" not in [clip.name for clip in reference.clips] and reference.clips
+    assert [one.path.name for one in reference.skipped] == ["00001.mp4"]
+    assert reference.skipped[0].reason.startswith("can't be decoded, the file is corrupt or not a video")
+    for video in folder.glob("*.mp4"):
+        video.write_bytes(b"not a video")
+    with pytest.raises(
+        InputError, match=r"none of its \d+ clips can be evaluated, the first: \d+\.mp4: can't be decoded"
+    ):
         read_reference_set(folder, frames=4, resolution=16)
 
 

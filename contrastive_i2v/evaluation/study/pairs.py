@@ -8,9 +8,10 @@ from pathlib import Path
 
 from torch import Tensor
 
+from contrastive_i2v.data.images import read_image
 from contrastive_i2v.data.sources.folder import METADATA_NAMES, read_folder
 from contrastive_i2v.data.types import Skipped
-from contrastive_i2v.data.video import VIDEO_EXTENSIONS, read_frames, read_image
+from contrastive_i2v.data.video import VIDEO_EXTENSIONS, read_frames
 from contrastive_i2v.errors import InputError
 from contrastive_i2v.evaluation.videos import MIME_TYPES
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from contrastive_i2v.data.video import read_image
+from contrastive_i2v.data.images import read_image
 from contrastive_i2v.evaluation.extractors.efficientnet import EfficientNetLite0
 
 package = pytest.importorskip("efficientnet_lite_pytorch", reason="needs efficientnet-lite-pytorch")
