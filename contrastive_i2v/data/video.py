@@ -81,9 +81,11 @@ def write_video(path: Path, frames: Tensor, fps: float, *, crf: int = 14) -> Non
     import av
 
     frames = F.pad(frames.float(), (0, frames.shape[-1] % 2, 0, frames.shape[-2] % 2), mode="replicate").byte()
+    # the edit list counts in milliseconds by default, and shorter frames would fall outside it: players would drop them
+    options = {"movie_timescale": "1000000"} if fps > 100 else {}
 
     def write(part: Path) -> None:
-        with av.open(str(part), "w", format="mp4") as container:
+        with av.open(str(part), "w", format="mp4", options=options) as container:
             stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001))
             stream.height, stream.width = frames.shape[-2:]
             stream.pix_fmt = "yuv420p"
