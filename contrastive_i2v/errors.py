@@ -14,8 +14,8 @@ class DivergedError(RuntimeError):
     """A training run whose gradients stay NaN or infinite. The message says when, and what to try."""
 
 
-def one_line(error: Exception) -> str:
-    """What an error says, on a line that fits into another message."""
+def one_line(error: object) -> str:
+    """What an error, or any value, says, on a line that fits into another message."""
     return " ".join(str(error).split())[:300] or type(error).__name__
 
 

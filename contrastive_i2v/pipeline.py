@@ -131,7 +131,7 @@ class ImageToVideoPipeline:
             if len(values) not in (1, count):
                 raise InputError(f"{name}: expected 1 or {count}, got {len(values)}")
         size = (height or system.size[0], width or system.size[1])
-        if any(side < codec.downscale or side % codec.downscale for side in size):
+        if not system.takes(size):
             raise InputError(f"height, width: expected multiples of {codec.downscale}, got {size[0]}x{size[1]}")
         seeds = _seeds(generator, count) if seeds is None else seeds
 

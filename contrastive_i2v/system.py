@@ -239,6 +239,10 @@ class System(ABC):
     def save_weights(self, folder: Path) -> None:
         """Write every part to a folder that `load` opens: safetensors, in diffusers' layout where it has one."""
 
+    def takes(self, size: Size) -> bool:
+        """Whether images of this size have latents: each side is `codec.downscale` pixels, or 2, 3, ... times that."""
+        return all(side >= self.codec.downscale and side % self.codec.downscale == 0 for side in size)
+
     def trainable(self) -> list[nn.Parameter]:
         """The network's parameters that training moves."""
         return list(self.network.parameters())

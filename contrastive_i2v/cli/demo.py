@@ -21,6 +21,7 @@ from contrastive_i2v.cli.trainings import (
     train,
 )
 from contrastive_i2v.data.shapes import ShapesConfig, make_shapes
+from contrastive_i2v.data.video import as_size
 from contrastive_i2v.errors import InputError, check_fields
 from contrastive_i2v.evaluation.results import EvaluatedClip
 from contrastive_i2v.models import load_system
@@ -127,11 +128,11 @@ def make_demo(options: Options, command: str) -> Path:
 
 def check_model(options: Options) -> None:
     """Raises InputError where the model can't be had, or takes no images of this size."""
-    step = load_system(options.model).codec.downscale
-    if options.resolution % step:
+    system = load_system(options.model)
+    if not system.takes(as_size(options.resolution)):
         raise InputError(
-            f"resolution: expected a multiple of {step}, the image pixels of one latent pixel of model "
-            f"{options.model!r}, got {options.resolution}"
+            f"resolution: expected a multiple of {system.codec.downscale}, the image pixels of one latent pixel of "
+            f"model {options.model!r}, got {options.resolution}"
         )
 
 

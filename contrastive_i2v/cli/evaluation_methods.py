@@ -78,7 +78,7 @@ def load_reference(options: SuiteOptions, specs: Sequence[str]) -> ReferenceSet:
     for spec in specs:
         if kind_of(spec) == "checkpoint":
             step = _system(spec).codec.downscale
-            if any(side % step for side in as_size(resolution)):
+            if not _system(spec).takes(as_size(resolution)):
                 raise InputError(f"--resolution {resolution}: expected a multiple of {step} for model {spec!r}")
     return read_reference_set(
         options.data,

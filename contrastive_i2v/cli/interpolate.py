@@ -217,7 +217,7 @@ def _encode(path: Path, system: System, resolution: int | Size | None) -> Tensor
 
 def _size(system: System, resolution: int | Size | None) -> Size:
     size = system.size if resolution is None else as_size(resolution)
-    if any(side < 1 or side % system.codec.downscale for side in size):
+    if not system.takes(size):
         raise InputError(f"--resolution {resolution}: expected a multiple of {system.codec.downscale}")
     return size
 

@@ -76,9 +76,9 @@ def run(arguments: Sequence[str]) -> None:
 
         cls = getattr(diffusers, SCHEDULERS[options.scheduler])
         pipeline.scheduler = cls.from_config(pipeline.scheduler.config)
-    step = pipeline.system.codec.downscale
     height, width = pipeline.system.size if options.resolution is None else as_size(options.resolution)
-    if any(side < step or side % step for side in (height, width)):
+    if not pipeline.system.takes((height, width)):
+        step = pipeline.system.codec.downscale
         raise InputError(f"--resolution {options.resolution}: expected a multiple of {step} for {options.model!r}")
 
     batches = math.ceil(len(jobs) / options.batch_size)

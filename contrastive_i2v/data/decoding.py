@@ -28,7 +28,6 @@ MAX_PIXELS = 2**27
 """Of a frame; 8K has a quarter of it. A header that claims more is taken for damage, before its memory is taken."""
 SEEK_PIXELS = 2**21
 """Pixels of the frames between two wanted ones from which on it is looked whether a keyframe there saves decoding."""
-
 SEEK_FRAMES = 8
 """Frames that a seek must save: it throws away those that the decoder holds back to put them in order."""
 THREADED_PIXELS = 2**18
@@ -72,16 +71,13 @@ def decode_seconds() -> float:
 def probe_pyav(path: Path) -> VideoInfo:
     """Count, rate and size. Decodes the first frame, which alone says whether the video is stored turned."""
     with _Video(path) as video:
-        first = next(video.decode(), None)
-        if first is None:
-            raise ValueError("no frames")
+        first = video.first()
         height, width = first.height, first.width
         if _turn(first)[0]:
             height, width = width, height
-        rate = float(video.stream.average_rate or video.stream.guessed_rate or 0)
-        if not rate > 0:
+        if not video.rate > 0:
             raise ValueError("no frame rate")
-        return VideoInfo(video.count(), rate, height, width)
+        return VideoInfo(video.count(), video.rate, height, width)
 
 
 def read_pyav(path: Path, indices: Sequence[int]) -> Tensor:
@@ -132,18 +128,16 @@ def _open_checked(path: Path) -> tuple[Any, VideoInfo]:
     channels in a buffer for three. Its own decoding has no time limit.
     """
     with _Video(path) as video:
-        first = next(video.decode(), None)
-        if first is None:
-            raise ValueError("no frames")
+        first = video.first()
         if _turn(first) != NO_TURN:
             raise ValueError("decord can't read a video that is stored turned")
         stream = video.stream
-        rate = stream.average_rate or stream.guessed_rate or 0
-        claims = (stream.frames, float((stream.duration or 0) * (stream.time_base or 0) * rate))
+        rate = video.rate
+        claims = (stream.frames, (stream.duration or 0) * (stream.time_base or 0) * rate)
         present = video.count_packets()
         if any(not 0 <= claim <= 2 * present + 100 for claim in claims):
             raise ValueError(f"decord can't be trusted with a header that claims more than its {present} frames")
-    return open_decord(path), VideoInfo(present, float(rate), first.height, first.width)
+    return open_decord(path), VideoInfo(present, rate, first.height, first.width)
 
 
 class _Video:
@@ -178,6 +172,18 @@ class _Video:
 
     def __exit__(self, *_: object) -> None:
         self._container.close()
+
+    @property
+    def rate(self) -> float:
+        """Frames a second by the header; 0 where it says none."""
+        return float(self.stream.average_rate or self.stream.guessed_rate or 0)
+
+    def first(self) -> Any:
+        """The first frame of a video that was just opened."""
+        frame = next(self.decode(), None)
+        if frame is None:
+            raise ValueError("no frames")
+        return frame
 
     def count(self) -> int:
         """The header's count of frames where the file is large enough for it, else that of the packets there are."""

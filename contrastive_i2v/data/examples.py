@@ -135,7 +135,7 @@ def encode_clips(
             anew += cached is None and file.exists()
             drawn = _encode_clip(clip, system, file, cached, size, frames, seed)
         except VideoError as error:
-            skipped.append(Skipped(clip.path, str(error).removeprefix(f"{clip.path}: ")))
+            skipped.append(Skipped.because(clip.path, error))
             continue
         if isinstance(drawn, Skipped):
             skipped.append(drawn)

@@ -24,3 +24,8 @@ class Skipped:
 
     path: Path
     reason: str
+
+    @classmethod
+    def because(cls, path: Path, error: Exception) -> Skipped:
+        """For an error whose message may begin with the file's name."""
+        return cls(path, str(error).removeprefix(f"{path}: "))

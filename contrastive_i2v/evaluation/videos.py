@@ -104,7 +104,7 @@ def read_reference_set(
         try:
             info = probe(clip.path)
         except VideoError as error:
-            skipped.append(Skipped(clip.path, str(error).removeprefix(f"{clip.path}: ")))
+            skipped.append(Skipped.because(clip.path, error))
             continue
         reason = skip_reason(info, clip, config)
         indices = () if reason else tuple(valid_frames(info, clip, config)[:frames])
@@ -210,7 +210,7 @@ def _metadata(folder: Path) -> Mapping[str, Path]:
             continue
         video = folder / str(name)
         if not is_file(video):
-            name, clip = (one_line(ValueError(value)) for value in (name, clip))
+            name, clip = map(one_line, (name, clip))
             raise InputError(f"{folder}: its metadata names {name} for clip {clip}, and no such file is there")
         found[str(clip)] = video
     return found

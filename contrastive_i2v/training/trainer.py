@@ -268,7 +268,7 @@ def is_trained(config: TrainConfig) -> bool:
 
 def _check_size(config: TrainConfig, system: System) -> tuple[int, int]:
     size, step = as_size(config.data.resolution), system.codec.downscale
-    if any(side < step or side % step for side in size):
+    if not system.takes(size):
         raise InputError(
             f"data.resolution={config.data.resolution}; expected a multiple of {step}, the image pixels of one latent "
             "pixel"
