@@ -51,6 +51,8 @@ class Window:
     """Positions of the frames that are known, rising; the network generates the others."""
     anchor: bool = False
     """Whether the video's first frame is given beside the window, before its other frames."""
+    regenerates: bool = False
+    """Whether the network makes the given frames as well, which it is then told by the condition alone."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "given", tuple(self.given))
@@ -63,12 +65,12 @@ class Window:
     @property
     def generated(self) -> tuple[int, ...]:
         """Positions of the frames that the network makes."""
-        return tuple(i for i in range(self.length) if i not in self.given)
+        return tuple(i for i in range(self.length) if self.regenerates or i not in self.given)
 
     @property
     def past(self) -> int:
-        """How many given frames come before the first generated one."""
-        return self.generated[0]
+        """How many given frames come before the first one that isn't."""
+        return next(i for i in range(self.length) if i not in self.given)
 
     @property
     def rolls(self) -> bool:
@@ -157,6 +159,8 @@ class System(ABC):
 
     Config: ClassVar[type[SystemConfig]] = SystemConfig
     """The class of the system's options."""
+    starts_from: ClassVar[tuple[str, ...]] = ()
+    """Kinds of other systems whose weights `load` takes as a start."""
     config: SystemConfig
     network: nn.Module
     """All that is trained, averaged, compiled or sharded: `network(noisy, timesteps, **condition) -> prediction`, noisy
@@ -213,6 +217,7 @@ class System(ABC):
         present: Tensor | None = None,
         fps: Tensor | None = None,
         noise_level: Tensor | None = None,
+        noise: Tensor | None = None,
     ) -> Condition:
         """What the network is told.
 
@@ -225,6 +230,7 @@ class System(ABC):
             fps: `[B]` frames a second of the window; None = `self.fps`.
             noise_level: `[B]`, standard deviation of the noise that was added to the given frames, in units of
                 normalised latents. None = no noise.
+            noise: `[B, n, C, h, w]`, what `self.noise` drew for the given frames; None where it draws none for them.
         """
 
     @abstractmethod
@@ -243,9 +249,21 @@ class System(ABC):
         """Whether images of this size have latents: each side is `codec.downscale` pixels, or 2, 3, ... times that."""
         return all(side >= self.codec.downscale and side % self.codec.downscale == 0 for side in size)
 
+    def still(self) -> System | None:
+        """The system that makes a still frame from text alone, its window without given frames; None = there's none."""
+        return None
+
     def trainable(self) -> list[nn.Parameter]:
         """The network's parameters that training moves."""
         return list(self.network.parameters())
+
+    def constrain(self) -> None:
+        """Put parameters back inside their bounds; training calls it after every optimizer step."""
+        return
+
+    def check_fps(self, fps: float) -> None:
+        """Raises InputError for frames a second that the network was not trained to be told."""
+        return
 
     def noise(
         self,
@@ -254,14 +272,26 @@ class System(ABC):
         *,
         given: Tensor,
         sampling: bool,
+        layout: Tensor | None = None,
     ) -> Tensor:
-        """The noise `[B, G, C, h, w]` that training adds, or that sampling starts from (float32, CPU): independent.
+        """The noise that training adds, or that sampling starts from (float32, CPU): independent.
 
         Args:
+            shape: `[B, G, C, h, w]`, of the generated frames.
             generator: one for the batch, or one a sample.
             given: as for `condition`.
             sampling: whether sampling starts from it.
+            layout: `[B, n + G, C, h, w]`, normalised latents of a coarse video that the noise is to follow.
+
+        Returns:
+            `[B, G, C, h, w]`; or `[B, n + G, C, h, w]`, the given frames' first, from a system whose network puts
+            noise in place of a dropped image.
+
+        Raises:
+            InputError: a layout for a system whose noise follows none.
         """
+        if layout is not None:
+            raise InputError(f"layout: the noise of {self.config.kind} follows none; expected None")
         return draw(shape, generator)
 
     @property
@@ -316,6 +346,12 @@ class Description:
     sampler: Sampler = field(default_factory=Sampler)
     size: Size | None = None
     fps: float | None = None
+
+
+def split_noise(noise: Tensor, generated: int) -> tuple[Tensor | None, Tensor]:
+    """What `System.noise` returned, as that of the given frames, if it drew any for them, and of the generated ones."""
+    given = noise.shape[1] - generated
+    return (noise[:, :given] if given else None), noise[:, given:]
 
 
 def dropped(values: Tensor, where: Tensor, null: Tensor | float = 0.0) -> Tensor:

@@ -108,7 +108,9 @@ class Toy(System):
         dropping = {"given": image, "prompt_embeds": text}
         return {name: dropped(value, dropping[name]) for name, value in condition.items()}
 
-    def noise(self, shape: Sequence[int], generator: Any, *, given: Tensor, sampling: bool) -> Tensor:
+    def noise(
+        self, shape: Sequence[int], generator: Any, *, given: Tensor, sampling: bool, layout: Tensor | None = None
+    ) -> Tensor:
         """Half of its variance is shared by a window's frames."""
         shared = draw((shape[0], 1, *shape[2:]), generator)
         return (shared + draw(shape, generator)) / 2**0.5

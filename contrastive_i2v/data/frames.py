@@ -29,13 +29,15 @@ class FramesConfig:
     """Valid frames a second. A slower video gives every frame it has."""
     offset_std: float = 10.0
     """A window's frames are |N(0, offset_std)| valid frames apart, at least one; 0 = always neighbours."""
+    max_offset: int | None = None
+    """None, or: a window's frames are 1 to this many valid frames apart, each as likely, whatever offset_std says."""
     max_seconds: float = 30.0
     """Longer clips are left out."""
     windows_per_clip: int = 2
     """Windows drawn from each clip; one drawn twice is kept once, so a very short clip may give fewer."""
 
     def __post_init__(self) -> None:
-        check_fields(self, {"offset_std": 0, "windows_per_clip": 1}, positive=("frame_rate",))
+        check_fields(self, {"offset_std": 0, "max_offset": 1, "windows_per_clip": 1}, positive=("frame_rate",))
         if not self.max_seconds > 0:  # it may be infinite
             raise InputError(f"max_seconds: expected a number > 0, got {self.max_seconds}")
 
@@ -116,12 +118,13 @@ def sample_windows(
     before = (window.length - 1) * temporal_downscale - after
     if len(valid) <= after:
         raise ValueError(f"valid: expected at least {after + 1} frames, got {list(valid)}")
-    cumulative = _offset_cdf((len(valid) - 1) // after, config.offset_std)
+    span = max(after, 1)  # a window of one frame has no distances
+    cumulative = _offset_cdf((len(valid) - 1) // span, config)
     drawn: dict[SampledWindow, None] = {}  # an ordered set
     for _ in range(config.windows_per_clip):
         source = rng.randrange(len(valid) - after)
-        room = (len(valid) - 1 - source) // after
-        offset = rng.choices(range(1, room + 1), cum_weights=cumulative[:room])[0]
+        room = (len(valid) - 1 - source) // span
+        offset = rng.choices(range(1, room + 1), cum_weights=cumulative[:room])[0] if after else 1
         places = [source + step * offset for step in range(-before, after + 1)]
         earliest = min(place for place in places if place >= 0)
         frames = tuple(valid[place if place >= 0 else earliest] for place in places)
@@ -142,8 +145,11 @@ def _bounds(info: VideoInfo, clip: Clip) -> tuple[int, int]:
     return first, stop
 
 
-def _offset_cdf(longest: int, std: float) -> list[float]:
-    """P(offset <= k) for k = 1 .. longest: P(|N(0, std)| < k + 1/2) = erf((k + 1/2) / (std sqrt 2))."""
+def _offset_cdf(longest: int, config: FramesConfig) -> list[float]:
+    """P(offset <= k) for k = 1 .. longest: P(|N(0, std)| < k + 1/2) = erf((k + 1/2) / (std sqrt 2)), or uniform."""
+    if config.max_offset is not None:
+        return [min(k / config.max_offset, 1.0) for k in range(1, longest + 1)]
+    std = config.offset_std
     if std == 0:
         return [1.0] * longest
     return [math.erf((k + 0.5) / (std * math.sqrt(2))) for k in range(1, longest + 1)]

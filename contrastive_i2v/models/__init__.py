@@ -13,11 +13,17 @@ import torch
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError
 
 from contrastive_i2v.errors import InputError, one_line
+from contrastive_i2v.models.consisti2v import ConsistI2V
+from contrastive_i2v.models.emu_video import EmuVideo
 from contrastive_i2v.models.instruct_pix2pix import InstructPix2Pix
 from contrastive_i2v.models.loading import locate
 from contrastive_i2v.system import DESCRIPTION, Description, System, SystemConfig, default_device
 
-SYSTEMS: dict[str, type[System]] = {"instruct-pix2pix": InstructPix2Pix}
+SYSTEMS: dict[str, type[System]] = {
+    "instruct-pix2pix": InstructPix2Pix,
+    "consisti2v": ConsistI2V,
+    "emu-video": EmuVideo,
+}
 """Kind -> the system's class. The first one that opens a folder without a `system.json` takes it."""
 
 
@@ -44,7 +50,7 @@ def load_system(
     source = locate(name)
     saved = read_description(source)
     kind = config.kind if config else saved.system.kind if saved else _opens(Path(source)) or next(iter(SYSTEMS))
-    if saved and saved.system.kind != kind:
+    if saved and saved.system.kind not in (kind, *SYSTEMS[kind].starts_from):
         raise InputError(f"model {str(name)!r} is of kind {saved.system.kind}; expected {kind}: give another --model")
     wanted = config or (saved.system if saved else SYSTEMS[kind].Config())
     system = SYSTEMS[kind].load(source, wanted, saved.system if saved else None)

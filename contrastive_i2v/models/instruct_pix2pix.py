@@ -12,24 +12,26 @@ sampling can say that there is none (Valevski et al., "Diffusion Models Are Real
 
 from __future__ import annotations
 
-import copy
-import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, cast
 
 import diffusers
 import torch
-import transformers
 from torch import Tensor, nn
 
-from contrastive_i2v.diffusion.schedule import read_steps
-from contrastive_i2v.errors import InputError, one_line
-from contrastive_i2v.models.autoencoder import ImageCodec, device_of, like
-from contrastive_i2v.models.loading import load_part, load_weights, missing_parts, read_object, variants
-from contrastive_i2v.system import Condition, Sampler, System, SystemConfig, Text, Window, dropped
+from contrastive_i2v.errors import InputError
+from contrastive_i2v.models.autoencoder import like
+from contrastive_i2v.models.stable_diffusion import (
+    Parts,
+    StableDiffusion,
+    embed_number,
+    is_stable_diffusion,
+    load_parts,
+    load_scheduler,
+)
+from contrastive_i2v.system import Condition, Sampler, SystemConfig, Text, Window, dropped
 
 MOST_PAST_FRAMES = 16
 LEVEL_SCALE = 1000.0
@@ -110,16 +112,11 @@ class InstructPix2PixNetwork(nn.Module):
         self.unet.enable_gradient_checkpointing()
 
 
-class InstructPix2Pix(System):
-    """The five parts of a latent image-to-image diffusion model; a video is rolled out frame by frame.
-
-    Only `unet` is meant to be trained: `vae` and `text_encoder` are frozen, all in eval mode.
+class InstructPix2Pix(StableDiffusion):
+    """A latent image-to-image diffusion model; a video is rolled out frame by frame.
 
     Args:
-        vae: AutoencoderKL; images [F, 3, H, W] in [-1, 1] <-> latents [F, C, H/downscale, W/downscale].
-        text_encoder: CLIPTextModel; its last hidden state [N, L, E] is the prompt embedding.
-        tokenizer: CLIPTokenizer.
-        unet: UNet2DConditionModel with the input channels that `config` asks for and C output channels.
+        parts: the UNet with the input channels that `config` asks for.
         scheduler: a diffusers scheduler; its config holds the noise schedule and the prediction type.
         config: the options, none of them None.
     """
@@ -127,36 +124,19 @@ class InstructPix2Pix(System):
     Config = InstructPix2PixConfig
     config: InstructPix2PixConfig
     network: InstructPix2PixNetwork
-    codec: ImageCodec
 
     def __init__(
-        self,
-        vae: Any,
-        text_encoder: Any,
-        tokenizer: Any,
-        unet: Any,
-        scheduler: Any,
-        config: InstructPix2PixConfig = PLAIN,
-        sampler: Sampler | None = None,
+        self, parts: Parts, scheduler: Any, config: InstructPix2PixConfig = PLAIN, sampler: Sampler | None = None
     ) -> None:
-        self.vae, self.text_encoder, self.tokenizer, self.unet = vae, text_encoder, tokenizer, unet
-        for module in (vae, text_encoder):
-            module.requires_grad_(False)
-        self.config, self.scheduler = config, scheduler
-        self.network, self.codec = InstructPix2PixNetwork(unet), ImageCodec(vae)
+        super().__init__(parts, InstructPix2PixNetwork(parts.unet), scheduler, sampler)
+        self.config = config
         past = config.past_frames or 1
         self.window = Window(past + 1, tuple(range(past)), anchor=bool(config.anchor))
-        self.sampler = sampler or Sampler()
-        side = int(unet.config.sample_size) * self.codec.downscale
-        self.size = (side, side)
 
     @classmethod
     def opens(cls, folder: Path) -> bool:
         """A Stable Diffusion folder, text-to-image or InstructPix2Pix: its parts, and a plain 2-D UNet."""
-        if missing_parts(folder):
-            return False
-        config = read_object(folder / "unet" / "config.json")
-        return config.get("_class_name") == "UNet2DConditionModel" and not (folder / "motion_adapter").exists()
+        return is_stable_diffusion(folder)
 
     @classmethod
     def load(cls, source: str, config: SystemConfig, saved: SystemConfig | None) -> InstructPix2Pix:
@@ -165,23 +145,18 @@ class InstructPix2Pix(System):
         A base model gets a DDIM scheduler made from its scheduler's config (the same noise schedule); a
         converted model, or one with a flow-matching scheduler, keeps the scheduler its folder names.
         """
-        files = variants(source)
-        vae = load_weights(diffusers.AutoencoderKL, source, "vae", files["vae"])
-        unet = load_weights(diffusers.UNet2DConditionModel, source, "unet", files["unet"])
-        text_encoder = load_weights(transformers.CLIPTextModel, source, "text_encoder", files["text_encoder"])
-        tokenizer = load_part(transformers.CLIPTokenizer.from_pretrained, source, "tokenizer")
-        _check_prompt_length(source, tokenizer)
-        channels = int(vae.config.latent_channels)
-        _check_parts(source, unet, text_encoder, channels, cast(InstructPix2PixConfig | None, saved))
+        parts = load_parts(source)
+        unet, channels = parts.unet, int(parts.vae.config.latent_channels)
+        _check_unet(source, unet, channels, cast(InstructPix2PixConfig | None, saved))
         is_base = unet.config.in_channels == channels
-        scheduler = _load_scheduler(source, is_base=is_base)
+        scheduler = load_scheduler(source, is_base=is_base)
         has = cast(InstructPix2PixConfig, saved or PLAIN)
         config = cast(InstructPix2PixConfig, config).over(has)
         before = {"noisy": channels} if is_base else _inputs(has, channels)
         grow_conv_in(unet, before, _inputs(config, channels))
         if config.noise_level and not has.noise_level:
-            embed_noise_level(unet)
-        return cls(vae, text_encoder, tokenizer, unet, scheduler, config)
+            embed_number(unet)
+        return cls(parts, scheduler, config)
 
     def save_weights(self, folder: Path) -> None:
         """A diffusers folder (safetensors): with plain options StableDiffusionInstructPix2PixPipeline opens it."""
@@ -197,39 +172,6 @@ class InstructPix2Pix(System):
         )
         pipeline.save_pretrained(str(folder), safe_serialization=True)
 
-    def parts(self) -> dict[str, nn.Module]:
-        return {"text_encoder": self.text_encoder, "network": self.network, "vae": self.vae}
-
-    @cached_property
-    def fingerprint(self) -> str:
-        """sha256 over the VAE's and text encoder's weights (as float32) and the tokenizer's vocabulary.
-
-        The dtype of the files doesn't count. Computed once: the encoders are frozen.
-        """
-        total = hashlib.sha256()
-        for module in (self.vae, self.text_encoder):
-            for key, value in sorted(module.named_parameters()):
-                total.update(f"{key}{tuple(value.shape)}".encode())
-                total.update(value.detach().to("cpu", torch.float32).contiguous().numpy())
-        total.update(repr(sorted(self.tokenizer.get_vocab().items())).encode())
-        total.update(repr(self._prompt_length).encode())
-        return total.hexdigest()
-
-    @torch.no_grad()
-    def encode_text(self, prompts: Sequence[str]) -> Text:
-        """prompt_embeds: CLIP's last hidden states [N, L, E], padded and cut to the tokenizer's length."""
-        tokens = self.tokenizer(
-            list(prompts),
-            padding="max_length",
-            max_length=self._prompt_length,
-            truncation=True,
-            return_tensors="pt",
-        )
-        device = device_of(self.text_encoder)
-        uses_mask = getattr(self.text_encoder.config, "use_attention_mask", False)
-        mask = tokens.attention_mask.to(device) if uses_mask else None
-        return {"prompt_embeds": self.text_encoder(tokens.input_ids.to(device), attention_mask=mask)[0]}
-
     def condition(
         self,
         given: Tensor,
@@ -238,6 +180,7 @@ class InstructPix2Pix(System):
         present: Tensor | None = None,
         fps: Tensor | None = None,
         noise_level: Tensor | None = None,
+        noise: Tensor | None = None,
     ) -> Condition:
         """image_latents [B, channels, h, w]: the last given frame, then each older one and its mask, then the anchor;
         prompt_embeds [B, L, E]; and noise_level [B] where the network embeds it."""
@@ -255,20 +198,11 @@ class InstructPix2Pix(System):
 
     def drop(self, condition: Condition, *, image: Tensor, text: Tensor) -> Condition:
         """Zeros in place of the image, and of its noise level; the embedding of "" in place of the prompt."""
-        null = self._null_embeds.to(condition["prompt_embeds"])
+        null = self.null_embeds.to(condition["prompt_embeds"])
         changed = {
             name: dropped(condition[name], image) for name in ("image_latents", "noise_level") if name in condition
         }
         return changed | {"prompt_embeds": dropped(condition["prompt_embeds"], text, null)}
-
-    @cached_property
-    def _null_embeds(self) -> Tensor:
-        return self.encode_text([""])["prompt_embeds"]  # [1, L, E]
-
-    @property
-    def _prompt_length(self) -> int:
-        # a tokenizer without a config reports a length of 1e30
-        return int(min(self.tokenizer.model_max_length, self.text_encoder.config.max_position_embeddings))
 
 
 def grow_conv_in(unet: Any, before: Mapping[str, int], after: Mapping[str, int]) -> None:
@@ -303,17 +237,6 @@ def grow_conv_in(unet: Any, before: Mapping[str, int], after: Mapping[str, int])
     unet.register_to_config(in_channels=new.in_channels)
 
 
-def embed_noise_level(unet: Any) -> None:
-    """Give a UNet the embedding of a noise level, as diffusers' class embedding of the timestep kind, in place.
-
-    It starts as the timestep's embedding with a last layer of zero, so the output stays the same.
-    """
-    unet.class_embedding = copy.deepcopy(unet.time_embedding)
-    nn.init.zeros_(unet.class_embedding.linear_2.weight)
-    nn.init.zeros_(unet.class_embedding.linear_2.bias)
-    unet.register_to_config(class_embed_type="timestep")
-
-
 def _inputs(config: InstructPix2PixConfig, channels: int) -> dict[str, int]:
     """Channels of the first convolution's inputs, in order."""
     older = [f"past {age}" for age in range(2, (config.past_frames or 1) + 1)]
@@ -321,7 +244,7 @@ def _inputs(config: InstructPix2PixConfig, channels: int) -> dict[str, int]:
     return {"noisy": channels, "past 1": channels} | frames | ({"anchor": channels} if config.anchor else {})
 
 
-def _check_parts(name: str, unet: Any, text_encoder: Any, channels: int, saved: InstructPix2PixConfig | None) -> None:
+def _check_unet(name: str, unet: Any, channels: int, saved: InstructPix2PixConfig | None) -> None:
     config, full = unet.config, sum(_inputs(saved or PLAIN, channels).values())
     if config.in_channels not in ((full,) if saved else (channels, full)) or config.out_channels != channels:
         raise InputError(
@@ -330,60 +253,8 @@ def _check_parts(name: str, unet: Any, text_encoder: Any, channels: int, saved: 
             f"{full} (InstructPix2Pix) and out_channels {channels}: use a text-to-image or "
             "InstructPix2Pix model, not an inpainting or depth one"
         )
-    if config.cross_attention_dim != text_encoder.config.hidden_size:
-        raise InputError(
-            f"the UNet of model {name!r} has cross_attention_dim={config.cross_attention_dim}, its text "
-            f"encoder hidden_size={text_encoder.config.hidden_size}; expected the same: take both from "
-            "one Stable Diffusion 1.x model"
-        )
     if bool(saved and saved.noise_level) != (config.class_embed_type == "timestep"):
         raise InputError(
             f"the UNet of model {name!r} has class_embed_type={config.class_embed_type!r}; expected "
             f"{'timestep' if saved and saved.noise_level else None!r}: its system.json belongs to other weights"
         )
-
-
-def _check_prompt_length(source: str, tokenizer: Any) -> None:
-    length = tokenizer.model_max_length
-    if isinstance(length, bool) or not isinstance(length, (int, float)) or not length >= 2:
-        raise InputError(
-            f"the tokenizer of model {source!r} has model_max_length={length!r}; expected a number of tokens, at least "
-            "2, the start's and the end's: set it in tokenizer/tokenizer_config.json (Stable Diffusion 1.x has 77)"
-        )
-
-
-def _load_scheduler(source: str, *, is_base: bool) -> Any:
-    config: Any = load_part(diffusers.DDIMScheduler.load_config, source, "scheduler")
-    if not isinstance(config, dict):
-        raise InputError(
-            f"scheduler/scheduler_config.json of model {source!r} holds a {type(config).__name__}; expected a JSON "
-            "object: save the scheduler again with diffusers"
-        )
-    try:
-        return _make_scheduler(config, is_base=is_base)
-    except InputError as error:
-        raise InputError(f"scheduler/scheduler_config.json of model {source!r}: {error}") from error
-    except Exception as error:  # of whatever diffusers makes of a value
-        raise InputError(
-            f"scheduler/scheduler_config.json of model {source!r}: diffusers can't make a scheduler of it "
-            f"({one_line(error)}); expected what save_pretrained of a scheduler writes"
-        ) from error
-
-
-def _make_scheduler(config: dict[str, Any], *, is_base: bool) -> Any:
-    read_steps(config)
-    name = str(config.get("_class_name", "DDIMScheduler"))
-    if is_base and not name.startswith("FlowMatch"):
-        # clip_sample=False: latents aren't confined to [-1, 1], and PNDM configs don't say
-        return diffusers.DDIMScheduler.from_config(config, clip_sample=config.get("clip_sample", False))
-    cls: Any = getattr(diffusers, name, None)
-    if not _is_scheduler(cls):
-        raise InputError(
-            f"names {name!r}; expected a scheduler "
-            "of the installed diffusers: name DDIMScheduler there, or update diffusers"
-        )
-    return cls.from_config(config)
-
-
-def _is_scheduler(cls: object) -> bool:
-    return isinstance(cls, type) and issubclass(cls, diffusers.SchedulerMixin)

@@ -17,6 +17,7 @@ from transformers import CLIPTextConfig, CLIPTokenizer
 
 from contrastive_i2v.models.instruct_pix2pix import PLAIN, InstructPix2Pix
 from contrastive_i2v.models.loading import TINY
+from contrastive_i2v.models.stable_diffusion import Parts
 from contrastive_i2v.system import Sampler
 
 RESOLUTION = 64
@@ -103,8 +104,8 @@ def build_unet(widths: Sequence[int] = (64, 96, 128), attention: Sequence[bool] 
 def untrained_system(widths: Sequence[int], attention: Sequence[bool]) -> InstructPix2Pix:
     """The packaged model with a random UNet in place of its own; see `build_unet`."""
     base = InstructPix2Pix.load(str(TINY), PLAIN, PLAIN)
-    unet = build_unet(widths, attention)
-    return InstructPix2Pix(base.vae, base.text_encoder, base.tokenizer, unet, base.scheduler, sampler=SAMPLER)
+    parts = Parts(base.vae, base.text_encoder, base.tokenizer, build_unet(widths, attention))
+    return InstructPix2Pix(parts, base.scheduler, sampler=SAMPLER)
 
 
 def build_scheduler() -> Any:

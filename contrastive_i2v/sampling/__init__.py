@@ -3,11 +3,13 @@
 from contrastive_i2v.sampling.guidance import branch_conditions, guided_prediction, three_way_guidance
 from contrastive_i2v.sampling.interpolation import resample_trajectory
 from contrastive_i2v.sampling.linear_steps import LinearSteps, linear_steps
-from contrastive_i2v.sampling.rollout import rollout
+from contrastive_i2v.sampling.rollout import fill_in, first_frames, rollout
 
 __all__ = [
     "LinearSteps",
     "branch_conditions",
+    "fill_in",
+    "first_frames",
     "guided_prediction",
     "linear_steps",
     "resample_trajectory",

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 from contrastive_i2v.errors import InputError
 from contrastive_i2v.ops.guided_step import guidance_branches, guided_step
-from contrastive_i2v.randomness import frame_generator
+from contrastive_i2v.randomness import draw, frame_generator
 from contrastive_i2v.sampling.guidance import branch_conditions, guided_prediction
 from contrastive_i2v.sampling.linear_steps import LinearSteps, linear_steps
-from contrastive_i2v.system import Condition, Sampler, System, Text
+from contrastive_i2v.system import Condition, Sampler, Size, System, Text, split_noise
 
 
 @torch.no_grad()
@@ -29,6 +29,7 @@ def rollout(
     sampler: Sampler | None = None,
     scheduler: Any = None,
     fps: float | None = None,
+    layout: Tensor | None = None,
     callback: Callable[[int, Tensor], object] | None = None,
 ) -> Tensor:
     """Generate `frames - 1` latent frames after the first, window after window; never through pixels.
@@ -52,6 +53,8 @@ def rollout(
             keeps its state. Those that draw noise are given one generator a sample (DPMSolverSDE takes none, and isn't
             reproducible).
         fps: frames a second; None = what the system was trained at.
+        layout: [B, frames, C, h, w], normalised latents of a coarse video that the noise follows, for systems whose
+            noise can (`System.noise`): a moved crop of the first frame makes a camera move. None = no such video.
         callback: called with (index of the last finished frame, the window's latents [B, g, C, h, w]) after each
             window; g = G, or fewer where the video ends inside the window.
 
@@ -62,14 +65,9 @@ def rollout(
         InputError: a count that isn't positive, texts or seeds that aren't B, a system whose windows don't follow each
             other, or a scheduler that needs more than a number of steps.
     """
-    sampler = sampler or system.sampler
-    scheduler = system.scheduler if scheduler is None else scheduler
-    _check(system, first, text, frames, scheduler, sampler, seeds)
-    linear = linear_steps(scheduler, sampler.steps)
-    scales: Any = {"guidance_scale": sampler.guidance_scale, "image_guidance_scale": sampler.image_guidance_scale}
-    branches = guidance_branches(**scales)
+    sample = _Windows(system, text, len(first), seeds, sampler, scheduler, fps)
+    _check_rollout(system, first, frames, layout)
     codec, window = system.codec, system.window
-    rates = None if fps is None else torch.full((len(first),), fps, device=first.device)
     own = [first.float()]  # the video so far, the autoencoder's own latents
     video = [codec.normalize(own[0])]
     while len(video) < frames:
@@ -78,26 +76,155 @@ def rollout(
         given = torch.stack([own[0]] * window.anchor + past, dim=1)  # [B, n, C, h, w]
         present = torch.arange(start - given.shape[1], start, device=first.device) >= 0
         present[: window.anchor] = True
-        condition = system.condition(given, text, present=present.expand(len(first), -1), fps=rates)
-        conditions = branch_conditions(system, condition, branches)
-        generators = [frame_generator(seed, start) for seed in seeds]
-        shape = (len(first), len(window.generated), *first.shape[1:])
-        noise = system.noise(shape, generators, given=given, sampling=True).to(first.device)
-        if linear is not None:
-            latents = sample_window(system.network, noise, conditions, branches, scales, linear)
-        else:
-            own_steps = copy.deepcopy(scheduler)
-            own_steps.set_timesteps(sampler.steps, device=first.device)
-            latents = sample_window_by_scheduler(
-                system.network, noise, conditions, branches, scales, own_steps, generators
-            )
-        latents = latents[:, : frames - start]  # [B, G, C, h, w]
+        coarse = None if layout is None else _stretch(layout, start - window.past, window.length)
+        latents = sample(given, start, present=present.expand(len(first), -1), layout=coarse)
+        latents = latents[:, window.past if window.regenerates else 0 :][:, : frames - start]  # [B, g, C, h, w]
         for latent in latents.unbind(dim=1):
             video.append(latent)
             own.append(codec.denormalize(latent))
         if callback is not None:
             callback(len(video) - 1, latents)
     return torch.stack(video, dim=1)
+
+
+@torch.no_grad()
+def first_frames(
+    system: System, text: Text, *, size: Size, seeds: Sequence[int], sampler: Sampler | None = None
+) -> Tensor:
+    """Still frames from text alone, by the system's own image model.
+
+    Args:
+        system: one whose `still` is an image model.
+        text: [B, *] each.
+        size: height and width in pixels.
+        seeds: B integers.
+        sampler: None = the image model's own.
+
+    Returns:
+        [B, C, h, w] float32, the autoencoder's own latents, as `rollout` takes its first frames.
+
+    Raises:
+        InputError: a system that makes no image from text.
+    """
+    image = system.still()
+    if image is None:
+        raise InputError(f"{system.config.kind} makes no image from text; expected an image to begin with")
+    sample = _Windows(image, text, len(seeds), seeds, sampler, None, None)
+    codec = image.codec
+    none = torch.zeros(len(seeds), 0, codec.channels, *(side // codec.downscale for side in size), device=image.device)
+    return codec.denormalize(sample(none, 0)[:, 0])
+
+
+@torch.no_grad()
+def fill_in(
+    system: System,
+    given: Tensor,
+    text: Text,
+    *,
+    seeds: Sequence[int],
+    sampler: Sampler | None = None,
+    condition_noise: float = 0.0,
+    callback: Callable[[int, Tensor], object] | None = None,
+) -> Tensor:
+    """Frames between keyframes, by a system whose windows hold given frames among generated ones.
+
+    Keyframe k is frame gap (k + 1) of the result, so gap frames come before the first and after the last: 8 keyframes 4
+    apart become 37 frames, 16 become 69. More keyframes than a window gives take several windows, each over the next
+    ones (the last over the last ones). Between the last keyframe of a window and the first of the next, both windows
+    have frames, and the result goes from one to the other:
+
+        z = (1 - u) z_before + u z_after,  u from 0 at the one keyframe to 1 at the other
+
+    Args:
+        system: its given frames are evenly apart.
+        given: [B, K, C, h, w], the keyframes, the autoencoder's own latents; K at least the window's.
+        text: [B, *] each.
+        seeds: B integers.
+        sampler: None = the system's own.
+        condition_noise: standard deviation of noise added to the keyframes, in units of normalised latents: the model
+            then forgives what is wrong with them, where training did the same.
+        callback: called with (frames finished, their latents) after each window.
+
+    Returns:
+        [B, gap (K + 1) + 1, C, h, w] float32, normalised.
+
+    Raises:
+        InputError: a system of another window, or too few keyframes.
+
+    Source: Emu Video (arXiv 2311.10709), appendix A.
+    """
+    window, total = system.window, given.shape[1]
+    count = len(window.given)
+    gap = window.given[0] if window.given else 0
+    if not gap or window.given != tuple(gap * (k + 1) for k in range(count)) or window.length != gap * (count + 1) + 1:
+        raise InputError(
+            f"the windows of {system.config.kind} give frames {window.given} of {window.length}; expected keyframes "
+            "evenly apart, as an interpolation model has them"
+        )
+    if total < count:
+        raise InputError(f"keyframes: expected at least {count}, those of a window, got {total}")
+    sample = _Windows(system, text, len(given), seeds, sampler, None, None)
+    video = torch.zeros(len(given), 0, *given.shape[2:], device=given.device)
+    for start in sorted({min(first, total - count) for first in range(0, total, count)}):
+        known = given[:, start : start + count].float()
+        if condition_noise > 0:
+            noise = draw(known.shape, [frame_generator(seed, -1 - start) for seed in seeds]).to(known)
+            known = known + condition_noise * noise / system.codec.scale
+        latents = sample(known, gap * start)
+        begin = gap * start  # of the window; its first keyframe is gap frames later
+        if begin:
+            u = torch.linspace(0, 1, gap + 1, device=latents.device).view(-1, 1, 1, 1)
+            blended = (1 - u) * video[:, begin : begin + gap + 1] + u * latents[:, : gap + 1]
+            latents = torch.cat([blended, latents[:, gap + 1 :]], dim=1)
+        video = torch.cat([video[:, :begin], latents], dim=1)
+        if callback is not None:
+            callback(video.shape[1], latents)
+    return video
+
+
+class _Windows:
+    """Samples windows, one at a time: what all ways of sampling share. Raises InputError for what can't be sampled."""
+
+    def __init__(
+        self,
+        system: System,
+        text: Text,
+        size: int,
+        seeds: Sequence[int],
+        sampler: Sampler | None,
+        scheduler: Any,
+        fps: float | None,
+    ) -> None:
+        self.system, self.text, self.seeds, self.fps = system, text, seeds, fps
+        self.sampler = sampler or system.sampler
+        self.scheduler = system.scheduler if scheduler is None else scheduler
+        _check(system, text, size, self.scheduler, self.sampler, seeds, fps)
+        self.linear = linear_steps(self.scheduler, self.sampler.steps)
+        self.scales: Any = {
+            "guidance_scale": self.sampler.guidance_scale,
+            "image_guidance_scale": self.sampler.image_guidance_scale,
+        }
+        self.branches = guidance_branches(**self.scales)
+
+    def __call__(
+        self, given: Tensor, start: int, *, present: Tensor | None = None, layout: Tensor | None = None
+    ) -> Tensor:
+        """The latents [B, G, C, h, w] that the network generates of the window whose first new frame is `start`."""
+        system, size, count = self.system, len(given), len(self.system.window.generated)
+        rates = None if self.fps is None else torch.full((size,), self.fps, device=given.device)
+        generators = [frame_generator(seed, start) for seed in self.seeds]
+        shape = (size, count, *given.shape[2:])
+        every_noise = system.noise(shape, generators, given=given, sampling=True, layout=layout).to(given.device)
+        given_noise, noise = split_noise(every_noise, count)
+        condition = system.condition(given, self.text, present=present, fps=rates, noise=given_noise)
+        conditions = branch_conditions(system, condition, self.branches)
+        if self.linear is not None:
+            return sample_window(system.network, noise, conditions, self.branches, self.scales, self.linear)
+        own_steps = copy.deepcopy(self.scheduler)
+        own_steps.set_timesteps(self.sampler.steps, device=given.device)
+        return sample_window_by_scheduler(
+            system.network, noise, conditions, self.branches, self.scales, own_steps, generators
+        )
 
 
 def sample_window(
@@ -135,16 +262,13 @@ def sample_window_by_scheduler(
     return latents
 
 
-def _check(
-    system: System,
-    first: Tensor,
-    text: Text,
-    frames: int,
-    scheduler: Any,
-    sampler: Sampler,
-    seeds: Sequence[int],
-) -> None:
-    size = len(first)
+def _stretch(video: Tensor, start: int, length: int) -> Tensor:
+    """`length` frames of a video [B, F, *] from `start` on; its ends repeat."""
+    places = torch.arange(start, start + length, device=video.device).clamp(0, video.shape[1] - 1)
+    return video[:, places]
+
+
+def _check_rollout(system: System, first: Tensor, frames: int, layout: Tensor | None) -> None:
     if not system.window.rolls:
         raise InputError(
             f"the windows of {system.config.kind} give frames {system.window.given} of {system.window.length}, so none "
@@ -154,6 +278,20 @@ def _check(
         raise InputError(f"first has shape {tuple(first.shape)}; expected [B, C, h, w]")
     if frames < 1:
         raise InputError(f"frames={frames}; expected at least 1, the first frame included")
+    if layout is not None and layout.shape != (len(first), frames, *first.shape[1:]):
+        expected = [len(first), frames, *first.shape[1:]]
+        raise InputError(f"layout has shape {list(layout.shape)}; expected {expected}, a latent a frame")
+
+
+def _check(
+    system: System,
+    text: Text,
+    size: int,
+    scheduler: Any,
+    sampler: Sampler,
+    seeds: Sequence[int],
+    fps: float | None,
+) -> None:
     train_steps = int(scheduler.config.num_train_timesteps)
     if not 1 <= sampler.steps <= train_steps:
         raise InputError(f"steps={sampler.steps}; expected between 1 and {train_steps}, the scheduler's timesteps")
@@ -162,6 +300,8 @@ def _check(
     for name, value in text.items():
         if len(value) != size:
             raise InputError(f"{name} has shape {tuple(value.shape)}; expected [{size}, *], one for each latent")
+    if fps is not None:
+        system.check_fps(fps)
     if scheduler.config.get("use_dynamic_shifting"):
         raise InputError(
             "the scheduler's use_dynamic_shifting is True, and a rollout has no mu to give it; expected "

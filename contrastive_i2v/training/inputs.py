@@ -12,7 +12,7 @@ from torch import Tensor
 from contrastive_i2v.data.examples import Example
 from contrastive_i2v.diffusion import NoiseSchedule
 from contrastive_i2v.randomness import draw
-from contrastive_i2v.system import Condition, System
+from contrastive_i2v.system import Condition, System, split_noise
 from contrastive_i2v.training.config import TimestepsConfig
 
 
@@ -66,7 +66,8 @@ def make_inputs(
     raw = _pick(batch.raw, [anchors + place for place in window.generated])
     size, shape = len(raw), (*raw.shape[:2], codec.channels, *raw.shape[3:])  # [B, G, C, h, w]
     clean = codec.normalize(codec.sample(raw, _send(draw(shape, generator), device)))
-    noise = _send(system.noise(shape, generator, given=given, sampling=False), device)
+    every_noise = _send(system.noise(shape, generator, given=given, sampling=False), device)
+    given_noise, noise = split_noise(every_noise, shape[1])
     drawn = schedule.sample_timesteps(
         size,
         generator,
@@ -78,13 +79,15 @@ def make_inputs(
     drawn = _send(drawn, device)
     r = _send(torch.rand(size, generator=generator), device)
     no_text, no_image = r < 2 * p, (r >= p) & (r < 3 * p)
-    source, level = codec.normalize(given[:, -1]), None
+    source, level = codec.normalize(given[:, -1] if given_rows else torch.zeros_like(clean[:, 0])), None
     if condition_noise > 0:
         amount = condition_noise * torch.rand(size, 1, 1, 1, 1, generator=generator)
         given = given + _send(amount * draw(given.shape, generator), device) / codec.scale
         level = _send(amount.flatten(), device)
     present = _pick(batch.present, given_rows)
-    condition = system.condition(given, batch.text, present=present, fps=batch.fps, noise_level=level)
+    condition = system.condition(
+        given, batch.text, present=present, fps=batch.fps, noise_level=level, noise=given_noise
+    )
     return Inputs(
         noisy_latents=schedule.add_noise(clean, noise, drawn),
         timesteps=drawn,
@@ -99,7 +102,7 @@ def make_inputs(
 
 def _pick(frames: Tensor, rows: Sequence[int]) -> Tensor:
     """`frames[:, rows]`; indexing by a list would wait for the device."""
-    return torch.stack([frames[:, row] for row in rows], dim=1)
+    return torch.stack([frames[:, row] for row in rows], dim=1) if rows else frames[:, :0]
 
 
 def _send(drawn: Tensor, device: torch.device) -> Tensor:

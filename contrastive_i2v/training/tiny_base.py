@@ -18,6 +18,7 @@ from contrastive_i2v.data.shapes import ShapesConfig, make_shapes
 from contrastive_i2v.data.sources.folder import read_folder
 from contrastive_i2v.models import tiny
 from contrastive_i2v.models.instruct_pix2pix import PLAIN, InstructPix2Pix
+from contrastive_i2v.models.stable_diffusion import Parts
 from contrastive_i2v.training.checkpoint import list_checkpoints
 from contrastive_i2v.training.config import DataConfig, LossConfig, OptimizerConfig, TrainConfig
 from contrastive_i2v.training.logs import read_log
@@ -68,9 +69,8 @@ def train_tiny_base(config: TinyBaseConfig) -> Path:
     tokenizer = CLIPTokenizer.from_pretrained(root / "tokenizer")
 
     torch.manual_seed(config.seed)
-    model = InstructPix2Pix(
-        vae, text_encoder, tokenizer, tiny.build_unet(), tiny.build_scheduler(), sampler=tiny.SAMPLER
-    )
+    parts = Parts(vae, text_encoder, tokenizer, tiny.build_unet())
+    model = InstructPix2Pix(parts, tiny.build_scheduler(), sampler=tiny.SAMPLER)
     run = unet_config(config)
     trainer = Trainer(replace(run, resume=bool(list_checkpoints(run.output / "checkpoints"))), model)
     trained = InstructPix2Pix.load(str(trainer.run()), run.system, PLAIN).to("cpu", torch.float16)

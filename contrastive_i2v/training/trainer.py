@@ -66,6 +66,8 @@ class Trainer:
                 skipped_file=config.output / SKIPPED,
                 progress=self.main,
             )
+        for fps in sorted({example.fps for example in self.dataset.examples}):
+            self.system.check_fps(fps)
         if config.gradient_checkpointing:
             _enable_gradient_checkpointing(self.system)
         trainable = self.system.trainable()
@@ -147,6 +149,7 @@ class Trainer:
         finite = bool(torch.isfinite(norm))  # the step's one wait for the device
         if finite or self.accelerator.scaler is not None:  # the scaler must see the infinity, and skips by itself
             optimizer.step()
+            self.system.constrain()
         optimizer.zero_grad(set_to_none=True)
         self.candidates.remember()
         if state.ema and finite:

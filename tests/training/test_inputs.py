@@ -19,7 +19,7 @@ SCHEDULE = NoiseSchedule.from_config({"beta_schedule": "scaled_linear", "beta_st
 @pytest.fixture
 def system(model: InstructPix2Pix, monkeypatch: pytest.MonkeyPatch) -> InstructPix2Pix:
     """The random model, its latents scaled by 0.5; the embedding of "" is zero."""
-    monkeypatch.setitem(vars(model), "_null_embeds", torch.zeros(1, 3, 5))
+    monkeypatch.setitem(vars(model), "null_embeds", torch.zeros(1, 3, 5))
     return model
 
 

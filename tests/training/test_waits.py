@@ -94,7 +94,7 @@ def test_inputs_go_to_the_device_without_a_wait(train_config: TrainConfig) -> No
     system = load_system(train_config.model, OPTIONS, device="cpu")
     trainer = Trainer(replace(train_config, system=OPTIONS), system)
     batch = next(iter(build_loader(trainer.dataset, trainer.config, trainer.accelerator, step=0)))
-    vars(system)["_null_embeds"] = system.encode_text([""])["prompt_embeds"].to("meta")
+    vars(system)["null_embeds"] = system.encode_text([""])["prompt_embeds"].to("meta")
     options: Any = {"schedule": system.schedule, "timesteps": TimestepsConfig()}
     options |= {"conditioning_dropout": 0.1, "condition_noise": 0.3}
     make_inputs(

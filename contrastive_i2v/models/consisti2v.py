@@ -1,0 +1,372 @@
+"""ConsistI2V: an image UNet with temporal layers sees a window of frames, the first of them clean.
+
+Ren et al., "ConsistI2V: Enhancing Visual Consistency for Image-to-Video Generation" (arXiv 2402.04324). The given frame
+is the window's first latent, without noise; every frame attends to it in space, and to a window of it in time. The
+noise of the frames is partly shared, and in sampling its low frequencies are those of the first frame (FrameInit).
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import diffusers
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from contrastive_i2v.diffusion import NoiseSchedule
+from contrastive_i2v.diffusion.frame_init import Filter, frame_init, low_pass_filter
+from contrastive_i2v.errors import InputError, check_fields, one_line
+from contrastive_i2v.models.loading import load_weights, read_object
+from contrastive_i2v.models.stable_diffusion import (
+    Parts,
+    StableDiffusion,
+    check_temporal_folder,
+    embed_number,
+    keep_noisy_inputs,
+    load_parts,
+    load_scheduler,
+)
+from contrastive_i2v.models.temporal import (
+    FirstFrameAttention,
+    Kind,
+    Rope,
+    TemporalLayers,
+    VideoUNet,
+    check_heads,
+    spatial_layers,
+)
+from contrastive_i2v.randomness import draw
+from contrastive_i2v.system import Condition, Sampler, SystemConfig, Text, Window, dropped
+
+HEADS = 8
+"""Of the temporal attention."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConsistI2VConfig(SystemConfig):
+    """A window of frames after a clean first one. None = as the model has it, or the published value."""
+
+    kind: Literal["consisti2v"] = "consisti2v"
+    frames: int | None = None
+    """Frames of a window, the given one included; published: 16. Nothing in the weights depends on it."""
+    max_stride: int | None = None
+    """The network is told the stride, 1 to this: the frame rate of training over that of the window; published: 5."""
+    rope: Rope | None = None
+    """Which channels turn with time: all (of every head), or reference (as the published weights have it)."""
+    start_alpha: float | None = None
+    """The image model's share that temporal layers start with; published: 1, where their weights have no gradient until
+    the shares move."""
+    noise_alpha: float | None = None
+    """a: the frames of a window share noise of variance a^2 / (1 + a^2); published: 1."""
+    frame_init: bool | None = None
+    """Whether sampling starts from noise whose low frequencies are the first frame's; published: yes."""
+    filter: Filter | None = None
+    """Which frequencies are low: gaussian (published), ideal or butterworth."""
+    cutoff: float | None = None
+    """D0 of the filter in space, 1 = the highest frequency; published: 0.25."""
+    cutoff_time: float | None = None
+    """D0 of the filter in time; published: 0.25."""
+    filter_order: int | None = None
+    """Of the butterworth filter; 4 is usual."""
+    frame_init_timestep: int | None = None
+    """The timestep that the first frame is noised to for FrameInit; published: 850 of 1000."""
+
+    def __post_init__(self) -> None:
+        check_fields(
+            self, {"frames": 2, "max_stride": 1, "noise_alpha": 0, "filter_order": 1, "frame_init_timestep": 0}
+        )
+        least = {"frames": 2, "max_stride": 1, "noise_alpha": 0, "filter_order": 1, "frame_init_timestep": 0}
+        check_fields(self, least, positive=("cutoff", "cutoff_time"))
+        if self.start_alpha is not None and not 0 <= self.start_alpha <= 1:
+            raise InputError(f"start_alpha: expected 0 to 1, got {self.start_alpha}")
+
+    def over(self, saved: ConsistI2VConfig) -> ConsistI2VConfig:
+        """These options, and the saved ones where they are None. Raises InputError for another rope than the saved."""
+        own = {item.name: getattr(self, item.name) for item in fields(self)}
+        merged = replace(saved, **{name: value for name, value in own.items() if value is not None})
+        if merged.rope != saved.rope:
+            raise InputError(f"rope: the model was trained with {saved.rope!r}; expected that, got {merged.rope!r}")
+        return merged
+
+
+PUBLISHED = ConsistI2VConfig(
+    frames=16,
+    max_stride=5,
+    rope="all",
+    start_alpha=1.0,
+    noise_alpha=1.0,
+    frame_init=True,
+    filter="gaussian",
+    cutoff=0.25,
+    cutoff_time=0.25,
+    filter_order=4,
+    frame_init_timestep=850,
+)
+
+
+class ConsistI2VNetwork(VideoUNet):
+    """The clean first latent and the noisy ones after it, as one clip."""
+
+    def __init__(self, unet: Any, temporal: TemporalLayers, schedule: NoiseSchedule) -> None:
+        super().__init__(unet, temporal)
+        self.schedule = schedule
+        for name in spatial_layers(unet, "Attention"):
+            if name.endswith("attn1"):
+                unet.get_submodule(name).set_processor(FirstFrameAttention(temporal.clip))
+
+    def forward(
+        self,
+        noisy: Tensor,
+        timesteps: Tensor,
+        first: Tensor,
+        first_noise: Tensor,
+        without_image: Tensor,
+        stride: Tensor,
+        prompt_embeds: Tensor,
+    ) -> Tensor:
+        """The prediction for the noisy frames.
+
+        Args:
+            noisy: [B, G, C, h, w]; timesteps: [B], the first frame's too.
+            first: [B, C, h, w], normalised.
+            first_noise: [B, C, h, w]; without_image: bool [B]. Where it is True the first latent is noised at t.
+            stride: [B], of the frames, 1 or more.
+            prompt_embeds: [B, L, E].
+
+        Returns:
+            [B, G, C, h, w]
+        """
+        at = timesteps if self.schedule.prediction_type == "flow" else timesteps.long()
+        noised = self.schedule.add_noise(first, first_noise, at)
+        first = torch.where(without_image.view(-1, 1, 1, 1), noised, first)
+        clip = torch.cat([first[:, None].to(noisy.dtype), noisy], dim=1)
+        return self.predict(clip, timesteps, prompt_embeds, label=stride)[:, 1:]
+
+
+class ConsistI2V(StableDiffusion):
+    """Windows of frames on Stable Diffusion's parts; a window's last frame is the next one's first.
+
+    Args:
+        parts: the UNet embeds a number, the stride.
+        temporal: the layers of `temporal_layers`.
+        scheduler: a diffusers scheduler; its config holds the noise schedule and the prediction type.
+        config: the options, none of them None.
+    """
+
+    Config = ConsistI2VConfig
+    config: ConsistI2VConfig
+    network: ConsistI2VNetwork
+    starts_from = ("instruct-pix2pix",)
+
+    def __init__(self, parts: Parts, temporal: TemporalLayers, scheduler: Any, config: ConsistI2VConfig) -> None:
+        schedule = NoiseSchedule.from_config(scheduler.config)
+        network = ConsistI2VNetwork(parts.unet, temporal, schedule)
+        sampler = Sampler(steps=50, guidance_scale=7.5, image_guidance_scale=1.0)
+        super().__init__(parts, network, scheduler, sampler)
+        self.config, self.temporal = config, temporal
+        self.window = Window(cast(int, config.frames))
+
+    @classmethod
+    def opens(cls, folder: Path) -> bool:
+        """The published folder."""
+        return _published_config(folder) is not None
+
+    @classmethod
+    def load(cls, source: str, config: SystemConfig, saved: SystemConfig | None) -> ConsistI2V:
+        """Any Stable Diffusion 1.x or 2.x folder (an InstructPix2Pix one loses its image channels), what `save` wrote,
+        or the published folder.
+
+        A base model gets new temporal layers, and a DDIM scheduler over its own noise schedule.
+        """
+        wanted = cast(ConsistI2VConfig, config)
+        if isinstance(saved, ConsistI2VConfig):
+            check_temporal_folder(source)
+            temporal = load_weights(TemporalLayers, source, "temporal", None)
+            parts = load_parts(source)
+            return cls(parts, temporal, load_scheduler(source, is_base=False), wanted.over(saved))
+        if _published_config(Path(source)) is not None:
+            merged = wanted.over(replace(PUBLISHED, rope="reference"))
+            unet, temporal = _load_published(Path(source))
+            return cls(load_parts(source, unet=unet), temporal, load_scheduler(source, is_base=True), merged)
+        parts = load_parts(source)
+        merged = wanted.over(replace(PUBLISHED, rope=wanted.rope or PUBLISHED.rope))
+        keep_noisy_inputs(source, parts.unet, int(parts.vae.config.latent_channels))
+        embed_number(parts.unet)
+        temporal = temporal_layers(parts.unet, cast(Rope, merged.rope), alpha=cast(float, merged.start_alpha))
+        return cls(parts, temporal, load_scheduler(source, is_base=True), merged)
+
+    def save_weights(self, folder: Path) -> None:
+        """A Stable Diffusion folder, the UNet's stride embedding its class embedding, and `temporal/` beside it."""
+        super().save_weights(folder)
+        self.temporal.save_pretrained(folder / "temporal", safe_serialization=True)
+
+    def constrain(self) -> None:
+        """Alphas lie between 0 and 1. (A clamp in the forward pass would leave an alpha above 1 without gradient.)"""
+        for alpha in self.temporal.alphas().values():
+            alpha.data.clamp_(0, 1)
+
+    def check_fps(self, fps: float) -> None:
+        """Raises InputError where the stride, `self.fps / fps`, isn't one of 1 to max_stride."""
+        stride, most = self.fps / fps, cast(int, self.config.max_stride)
+        if round(stride) not in range(1, most + 1) or abs(stride - round(stride)) > 0.01:
+            rates = ", ".join(f"{self.fps / k:g}" for k in range(1, most + 1))
+            raise InputError(
+                f"fps={fps:g} is a stride of {stride:.3g} frames, and the model was trained with whole ones from 1 to "
+                f"{most}; expected fps of {rates}"
+            )
+
+    def condition(
+        self,
+        given: Tensor,
+        text: Text,
+        *,
+        present: Tensor | None = None,
+        fps: Tensor | None = None,
+        noise_level: Tensor | None = None,
+        noise: Tensor | None = None,
+    ) -> Condition:
+        """first and first_noise [B, C, h, w], without_image [B], stride [B] and prompt_embeds [B, L, E]."""
+        if noise is None:
+            raise InputError("noise: expected [B, 1, C, h, w], the first frame's, as `noise` draws it; got None")
+        rate = given.new_full((len(given),), self.fps) if fps is None else fps.to(given.dtype)
+        return {
+            "first": self.codec.normalize(given[:, 0]),
+            "first_noise": noise[:, 0].to(given.dtype),
+            "without_image": torch.zeros(len(given), dtype=torch.bool, device=given.device),
+            "stride": (self.fps / rate).round(),
+            **text,
+        }
+
+    def drop(self, condition: Condition, *, image: Tensor, text: Tensor) -> Condition:
+        """The first latent noised at t in place of the image; the embedding of "" in place of the prompt."""
+        null = self.null_embeds.to(condition["prompt_embeds"])
+        return condition | {
+            "without_image": condition["without_image"] | image,
+            "prompt_embeds": dropped(condition["prompt_embeds"], text, null),
+        }
+
+    def noise(
+        self,
+        shape: Sequence[int],
+        generator: torch.Generator | Sequence[torch.Generator],
+        *,
+        given: Tensor,
+        sampling: bool,
+        layout: Tensor | None = None,
+    ) -> Tensor:
+        """(a e_shared + e_frame) / sqrt(1 + a^2), so of unit variance and covariance a^2 / (1 + a^2) between frames;
+        and in sampling, FrameInit over it. `[B, 1 + G, C, h, w]`, the given frame's first.
+
+        Source: Ge et al., "Preserve Your Own Correlation" (arXiv 2305.10474), section 3.1, the mixed noise model.
+        """
+        config, (batch, generated, *latent) = self.config, shape
+        a = cast(float, config.noise_alpha)
+        shared = draw((batch, 1, *latent), generator)
+        noise = (a * shared + draw((batch, 1 + generated, *latent), generator)) / math.sqrt(1 + a * a)
+        if not (sampling and config.frame_init):
+            if layout is not None:
+                raise InputError("layout: the noise follows one by FrameInit, which is off; expected frame_init=True")
+            return noise
+        if layout is None:
+            layout = self.codec.normalize(given[:, :1])
+        still = layout.float().cpu().expand(-1, 1 + generated, -1, -1, -1)
+        timesteps = torch.full((batch,), cast(int, config.frame_init_timestep))
+        low = low_pass_filter(
+            (1 + generated, *latent[1:]),
+            cast(Filter, config.filter),
+            cutoff=cast(float, config.cutoff),
+            cutoff_time=cast(float, config.cutoff_time),
+            order=cast(int, config.filter_order),
+        )
+        return frame_init(self.schedule.add_noise(still, noise, timesteps), noise, low)
+
+
+def temporal_layers(unet: Any, rope: Rope, *, alpha: float = 1.0) -> TemporalLayers:
+    """New temporal layers for a UNet: one after every ResNet, one after every spatial transformer but the middle's.
+
+    Raises InputError where the UNet's channels don't split into heads.
+    """
+    resnets = {name: module.conv2.out_channels for name, module in spatial_layers(unet, "ResnetBlock2D").items()}
+    transformers = {
+        name: module.proj_out.weight.shape[0]
+        for name, module in spatial_layers(unet, "Transformer2DModel").items()
+        if not name.startswith("mid_block")
+    }
+    check_heads(transformers, HEADS)
+    layers: dict[str, tuple[Kind, int]] = {name: ("resnet", width) for name, width in resnets.items()}
+    temporal: TemporalLayers = TemporalLayers(
+        layers | {name: ("transformer", width) for name, width in transformers.items()},
+        text_width=int(unet.config.cross_attention_dim),
+        groups=int(unet.config.norm_num_groups),
+        heads=HEADS,
+        rope=rope,
+        alpha=alpha,
+    )
+    return temporal
+
+
+def _published_config(folder: Path) -> dict[str, Any] | None:
+    """The UNet's config of a folder in the authors' own layout; None for another folder."""
+    file = folder / "unet" / "config.json"
+    config = read_object(file) if file.is_file() else {}
+    return config if config.get("_class_name") == PUBLISHED_CLASS else None
+
+
+def _load_published(folder: Path) -> tuple[Any, TemporalLayers]:
+    """The UNet and temporal layers of the authors' weights. Raises InputError for missing keys."""
+    config = _published_config(folder) or {}
+    known = set(inspect.signature(diffusers.UNet2DConditionModel.__init__).parameters)
+    spatial = {name: value for name, value in config.items() if name in known} | {"class_embed_type": "timestep"}
+    with torch.device("meta"):
+        unet = diffusers.UNet2DConditionModel.from_config(spatial)
+        temporal = temporal_layers(unet, "reference")
+    file = folder / "unet" / "diffusion_pytorch_model.safetensors"
+    try:
+        weights = from_published(load_file(file))
+    except (OSError, SafetensorError) as error:
+        raise InputError(
+            f"{file}: can't be read ({one_line(error)}); expected the published weights as safetensors: open them in "
+            "their own code and save them with safetensors.torch.save_file"
+        ) from error
+    for part, module in (("unet", unet), ("temporal", temporal)):
+        mine = {key.removeprefix(f"{part}."): value for key, value in weights.items() if key.startswith(f"{part}.")}
+        expected = module.state_dict()
+        missing = [key for key in expected if key not in mine or mine[key].shape != expected[key].shape]
+        foreign = sorted(set(mine) - set(expected))
+        if missing or foreign:
+            what = f"lack {len(missing)}, such as {missing[0]}" if missing else f"have {foreign[0]}, which is foreign"
+            raise InputError(f"{file}: the weights of {part} {what}; expected ConsistI2V's as published")
+        module.load_state_dict({key: value.float() for key, value in mine.items()}, assign=True)
+    return unet, temporal
+
+
+def from_published(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The authors' names as ours: `unet.` and `temporal.` before the keys of the two modules.
+
+    conv3ds.j follows resnets.j, tempo_attns.j follows attentions.j, and the stride's embedding is the UNet's class
+    embedding. time_emb_proj and rotary_bias are in the weights, and the authors' forward pass uses neither.
+    """
+    renamed = {}
+    for key, value in weights.items():
+        if "time_emb_proj" in key and "conv3ds" in key or "rotary_bias" in key:
+            continue
+        layer = PUBLISHED_LAYER.fullmatch(key)
+        if layer:
+            block, kind, number, rest = layer.groups()
+            follows = {"conv3ds": "resnets", "tempo_attns": "attentions"}[kind]
+            renamed[f"temporal.layers.{block.replace('.', '-')}-{follows}-{number}.{rest}"] = value
+        else:
+            renamed["unet." + key.replace("frame_stride_embedding", "class_embedding")] = value
+    return renamed
+
+
+PUBLISHED_CLASS = "VideoLDMUNet3DConditionModel"
+PUBLISHED_LAYER = re.compile(r"((?:down|up)_blocks\.\d+|mid_block)\.(conv3ds|tempo_attns)\.(\d+)\.(.*)")
