@@ -17,8 +17,8 @@ from contrastive_i2v.data.images import image_pixels
 from contrastive_i2v.data.video import resize_frames, to_uint8
 from contrastive_i2v.errors import InputError
 from contrastive_i2v.models import load_system
-from contrastive_i2v.sampling.rollout import rollout
-from contrastive_i2v.system import SamplerOptions, System, default_device
+from contrastive_i2v.sampling.rollout import first_frames, rollout
+from contrastive_i2v.system import Sampler, SamplerOptions, System, default_device
 
 OutputType = Literal["pil", "np", "pt", "latent"]
 ImageInput: TypeAlias = "Image.Image | np.ndarray[Any, Any] | Tensor"
@@ -86,7 +86,7 @@ class ImageToVideoPipeline:
     @torch.no_grad()
     def __call__(
         self,
-        image: ImageInput | Sequence[ImageInput],
+        image: ImageInput | Sequence[ImageInput] | None = None,
         prompt: str | Sequence[str] = "",
         *,
         num_frames: int = 16,
@@ -105,7 +105,8 @@ class ImageToVideoPipeline:
 
         Args:
             image: one, or one a video: a PIL image; an array `[H, W, 3]`, uint8 or float in [0, 1]; or a tensor
-                `[3, H, W]` in [0, 1]. It is cropped to the middle and resized, never squashed.
+                `[3, H, W]` in [0, 1]. It is cropped to the middle and resized, never squashed. None = the model makes
+                it from the prompt first, where it can (Emu Video).
             prompt: one, or one a video; "" is none.
             num_frames: length of the video, the given image included.
             height, width: in pixels; None = what the model was trained at.
@@ -124,20 +125,24 @@ class ImageToVideoPipeline:
             raise InputError(f"output_type={output_type!r}; expected pil, np, pt or latent")
         if num_frames < 1:
             raise InputError(f"num_frames: expected at least 1, got {num_frames}")
-        images = list(image) if isinstance(image, (list, tuple)) else [cast(ImageInput, image)]
+        images = list(image) if isinstance(image, (list, tuple)) else [cast(ImageInput, image)] * (image is not None)
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         count = max(len(images), len(prompts))
         for name, values in (("image", images), ("prompt", prompts)):
-            if len(values) not in (1, count):
+            if len(values) not in (1, count) and not (values is images and image is None):
                 raise InputError(f"{name}: expected 1 or {count}, got {len(values)}")
         size = (height or system.size[0], width or system.size[1])
         if not system.takes(size):
             raise InputError(f"height, width: expected multiples of {codec.downscale}, got {size[0]}x{size[1]}")
         seeds = _seeds(generator, count) if seeds is None else seeds
 
-        pixels = torch.cat([resize_frames(as_frame(one), size) for one in images])  # [1 or B, 3, H, W]
-        own = codec.sample(codec.encode(pixels[:, None]))[:, 0].expand(count, -1, -1, -1)
         text = {name: value.expand(count, *value.shape[1:]) for name, value in system.encode_text(prompts).items()}
+        if images:
+            pixels = torch.cat([resize_frames(as_frame(one), size) for one in images])  # [1 or B, 3, H, W]
+            own = codec.sample(codec.encode(pixels[:, None]))[:, 0].expand(count, -1, -1, -1)
+        else:
+            still = SamplerOptions(steps=num_inference_steps, guidance_scale=guidance_scale)
+            own = first_frames(system, text, size=size, seeds=seeds, sampler=_over_still(still, system))
         self._offload()
         options = SamplerOptions(
             steps=num_inference_steps, guidance_scale=guidance_scale, image_guidance_scale=image_guidance_scale
@@ -194,6 +199,11 @@ def as_frame(image: ImageInput) -> Tensor:
             f"image: got {type(image).__name__}{shape}; expected a PIL image, an array [H, W, 3] or a tensor [3, H, W]"
         )
     return (tensor if tensor.dtype == torch.uint8 else to_uint8(tensor * 2 - 1))[None].cpu()
+
+
+def _over_still(options: SamplerOptions, system: System) -> Sampler | None:
+    image = system.still()
+    return None if image is None else options.over(image.sampler)
 
 
 def _seeds(generator: torch.Generator | Sequence[torch.Generator] | None, count: int) -> list[int]:

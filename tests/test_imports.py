@@ -19,7 +19,7 @@ ALLOWED = {
     "sampling": {"diffusion", "ops", "system"},
     "models": {"diffusion", "system"},
     "data": {"system"},
-    "training": {"losses", "models", "data", "sampling", "diffusion", "system"},
+    "training": {"losses", "models", "data", "sampling", "evaluation", "diffusion", "system"},
     "evaluation": {"sampling", "data", "system"},
     "pipeline": {"data", "models", "sampling", "system"},
     "cli": {

@@ -26,7 +26,7 @@ from contrastive_i2v.evaluation.suite import Networks
 from contrastive_i2v.evaluation.videos import ReferenceSet, read_reference_set
 from contrastive_i2v.files import folder_hash
 from contrastive_i2v.models import load_system, opening_kind
-from contrastive_i2v.models.loading import locate, read_object
+from contrastive_i2v.models.loading import locate, read_object, split_options
 from contrastive_i2v.system import Size, System, default_device
 
 BASELINES = ("first-frame", "retrieval")
@@ -51,7 +51,8 @@ def kind_of(spec: str) -> str:
     """ "checkpoint", "pipeline", "videos", "first-frame" or "retrieval". Raises InputError for what is none."""
     if spec in BASELINES:
         return spec
-    if spec == "tiny":
+    source, options = split_options(spec)
+    if source == "tiny" or options:
         return "checkpoint"
     folder = Path(spec).expanduser()
     if folder.is_dir() and opening_kind(Path(locate(folder))) is not None:
@@ -116,6 +117,7 @@ def build_method(spec: str, options: SuiteOptions, reference: ReferenceSet, warn
     sampler = options.over(_system(spec).sampler)
     identity = {
         "weights": _weights(spec),
+        "options": spec.partition("?")[2],
         "sampler": f"{sampler.steps} steps, {_system(spec).scheduler.__class__.__name__}",
         "guidance": f"text {sampler.guidance_scale:g}, image {sampler.image_guidance_scale:g}",
     }
@@ -203,7 +205,7 @@ def _system(spec: str) -> System:
 @cache
 def _weights(spec: str) -> str:
     """A hash of a folder's files; of a hub id's, of the parameters as loaded."""
-    folder = Path(locate(spec))
+    folder = Path(locate(split_options(spec)[0]))
     if folder.is_dir():
         return f"sha256 {folder_hash(folder)}"
     digest = hashlib.sha256(_system(spec).fingerprint.encode())
@@ -215,7 +217,7 @@ def _weights(spec: str) -> str:
 
 def _training(spec: str) -> dict[str, str]:
     """The config of the run that wrote a model, where it lies beside it."""
-    config = Path(locate(spec)).parent / "config.yaml"
+    config = Path(locate(split_options(spec)[0])).parent / "config.yaml"
     try:
         return {"training config": config.read_text(encoding="utf-8")} if spec != "tiny" else {}
     except (OSError, UnicodeDecodeError):

@@ -33,10 +33,11 @@ SCHEDULERS = {
 class Options(SamplerOptions):
     """Turn still images and prompts into videos, what was generated conditioning what comes next."""
 
-    image: tuple[Path, ...]
-    """Images, or videos whose first frame is taken; one, or as many as prompts."""
     prompt: tuple[str, ...]
     """What happens; one, or as many as images."""
+    image: tuple[Path, ...] = ()
+    """Images, or videos whose first frame is taken; one, or as many as prompts. None = the model makes them from the
+    prompts first, where it can (Emu Video)."""
     model: str = "tiny"
     """"tiny", a folder that train wrote, any InstructPix2Pix folder, or a hub id."""
     output: Path = Path("videos")
@@ -66,7 +67,9 @@ def run(arguments: Sequence[str]) -> None:
     """Parse the options and sample."""
     options = tyro.cli(Options, prog="contrastive-i2v sample", args=arguments)
     jobs = _pair_up(options)
-    images = [_first_frame(image) for image, _ in jobs]  # what is wrong with one is said before any work
+    images = [
+        _first_frame(image) for image, _ in jobs if image is not None
+    ]  # what is wrong with one is said before any work
     from contrastive_i2v.pipeline import ImageToVideoPipeline  # takes seconds
 
     pipeline = ImageToVideoPipeline.from_pretrained(options.model, dtype=getattr(torch, options.dtype))
@@ -87,7 +90,7 @@ def run(arguments: Sequence[str]) -> None:
     for start in range(0, len(jobs), options.batch_size):
         part = slice(start, start + options.batch_size)
         latents = pipeline(
-            image=[image[0] for image in images[part]],
+            image=[image[0] for image in images[part]] or None,
             prompt=[prompt for _, prompt in jobs[part]],
             num_frames=options.frames,
             height=height,
@@ -107,8 +110,9 @@ def run(arguments: Sequence[str]) -> None:
     bar.close()
 
 
-def _pair_up(options: Options) -> list[tuple[Path, str]]:
-    images, prompts = options.image, options.prompt
+def _pair_up(options: Options) -> list[tuple[Path | None, str]]:
+    images: tuple[Path | None, ...] = options.image or (None,)
+    prompts = options.prompt
     count = max(len(images), len(prompts))
     for name, values in (("--image", images), ("--prompt", prompts)):
         if len(values) not in (1, count):

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import argparse
+import textwrap
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import tyro
 
 from contrastive_i2v.errors import InputError
 from contrastive_i2v.training.config import TrainConfig, load_config
-from contrastive_i2v.training.recipes import RECIPES
+from contrastive_i2v.training.recipes import RECIPES, stages
 
 DESCRIPTION = f"""Fine-tune a model on a folder of captioned videos.
 
---recipe NAME   start from one of {", ".join(list(RECIPES)[:3])},
-                {", ".join(list(RECIPES)[3:])}
-                (default: contrastive); tiny-base trains the packaged model anew
+--recipe NAME   start from one of
+{textwrap.indent(textwrap.fill(", ".join(RECIPES), 100), " " * 16)}
+                (default: contrastive); NAME of NAME/STAGE is all its stages, each from the model before, with the
+                options below for every one and --output as their folder; tiny-base trains the packaged model anew
 --config FILE   start from an earlier run's config.yaml; every option below overrides it
 """
 
@@ -36,11 +39,40 @@ def run(arguments: Sequence[str]) -> None:
         print(f"model: {train_tiny_base(base)}")
         return
     name = start.recipe or "contrastive"
-    if name not in RECIPES:
+    chosen = {"": load_config(TrainConfig, start.config)} if start.config else stages(name)
+    if not chosen:
         raise InputError(f"--recipe {name}: no such recipe; expected one of {', '.join(RECIPES)}, tiny-base")
-    default = load_config(TrainConfig, start.config) if start.config else RECIPES[name]
-    config = tyro.cli(TrainConfig, default=default, prog="contrastive-i2v train", description=DESCRIPTION, args=rest)
-    from contrastive_i2v.training.trainer import Trainer
+    configs = _configs(chosen, rest)
+    from contrastive_i2v.training.checkpoint import list_checkpoints
+    from contrastive_i2v.training.trainer import Trainer, is_trained
 
-    folder = Trainer(config).run()
-    print(f"model: {folder}\nnext:  contrastive-i2v sample --model {folder} --image IMAGE --prompt TEXT")
+    for config in configs:
+        folder = config.output / "model"
+        if len(configs) > 1:
+            if is_trained(config):
+                print(f"trained already: {folder}")
+                continue
+            # what an interrupted run of all stages left goes on
+            config = replace(config, resume=config.resume and bool(list_checkpoints(config.output / "checkpoints")))
+        folder = Trainer(config).run()
+        print(f"model: {folder}")
+    print(f"next:  contrastive-i2v sample --model {folder} --image IMAGE --prompt TEXT")
+
+
+def _configs(chosen: dict[str, TrainConfig], arguments: Sequence[str]) -> list[TrainConfig]:
+    """The configs with the options on top; of several stages, each in its folder of --output, from the model of the
+    stage that it names."""
+
+    def parse(default: TrainConfig) -> TrainConfig:
+        prog = "contrastive-i2v train"
+        return tyro.cli(TrainConfig, default=default, prog=prog, description=DESCRIPTION, args=arguments)
+
+    if len(chosen) == 1:
+        return [parse(default) for default in chosen.values()]
+    configs = []
+    for number, default in enumerate(chosen.values()):
+        root = default.output.parent
+        config = parse(replace(default, output=root))
+        model = default.model.replace(str(root), str(config.output)) if number else config.model
+        configs.append(replace(config, output=config.output / default.output.name, model=model))
+    return configs

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from contrastive_i2v.errors import InputError, one_line
 from contrastive_i2v.models.consisti2v import ConsistI2V
 from contrastive_i2v.models.emu_video import EmuVideo
 from contrastive_i2v.models.instruct_pix2pix import InstructPix2Pix
-from contrastive_i2v.models.loading import locate
+from contrastive_i2v.models.loading import locate, split_options
 from contrastive_i2v.system import DESCRIPTION, Description, System, SystemConfig, default_device
 
 SYSTEMS: dict[str, type[System]] = {
@@ -37,7 +38,8 @@ def load_system(
     """Open a model: weights, options, window, and how it is sampled.
 
     Args:
-        name: "tiny" (packaged, no download), a folder that training wrote, a diffusers folder, or a hub id.
+        name: "tiny" (packaged, no download), a folder that training wrote, a diffusers folder, or a hub id; then
+            options of the system, as "runs/mine?frame_init=false".
         config: the kind of system and its options, say for training; None = what the folder says, or the first system
             that opens it.
         device: None = CUDA where there is one, else the CPU.
@@ -47,12 +49,15 @@ def load_system(
         InputError: nothing there, a folder that no system opens or that holds another one, missing parts, or options
             that its weights can't have.
     """
+    name, options = split_options(name)
     source = locate(name)
     saved = read_description(source)
     kind = config.kind if config else saved.system.kind if saved else _opens(Path(source)) or next(iter(SYSTEMS))
     if saved and saved.system.kind not in (kind, *SYSTEMS[kind].starts_from):
         raise InputError(f"model {str(name)!r} is of kind {saved.system.kind}; expected {kind}: give another --model")
     wanted = config or (saved.system if saved else SYSTEMS[kind].Config())
+    if options:
+        wanted = parse_config(asdict(wanted) | options)
     system = SYSTEMS[kind].load(source, wanted, saved.system if saved else None)
     if saved:
         system.sampler = saved.sampler

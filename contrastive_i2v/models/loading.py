@@ -7,6 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from contrastive_i2v.errors import InputError, one_line
 from contrastive_i2v.system import DESCRIPTION
 
@@ -49,6 +51,21 @@ def locate(name: str | Path) -> str:
             "'stable-diffusion-v1-5/stable-diffusion-v1-5'"
         )
     return text
+
+
+def split_options(name: str | Path) -> tuple[str, dict[str, Any]]:
+    """`"runs/mine?frame_init=false&steps=4"` -> the name, and options as YAML values; most names have none."""
+    source, _, query = str(name).partition("?")
+    options: dict[str, Any] = {}
+    for part in query.split("&") if query else ():
+        key, equals, value = part.partition("=")
+        try:
+            options[key.replace("-", "_")] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            equals = ""
+        if not equals:
+            raise InputError(f"model {str(name)!r}: expected NAME?OPTION=VALUE&OPTION=VALUE, got {part!r} in it")
+    return source, options
 
 
 def read_object(file: Path) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from contrastive_i2v.data.sources.folder import read_folder
 from contrastive_i2v.randomness import seeded
 from contrastive_i2v.system import System
 from contrastive_i2v.training.config import DataConfig, TrainConfig
+from contrastive_i2v.training.selection import SCORES, select_clips
 
 
 def encode_dataset(
@@ -26,6 +27,8 @@ def encode_dataset(
         progress: whether this process shows a bar, says and writes.
     """
     clips, uncaptioned = read_folder(config.path)
+    if config.keep < 1:
+        clips = select_clips(clips, config, file=skipped_file.with_name(SCORES), progress=progress)
     dataset, unusable = encode_clips(
         clips,
         system,

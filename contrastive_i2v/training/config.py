@@ -36,6 +36,17 @@ class DataConfig:
     """Frames are centre-cropped and resized to this many pixels: a square's side, or height and width."""
     frames: FramesConfig = field(default_factory=FramesConfig)
     """Which frames of a clip make a window."""
+    keep: float = 1.0
+    """Share of the clips that is trained on: the best by the mean rank of motion, sharpness and, with `clip`, the
+    similarity of caption and frames; 1 = all."""
+    clip: str | None = None
+    """CLIP's folder or hub id, for `keep`; None = motion and sharpness alone."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.keep <= 1:
+            raise InputError(f"keep: expected a share above 0, at most 1, got {self.keep}")
+        if self.clip is not None and self.keep == 1:
+            raise InputError("clip: it ranks clips for keep, which is 1 (all of them); expected a smaller keep")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -15,7 +17,7 @@ from contrastive_i2v.data.sources.folder import read_folder
 from contrastive_i2v.data.types import Clip
 from contrastive_i2v.data.video import VideoError, probe, to_uint8, write_video
 from contrastive_i2v.errors import InputError
-from contrastive_i2v.sampling import rollout
+from contrastive_i2v.sampling import fill_in, first_frames, rollout
 from contrastive_i2v.system import System
 from contrastive_i2v.training.config import TrainConfig
 
@@ -41,7 +43,9 @@ class Preview:
 
     def __init__(self, clips: Sequence[Clip], system: System, config: TrainConfig, *, folder: Path) -> None:
         self.system, self.config, self.seed, self.folder = system, config.preview, config.seed, folder
-        frames, pixels, first, self.captions = config.preview.frames, [], [], list[str]()
+        self.window = system.window
+        frames = config.preview.frames if self.window.rolls else self.window.length
+        pixels, given, self.captions = [], [], list[str]()
         for clip in clips:
             try:
                 indices = valid_frames(probe(clip.path), clip, config.data.frames)[:frames]
@@ -51,35 +55,47 @@ class Preview:
                 continue
             self.captions.append(clip.caption)
             pixels.append(torch.cat([shown, shown[-1:].expand(frames - len(shown), -1, -1, -1)]))
-            first.append(system.codec.sample(raw[0]))
+            raw = torch.cat([raw, raw[-1:].expand(frames - len(raw), -1, -1, -1)])
+            given.append(system.codec.sample(raw[[0] if self.window.rolls else list(self.window.given)]))
         if not pixels:
             raise InputError(f"{config.data.validation_path}: none of the clips for previews can be read")
         self.truth = torch.stack(pixels)  # [N, F, 3, H, W] in [-1, 1]
-        self.first = torch.stack(first).to(system.device)  # [N, C, h, w], the autoencoder's own latents
+        self.given = torch.stack(given).to(system.device)  # [N, n, C, h, w], the autoencoder's own latents
 
     def due(self, step: int) -> bool:
         """Whether this step ends with a preview."""
         return step % self.config.every == 0
 
     def make(self, step: int) -> dict[str, float]:
-        """Write the video; returns the rollouts' motion against the truth's (1 = as much; near 0 = they froze) and
-        the pixel error at their last frame."""
-        system, frames = self.system, self.truth.shape[1]
-        latents = rollout(
-            system,
-            self.first,
-            system.encode_text(self.captions),
-            frames=(frames - 1) // system.codec.temporal_downscale + 1,
-            sampler=self.config.over(system.sampler),
-            seeds=[self.seed * 100_003 + i for i in range(len(self.captions))],
-        )  # [N, f, C, h, w]
-        videos = system.codec.decode(latents)[:, :frames].cpu().float()
-        truth = self.truth[:, : videos.shape[1]]
-        write_video(self.folder / f"step-{step:08d}.mp4", side_by_side([truth, videos]), fps=system.fps)
-        return {
-            "preview/motion_ratio": motion(videos) / max(motion(truth), 1e-6),
-            "preview/last_frame_mse": float((videos[:, -1] - truth[:, -1]).square().mean()),
-        }
+        """Write the video; returns its motion against the truth's (1 = as much; near 0 = it froze) and the pixel error
+        at its last frame, or between keyframes the mean one. An image model gives pictures, and no numbers."""
+        system, truth = self.system, self.truth
+        videos = system.codec.decode(self._latents())[:, : truth.shape[1]].cpu().float()
+        truth = truth[:, : videos.shape[1]]
+        name, grid = self.folder / f"step-{step:08d}", side_by_side([truth, videos])
+        if not (self.window.rolls or self.window.given):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(grid[0].permute(1, 2, 0).contiguous().numpy()).save(name.with_suffix(".png"))
+            return {}
+        write_video(name.with_suffix(".mp4"), grid, fps=system.fps)
+        error = (videos - truth).square().mean(dim=(0, 2, 3, 4))  # [F]
+        last = float(error[-1]) if self.window.rolls else float(error.mean())
+        return {"preview/motion_ratio": motion(videos) / max(motion(truth), 1e-6), "preview/last_frame_mse": last}
+
+    def _latents(self) -> Tensor:
+        """[N, f, C, h, w], normalised."""
+        system, given, text = self.system, self.given, self.system.encode_text(self.captions)
+        seeds = [self.seed * 100_003 + i for i in range(len(self.captions))]
+        sampler = self.config.over(system.sampler)
+        if self.window.rolls:
+            frames = (self.truth.shape[1] - 1) // system.codec.temporal_downscale + 1
+            return rollout(system, given[:, 0], text, frames=frames, sampler=sampler, seeds=seeds)
+        if self.window.given:
+            return fill_in(system, given, text, sampler=sampler, seeds=seeds)
+        own = first_frames(
+            system, text, size=system.size, seeds=seeds, sampler=replace(sampler, image_guidance_scale=1)
+        )
+        return system.codec.normalize(own)[:, None]
 
 
 def build_preview(config: TrainConfig, system: System) -> Preview | None:

@@ -86,18 +86,14 @@ class Toy(System):
         rows = [[(ord(c) - 97) / 26 for c in prompt[:12]] + [0.0] * (12 - len(prompt)) for prompt in prompts]
         return {"tokens": torch.tensor(rows), "mask": torch.tensor([[i < len(p) for i in range(12)] for p in prompts])}
 
-    def condition(
-        self, given: Tensor, text: Text, *, present=None, fps=None, noise_level=None, noise=None
-    ) -> Condition:  # type: ignore[no-untyped-def]
+    def condition(self, given: Tensor, text: Text, *, fps: Tensor | None = None, **_: Any) -> Condition:
         rate = given.new_full((len(given),), self.fps) if fps is None else fps
         return {"first": self.codec.normalize(given[:, 0]), "rate": rate, "without": rate < 0, **text}
 
     def drop(self, condition: Condition, *, image: Tensor, text: Tensor) -> Condition:
         return condition | {"without": image, "mask": condition["mask"] & ~text[:, None]}
 
-    def noise(
-        self, shape: Sequence[int], generator: Any, *, given: Tensor, sampling: bool, layout: Any = None
-    ) -> Tensor:
+    def noise(self, shape: Sequence[int], generator: Any, **_: Any) -> Tensor:
         return 0.5**0.5 * (draw((shape[0], 1, *shape[2:]), generator) + draw(shape, generator))
 
 

@@ -322,7 +322,7 @@ def test_the_rate_reaches_the_condition() -> None:
 
 def test_a_systems_own_noise_starts_its_windows() -> None:
     class Silent(Toy):
-        def noise(self, shape: Any, generator: Any, *, given: Tensor, sampling: bool) -> Tensor:
+        def noise(self, shape: Any, generator: Any, *, given: Tensor, sampling: bool, **_: Any) -> Tensor:
             assert tuple(shape) == (2, 3, 3, 2, 2) and sampling and given.shape == (2, 1, 3, 2, 2)
             return torch.zeros(*shape)
 
