@@ -273,7 +273,7 @@ def test_a_copy_has_layers_of_its_own(kind: str) -> None:
 
 
 def test_layers_of_another_unet_are_refused() -> None:
-    """By a name that the UNet lacks, by a width, or by the text's width: Stable Diffusion 1 and 2 differ in it alone."""
+    """By a name, a width, or the width of the text, in which alone Stable Diffusion 1 and 2 differ."""
     temporal = emu_video.temporal_layers(unet())
     with pytest.raises(InputError, match=r"the temporal layers follow .*resnets\.1.* this one has none; expected"):
         temporal.attach(small_unet())
