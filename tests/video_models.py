@@ -86,3 +86,31 @@ def gradients(system: Any, *, size: int = 2, seed: int = 0) -> dict[str, Tensor]
     system.network.zero_grad()
     system.network(noisy, timesteps, **told(system, size, seed=seed)).square().mean().backward()
     return {name: value.grad.clone() for name, value in system.network.named_parameters() if value.grad is not None}
+
+
+def check_checkpointing(system: Any) -> None:
+    """Gradient checkpointing is on in every layer that lies outside the UNet's own, and changes no gradient."""
+    expected = gradients(system)
+    system.network.enable_gradient_checkpointing()
+    system.network.train()
+    actual = gradients(system)
+    assert actual.keys() == expected.keys()
+    for name, value in expected.items():
+        torch.testing.assert_close(
+            actual[name], value, rtol=1e-4, atol=1e-6, msg=lambda why, name=name: f"{name}: {why}"
+        )
+
+
+def check_compiles(system: Any, backend: str) -> None:
+    """torch.compile takes the network whole, without a graph break: the same predictions and gradients."""
+    torch._dynamo.reset()
+    network = system.network
+    size, count = 2, len(system.window.generated)
+    noisy, timesteps, condition = randn(size, count, 4, 8, 8), torch.tensor([9, 700]), told(system, size)
+    expected = network(noisy, timesteps, **condition)
+    compiled = torch.compile(network, fullgraph=True, backend=backend)
+    actual = compiled(noisy, timesteps, **condition)
+    torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-5)
+    if backend != "eager":
+        actual.square().mean().backward()
+        assert all(bool(value.grad.isfinite().all()) for value in network.parameters() if value.grad is not None)

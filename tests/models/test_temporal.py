@@ -258,6 +258,24 @@ def test_images_pass_the_temporal_layers_by(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["consisti2v", "emu-video"])
+def test_a_network_with_them_is_one_graph(kind: str) -> None:
+    """torch.compile captures the hooks, the window and the processors whole; slow tests compile the systems."""
+    image = unet(
+        block_out_channels=(16,),
+        layers_per_block=1,
+        down_block_types=("CrossAttnDownBlock2D",),
+        mid_block_type=None,
+        up_block_types=("UpBlock2D",),
+    )
+    temporal = layers_for(kind, image)
+    stir(temporal)
+    network = VideoUNet(image, temporal)
+    inputs = (randn(1, 2, 4, 4, 4), torch.tensor([5]), randn(1, 3, 8))
+    compiled = torch.compile(network.predict, fullgraph=True, backend="eager")
+    torch.testing.assert_close(compiled(*inputs), network.predict(*inputs), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["consisti2v", "emu-video"])
 def test_a_copy_has_layers_of_its_own(kind: str) -> None:
     image = small_unet()
     network = VideoUNet(image, layers_for(kind, image))
