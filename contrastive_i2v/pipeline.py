@@ -13,6 +13,7 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
+from contrastive_i2v.data.camera import Camera, move_camera
 from contrastive_i2v.data.images import image_pixels
 from contrastive_i2v.data.video import resize_frames, to_uint8
 from contrastive_i2v.errors import InputError
@@ -96,6 +97,7 @@ class ImageToVideoPipeline:
         guidance_scale: float | None = None,
         image_guidance_scale: float | None = None,
         fps: float | None = None,
+        camera: Camera | None = None,
         generator: torch.Generator | Sequence[torch.Generator] | None = None,
         seeds: Sequence[int] | None = None,
         output_type: OutputType = "pil",
@@ -112,6 +114,7 @@ class ImageToVideoPipeline:
             height, width: in pixels; None = what the model was trained at.
             num_inference_steps, guidance_scale, image_guidance_scale: None = what suits the model.
             fps: frames a second, for models that are told; None = what the model was trained at.
+            camera: how the camera moves over the image, for models with FrameInit; None = as the model likes.
             generator: one for all videos, or one a video; None = a random one. Its state moves on.
             seeds: one integer a video in place of a generator: a video is then the same alone and in a batch.
             output_type: "pil", "np", "pt" or "latent".
@@ -137,7 +140,14 @@ class ImageToVideoPipeline:
         seeds = _seeds(generator, count) if seeds is None else seeds
 
         text = {name: value.expand(count, *value.shape[1:]) for name, value in system.encode_text(prompts).items()}
-        if images:
+        layout = None
+        if camera is not None and not images:
+            raise InputError(f"camera {camera}: it moves over an image; expected one")
+        if camera is not None:
+            moved = [move_camera(as_frame(one), camera, frames=num_frames, size=size) for one in images]
+            coarse = codec.sample(codec.encode(torch.stack(moved))).expand(count, -1, -1, -1, -1)
+            own, layout = coarse[:, 0], codec.normalize(coarse)
+        elif images:
             pixels = torch.cat([resize_frames(as_frame(one), size) for one in images])  # [1 or B, 3, H, W]
             own = codec.sample(codec.encode(pixels[:, None]))[:, 0].expand(count, -1, -1, -1)
         else:
@@ -163,6 +173,7 @@ class ImageToVideoPipeline:
                 seeds=seeds,
                 sampler=options.over(system.sampler),
                 fps=fps,
+                layout=layout,
                 callback=advance,
             )
         if not bool(torch.isfinite(latents).all()):

@@ -36,12 +36,14 @@ MAX_BYTES = 8 << 30
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """Raise or lower the frame rate of rollouts or videos by interpolating between their latents."""
+    """Raise or lower the frame rate of rollouts or videos by interpolating between their latents: along a path, or by
+    an interpolation model (Emu Video's)."""
 
     input: tuple[Path, ...]
     """Latents (.safetensors, as `sample --formats latents` writes them), or videos, which are encoded first."""
     model: str = "tiny"
-    """The model whose autoencoder decodes (and encodes): the one that made the latents."""
+    """The model whose autoencoder decodes (and encodes): the one that made the latents; or an interpolation model,
+    which then makes the frames between, as many as it was trained to."""
     output: Path = Path("interpolated")
     """Folder for the results, named as their inputs."""
     formats: tuple[Format, ...] = ("mp4",)
@@ -55,6 +57,10 @@ class Options:
     """fps_out / fps_in; None = 4 where --fps-out isn't given."""
     method: LatentPath = "catmull-rom"
     """The path between latents: catmull-rom is smooth; linear and slerp change direction at each given frame."""
+    prompt: str = ""
+    """What happens, for an interpolation model."""
+    seed: int = 0
+    """Of an interpolation model's noise."""
     resolution: int | tuple[int, int] | None = None
     """Pixels that videos are encoded at; None = what the model was trained at."""
     dtype: Literal["float32", "float16", "bfloat16"] = "float32"
@@ -68,11 +74,23 @@ def run(arguments: Sequence[str]) -> None:
     from contrastive_i2v.models import load_system  # takes seconds
 
     system = load_system(options.model, dtype=getattr(torch, options.dtype))
+    gap = system.window.given[0] if system.window.given and not system.window.rolls else None
+    if gap is not None:
+        if options.fps_out is not None or options.factor not in (None, gap):
+            raise InputError(
+                f"--fps-out, --factor: the model makes {gap} frames of one; expected neither, or that factor"
+            )
+        rates = [(fps_in, fps_in * gap) for fps_in, _ in rates]
+    elif options.prompt:
+        raise InputError("--prompt: a path between latents takes none; expected an interpolation model as --model")
     for path, (fps_in, fps_out) in zip(options.input, rates, strict=True):
         _check_cost(path, _latent_shape(path, system, options.resolution), system.codec, fps_in, fps_out)
     for path, (fps_in, fps_out) in zip(options.input, rates, strict=True):
         given = _read_latents(path, system, options.resolution)  # [F, C, h, w]
-        latents = resample_trajectory(given, frame_times(len(given), fps_in, fps_out), options.method)
+        if gap is None:
+            latents = resample_trajectory(given, frame_times(len(given), fps_in, fps_out), options.method)
+        else:
+            latents = _fill_in(given, system, gap, options)
         with tqdm(desc=f"decoding {path.name}", total=len(latents), unit="frame") as bar:
             outputs = write_outputs(
                 options.output / path.name,
@@ -93,6 +111,15 @@ def frame_times(frames: int, fps_in: Fraction, fps_out: Fraction) -> list[float]
     """
     step = fps_in / fps_out
     return [float(k * step) for k in range(math.floor((frames - 1) / step) + 1)]
+
+
+def _fill_in(given: Tensor, system: System, gap: int, options: Options) -> Tensor:
+    """From the first given frame to the last; what the model makes before and after isn't part of the video."""
+    from contrastive_i2v.sampling import fill_in
+
+    keyframes = system.codec.denormalize(given.to(system.device))[None]
+    text = system.encode_text([options.prompt])
+    return fill_in(system, keyframes, text, seeds=[options.seed])[0, gap:-gap].cpu()
 
 
 def _check(options: Options) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from contrastive_i2v.cli.outputs import Format, write_outputs
+from contrastive_i2v.data.camera import Camera
 from contrastive_i2v.data.images import read_image
 from contrastive_i2v.data.video import VIDEO_EXTENSIONS, as_size, read_frames
 from contrastive_i2v.errors import InputError, check_fields
@@ -48,6 +49,8 @@ class Options(SamplerOptions):
     """Length of the video, the given image included."""
     scheduler: Literal["model", "ddim", "ddpm", "euler", "euler-ancestral", "dpm++", "unipc"] = "model"
     """The model's own, or another over the same noise schedule."""
+    camera: Camera | None = None
+    """How the camera moves over the image, for models with FrameInit (ConsistI2V); a pan needs a wide image."""
     seed: int = 0
     """Video number i gets seed + i; a video is the same alone or in a batch."""
     resolution: int | tuple[int, int] | None = None
@@ -55,7 +58,7 @@ class Options(SamplerOptions):
     batch_size: int = 4
     """Videos made at a time."""
     fps: float | None = None
-    """Of the written video; None = what the model was trained at."""
+    """Frames a second of the video, which models that can are told; None = what the model was trained at."""
     dtype: Literal["float32", "float16", "bfloat16"] = "float32"
 
     def __post_init__(self) -> None:
@@ -67,9 +70,8 @@ def run(arguments: Sequence[str]) -> None:
     """Parse the options and sample."""
     options = tyro.cli(Options, prog="contrastive-i2v sample", args=arguments)
     jobs = _pair_up(options)
-    images = [
-        _first_frame(image) for image, _ in jobs if image is not None
-    ]  # what is wrong with one is said before any work
+    # what is wrong with an image is said before any work
+    images = [_first_frame(image) for image, _ in jobs if image is not None]
     from contrastive_i2v.pipeline import ImageToVideoPipeline  # takes seconds
 
     pipeline = ImageToVideoPipeline.from_pretrained(options.model, dtype=getattr(torch, options.dtype))
@@ -86,28 +88,29 @@ def run(arguments: Sequence[str]) -> None:
 
     batches = math.ceil(len(jobs) / options.batch_size)
     generated = math.ceil((options.frames - 1) / pipeline.system.codec.temporal_downscale)  # latent frames
-    bar = tqdm(total=batches * generated, desc="sampling", unit="frame")
-    for start in range(0, len(jobs), options.batch_size):
-        part = slice(start, start + options.batch_size)
-        latents = pipeline(
-            image=[image[0] for image in images[part]] or None,
-            prompt=[prompt for _, prompt in jobs[part]],
-            num_frames=options.frames,
-            height=height,
-            width=width,
-            num_inference_steps=options.steps,
-            guidance_scale=options.guidance_scale,
-            image_guidance_scale=options.image_guidance_scale,
-            seeds=[options.seed + i for i in range(start, start + len(jobs[part]))],
-            output_type="latent",
-            callback=lambda frame, z: bar.update(z.shape[1]),
-        ).frames  # [B, f, C, h, w]
-        for number, video in enumerate(latents, start):
-            stem, fps = options.output / f"{number:05d}", options.fps or pipeline.system.fps
-            codec = pipeline.system.codec
-            for path in write_outputs(stem, video, codec, options.formats, fps, length=options.frames):
-                bar.write(str(path))
-    bar.close()
+    with tqdm(total=batches * generated, desc="sampling", unit="frame") as bar:
+        for start in range(0, len(jobs), options.batch_size):
+            part = slice(start, start + options.batch_size)
+            latents = pipeline(
+                image=[image[0] for image in images[part]] or None,
+                prompt=[prompt for _, prompt in jobs[part]],
+                num_frames=options.frames,
+                height=height,
+                width=width,
+                num_inference_steps=options.steps,
+                guidance_scale=options.guidance_scale,
+                image_guidance_scale=options.image_guidance_scale,
+                fps=options.fps,
+                camera=options.camera,
+                seeds=[options.seed + i for i in range(start, start + len(jobs[part]))],
+                output_type="latent",
+                callback=lambda frame, z: bar.update(z.shape[1]),
+            ).frames  # [B, f, C, h, w]
+            for number, video in enumerate(latents, start):
+                stem, fps = options.output / f"{number:05d}", options.fps or pipeline.system.fps
+                codec = pipeline.system.codec
+                for path in write_outputs(stem, video, codec, options.formats, fps, length=options.frames):
+                    bar.write(str(path))
 
 
 def _pair_up(options: Options) -> list[tuple[Path | None, str]]:

@@ -10,7 +10,7 @@ keyframes given inside the window, and its temporal layers trained on, fills in 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from itertools import chain
 from pathlib import Path
@@ -53,6 +53,9 @@ class EmuVideoConfig(SystemConfig):
     """Given frames of an interpolation window; published: 8."""
     gap: int | None = None
     """Frames from one keyframe to the next, and before the first and after the last; published: 4, so 8 become 37."""
+    keyframe_noise: float | None = None
+    """Standard deviation of noise that interpolation adds to its keyframes in sampling, in units of latents, so that it
+    forgives what is wrong with them; train with --condition-noise. Published: that of timestep 100."""
     zero_terminal_snr: bool | None = None
     """v prediction with no signal at the last timestep, trailing timesteps; published: yes. No = as the base model."""
     freeze_spatial: bool | None = None
@@ -61,7 +64,7 @@ class EmuVideoConfig(SystemConfig):
     """Whether the video model is told the image; published: yes. No = text to video directly, for comparison."""
 
     def __post_init__(self) -> None:
-        check_fields(self, {"frames": 2, "keyframes": 2, "gap": 2})
+        check_fields(self, {"frames": 2, "keyframes": 2, "gap": 2, "keyframe_noise": 0})
 
     def over(self, saved: EmuVideoConfig) -> EmuVideoConfig:
         """These options, and the saved ones where they are None."""
@@ -74,6 +77,7 @@ PUBLISHED = EmuVideoConfig(
     frames=8,
     keyframes=8,
     gap=4,
+    keyframe_noise=0.34,  # sqrt((1 - abar) / abar) of Stable Diffusion's schedule at timestep 100
     zero_terminal_snr=True,
     freeze_spatial=True,
     factorised=True,
@@ -204,8 +208,11 @@ class EmuVideo(StableDiffusion):
         if self.config.task == "image":
             return dict(text)
         known = given.new_zeros(len(given), self.window.length, given.shape[2] + 1, *given.shape[3:])
+        latents = self.codec.normalize(given)
+        if noise is not None:
+            latents = latents + cast(float, self.config.keyframe_noise) * noise
         if self.config.factorised:
-            for place, latent in zip(self.window.given, self.codec.normalize(given).unbind(dim=1), strict=True):
+            for place, latent in zip(self.window.given, latents.unbind(dim=1), strict=True):
                 known[:, place, :-1] = latent
                 known[:, place, -1] = 1
         return {"known": known, **text}
@@ -215,6 +222,20 @@ class EmuVideo(StableDiffusion):
         null = self.null_embeds.to(condition["prompt_embeds"])
         known = {name: dropped(condition[name], image) for name in ("known",) if name in condition}
         return known | {"prompt_embeds": dropped(condition["prompt_embeds"], text, null)}
+
+    def noise(
+        self,
+        shape: Sequence[int],
+        generator: torch.Generator | Sequence[torch.Generator],
+        *,
+        given: Tensor,
+        sampling: bool,
+        layout: Tensor | None = None,
+    ) -> Tensor:
+        """Independent; an interpolation model's keyframes get some too in sampling, which comes first."""
+        if sampling and self.config.task == "interpolation" and self.config.keyframe_noise:
+            shape = (shape[0], given.shape[1] + shape[1], *shape[2:])
+        return super().noise(shape, generator, given=given, sampling=sampling, layout=layout)
 
 
 def temporal_layers(unet: Any) -> TemporalLayers:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from contrastive_i2v.errors import InputError
 from contrastive_i2v.ops.guided_step import guidance_branches, guided_step
-from contrastive_i2v.randomness import draw, frame_generator
+from contrastive_i2v.randomness import frame_generator
 from contrastive_i2v.sampling.guidance import branch_conditions, guided_prediction
 from contrastive_i2v.sampling.linear_steps import LinearSteps, linear_steps
 from contrastive_i2v.system import Condition, Sampler, Size, System, Text, split_noise
@@ -123,7 +123,6 @@ def fill_in(
     *,
     seeds: Sequence[int],
     sampler: Sampler | None = None,
-    condition_noise: float = 0.0,
     callback: Callable[[int, Tensor], object] | None = None,
 ) -> Tensor:
     """Frames between keyframes, by a system whose windows hold given frames among generated ones.
@@ -141,8 +140,6 @@ def fill_in(
         text: [B, *] each.
         seeds: B integers.
         sampler: None = the system's own.
-        condition_noise: standard deviation of noise added to the keyframes, in units of normalised latents: the model
-            then forgives what is wrong with them, where training did the same.
         callback: called with (frames finished, their latents) after each window.
 
     Returns:
@@ -166,11 +163,7 @@ def fill_in(
     sample = _Windows(system, text, len(given), seeds, sampler, None, None)
     video = torch.zeros(len(given), 0, *given.shape[2:], device=given.device)
     for start in sorted({min(first, total - count) for first in range(0, total, count)}):
-        known = given[:, start : start + count].float()
-        if condition_noise > 0:
-            noise = draw(known.shape, [frame_generator(seed, -1 - start) for seed in seeds]).to(known)
-            known = known + condition_noise * noise / system.codec.scale
-        latents = sample(known, gap * start)
+        latents = sample(given[:, start : start + count].float(), gap * start)
         begin = gap * start  # of the window; its first keyframe is gap frames later
         if begin:
             u = torch.linspace(0, 1, gap + 1, device=latents.device).view(-1, 1, 1, 1)

@@ -35,8 +35,6 @@ def tiny(config: TrainConfig) -> TrainConfig:
 
 NOISE_AT_250 = 0.7
 """sqrt((1 - abar) / abar) of Stable Diffusion's noise schedule at timestep 250: the noise on keyframes in training."""
-NOISE_AT_100 = 0.34
-"""The same at timestep 100: the noise on keyframes in sampling."""
 
 
 def consisti2v() -> TrainConfig:

@@ -57,6 +57,8 @@ class Trainer:
         self.system = load_system(config.model, config.system, device=device) if system is None else system.to(device)
         self.system.size, self.system.fps = _check_size(config, self.system), config.data.frames.frame_rate
         self.loss = build_loss(self.system.schedule, config.loss)
+        if "input" in self.loss.banks and not self.system.window.given:
+            raise InputError("loss.input_weight: the model is given no frame to contrast with; expected 0")
         self.candidates = build_candidates(config, self.loss, self.system, self.accelerator)
         with self.accelerator.main_process_first():  # the main process fills the cache, the others find it filled
             self.dataset = encode_dataset(

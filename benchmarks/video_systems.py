@@ -1,0 +1,138 @@
+"""The video systems beside each other, and Emu Video's parts each against its absence.
+
+    python -m benchmarks.video_systems WORK
+
+Everything trains from the packaged model on the project's own moving shapes and is measured on held-out ones, so that
+the command needs nothing but two cores and some hours. The same command goes on where it was stopped; `--only NAME`
+trains those runs alone (several processes may share the work), `--compare` measures what is trained.
+
+    WORK/clips               shapes, 800 to train on and 64 held out
+    WORK/runs/NAME           the trainings
+    WORK/systems, WORK/emu   the two comparisons: report.html, report.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+FRAMES = 15
+"""Of every video: two windows of 8, the second one from the first one's last frame."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """A training: a recipe, the run that its model comes from, steps, and options on top."""
+
+    recipe: str
+    steps: int
+    start: str | None = None
+    options: tuple[str, ...] = ()
+
+
+STAGE, NO_ZERO_SNR = "tiny-emu-video", ("--system.zero-terminal-snr", "False")
+RUNS: dict[str, Run] = {
+    "baseline": Run("tiny-baseline", 600),
+    "contrastive": Run("tiny-contrastive", 600),
+    "consisti2v": Run("tiny-consisti2v", 1000),
+    "consisti2v-seed1": Run("tiny-consisti2v", 1000, options=("--seed", "1")),
+    "consisti2v-seed2": Run("tiny-consisti2v", 1000, options=("--seed", "2")),
+    "consisti2v-contrastive": Run("tiny-consisti2v", 1000, options=("--loss.target-weight", "0.2")),
+    "emu-image": Run(f"{STAGE}/image", 800),
+    "emu-low": Run(f"{STAGE}/low", 400, "emu-image"),
+    "emu": Run(f"{STAGE}/high", 500, "emu-low"),
+    "emu-tuned": Run(f"{STAGE}/fine-tune", 100, "emu"),
+    "emu-longer": Run(f"{STAGE}/fine-tune", 100, "emu", ("--data.keep", "1")),
+    # a step at 32 pixels takes a third of one at 64: 400 of them are 130
+    "emu-one-stage": Run(f"{STAGE}/high", 630, "emu-image"),
+    "emu-all-trained": Run(f"{STAGE}/high", 500, "emu-low-all-trained", ("--system.freeze-spatial", "False")),
+    "emu-low-all-trained": Run(f"{STAGE}/low", 400, "emu-image", ("--system.freeze-spatial", "False")),
+    "emu-direct": Run(f"{STAGE}/high", 500, "emu-low-direct", ("--system.factorised", "False")),
+    "emu-low-direct": Run(f"{STAGE}/low", 400, "emu-image", ("--system.factorised", "False")),
+    "emu-image-signal": Run(f"{STAGE}/image", 800, options=NO_ZERO_SNR),
+    "emu-low-signal": Run(f"{STAGE}/low", 400, "emu-image-signal", NO_ZERO_SNR),
+    "emu-signal": Run(f"{STAGE}/high", 500, "emu-low-signal", NO_ZERO_SNR),
+    "emu-interpolation": Run(f"{STAGE}/interpolation", 200, "emu"),
+}
+SYSTEMS = {
+    "baseline": "baseline",
+    "contrastive": "contrastive",
+    "consisti2v": "consisti2v",
+    "consisti2v-no-frameinit": "consisti2v?frame_init=false",
+    "consisti2v-seed1": "consisti2v-seed1",
+    "consisti2v-seed1-no-frameinit": "consisti2v-seed1?frame_init=false",
+    "consisti2v-seed2": "consisti2v-seed2",
+    "consisti2v-seed2-no-frameinit": "consisti2v-seed2?frame_init=false",
+    "consisti2v-contrastive": "consisti2v-contrastive",
+    "emu-video": "emu",
+}
+EMU = {
+    "emu-video": "emu",
+    "tuned-on-the-best": "emu-tuned",
+    "tuned-on-all": "emu-longer",
+    "one-stage": "emu-one-stage",
+    "all-trained": "emu-all-trained",
+    "text-to-video": "emu-direct",
+    "signal-at-the-end": "emu-signal",
+}
+
+
+def call(*arguments: object) -> None:
+    """A command on one thread; its failure ends the whole."""
+    environment = {"OMP_NUM_THREADS": "1"} | os.environ
+    command = [sys.executable, "-m", "contrastive_i2v", *map(str, arguments)]
+    if subprocess.run(command, env=environment).returncode:
+        sys.exit(f"failed: {' '.join(command)}")
+
+
+def train(work: Path, name: str) -> None:
+    """Train a run and what it starts from, but for what is trained."""
+    run, output = RUNS[name], work / "runs" / name
+    if (output / "model" / "system.json").exists():
+        return
+    if run.start:
+        train(work, run.start)
+    data = ["--data.path", work / "clips/train", "--data.cache-dir", work / "latents"]
+    data += ["--data.validation-path", work / "clips/test", "--preview.every", 500, "--preview.frames", FRAMES]
+    start = ["--model", work / "runs" / run.start] if run.start else []
+    resume = ["--resume"] if (output / "checkpoints").exists() else []
+    call(
+        "train", "--recipe", run.recipe, "--steps", run.steps, "--output", output, *data, *start, *run.options, *resume
+    )
+
+
+def compare(work: Path, output: str, methods: dict[str, str]) -> None:
+    """Measure what is trained of the methods, and the two baselines that need no training."""
+    trained = {
+        name: spec for name, spec in methods.items() if (work / "runs" / spec.partition("?")[0] / "model").exists()
+    }
+    specs = [f"{name}={work / 'runs' / spec}" for name, spec in trained.items()]
+    options = ["--data", work / "clips/test", "--train-data", work / "clips/train", "--frames", FRAMES]
+    options += ["--output", work / output]
+    call("compare", *options, "--methods", *specs, "first-frame", "retrieval")
+
+
+def main() -> None:
+    """Draw the clips, train, compare."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("work", type=Path)
+    parser.add_argument("--only", nargs="*", choices=list(RUNS), help="runs to train; all where none is named")
+    parser.add_argument("--compare", action="store_true", help="train nothing, measure what is trained")
+    options = parser.parse_args()
+    work = options.work.absolute()
+    if not (work / "clips").exists():
+        call("shapes", "--output", work / "clips", "--train-clips", 800, "--test-clips", 64, "--seed", 11)
+    if not options.compare:
+        for name in options.only or RUNS:
+            train(work, name)
+    if options.compare or not options.only:
+        compare(work, "systems", SYSTEMS)
+        compare(work, "emu", EMU)
+
+
+if __name__ == "__main__":
+    main()
