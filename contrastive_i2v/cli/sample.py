@@ -17,6 +17,7 @@ from contrastive_i2v.cli.outputs import Format, write_outputs
 from contrastive_i2v.data.images import read_image
 from contrastive_i2v.data.video import VIDEO_EXTENSIONS, as_size, read_frames
 from contrastive_i2v.errors import InputError, check_fields
+from contrastive_i2v.files import locked_folder
 from contrastive_i2v.system import SamplerOptions, default_device
 
 SCHEDULERS = {
@@ -84,27 +85,27 @@ def run(arguments: Sequence[str]) -> None:
     batches = math.ceil(len(jobs) / options.batch_size)
     generated = math.ceil((options.frames - 1) / pipeline.system.codec.temporal_downscale)  # latent frames
     bar = tqdm(total=batches * generated, desc="sampling", unit="frame")
-    for start in range(0, len(jobs), options.batch_size):
-        part = slice(start, start + options.batch_size)
-        latents = pipeline(
-            image=[image[0] for image in images[part]],
-            prompt=[prompt for _, prompt in jobs[part]],
-            num_frames=options.frames,
-            height=height,
-            width=width,
-            num_inference_steps=options.steps,
-            guidance_scale=options.guidance_scale,
-            image_guidance_scale=options.image_guidance_scale,
-            seeds=[options.seed + i for i in range(start, start + len(jobs[part]))],
-            output_type="latent",
-            callback=lambda frame, z: bar.update(z.shape[1]),
-        ).frames  # [B, f, C, h, w]
-        for number, video in enumerate(latents, start):
-            stem, fps = options.output / f"{number:05d}", options.fps or pipeline.system.fps
-            codec = pipeline.system.codec
-            for path in write_outputs(stem, video, codec, options.formats, fps, length=options.frames):
-                bar.write(str(path))
-    bar.close()
+    with locked_folder(options.output), bar:
+        for start in range(0, len(jobs), options.batch_size):
+            part = slice(start, start + options.batch_size)
+            latents = pipeline(
+                image=[image[0] for image in images[part]],
+                prompt=[prompt for _, prompt in jobs[part]],
+                num_frames=options.frames,
+                height=height,
+                width=width,
+                num_inference_steps=options.steps,
+                guidance_scale=options.guidance_scale,
+                image_guidance_scale=options.image_guidance_scale,
+                seeds=[options.seed + i for i in range(start, start + len(jobs[part]))],
+                output_type="latent",
+                callback=lambda frame, z: bar.update(z.shape[1]),
+            ).frames  # [B, f, C, h, w]
+            for number, video in enumerate(latents, start):
+                stem, fps = options.output / f"{number:05d}", options.fps or pipeline.system.fps
+                codec = pipeline.system.codec
+                for path in write_outputs(stem, video, codec, options.formats, fps, length=options.frames):
+                    bar.write(str(path))
 
 
 def _pair_up(options: Options) -> list[tuple[Path, str]]:

@@ -34,7 +34,7 @@ from contrastive_i2v.evaluation.suite.scored import FEW_CLIPS, Scored, differenc
 from contrastive_i2v.evaluation.suite.training_seeds import over_seeds
 from contrastive_i2v.evaluation.suite.work import Work
 from contrastive_i2v.evaluation.videos import ReferenceSet
-from contrastive_i2v.files import write_whole
+from contrastive_i2v.files import locked_folder, write_whole
 
 
 def evaluate(
@@ -69,59 +69,61 @@ def evaluate(
         warnings: said in the report before its own.
 
     Raises:
-        InputError: two methods of one name, and what generators and measures raise; what is finished stays.
+        InputError: two methods of one name, another process at work in `output`, and what generators and measures
+            raise; what is finished stays.
     """
     began = time.perf_counter()
     names = [method.name for method in methods]
     if twice := sorted({name for name in names if names.count(name) > 1 or name == "truth"}):
         raise InputError(f"methods: {', '.join(twice)} is taken already; name them apart with NAME=...")
     measures = build_measures(networks, frame_rate=reference.frame_rate)
-    write_skipped(output / SKIPPED, reference.skipped)
-    work = Work(output, reference, methods, measures, batch_size, progress)
-    extractors = _extractors(networks)
-    truth = MeasuredVideos(work.jobs["truth"], reference.clips)
-    maps = {}
+    with locked_folder(output):
+        write_skipped(output / SKIPPED, reference.skipped)
+        work = Work(output, reference, methods, measures, batch_size, progress)
+        extractors = _extractors(networks)
+        truth = MeasuredVideos(work.jobs["truth"], reference.clips)
+        maps = {}
 
-    def start_maps(method: Method) -> None:  # UMAP takes 20 s of one core to compile: meanwhile the work goes on
-        maps[method.name] = Background(
-            latent.maps, MeasuredVideos(work.jobs[method.name], reference.clips), truth, umap
+        def start_maps(method: Method) -> None:  # UMAP takes 20 s of one core to compile: meanwhile the work goes on
+            maps[method.name] = Background(
+                latent.maps, MeasuredVideos(work.jobs[method.name], reference.clips), truth, umap
+            )
+
+        work.run(start_maps)
+        scored: dict[str, list[Scored]] = {}
+        evaluated = []
+        for method in tqdm(methods, desc="metrics", unit="method", disable=not progress):
+            ours = MeasuredVideos(work.jobs[method.name], reference.clips)
+            with work.clock("metrics"), work.clock(method.name):
+                scored[method.name] = _score(ours, truth)
+            with work.clock("maps"):
+                found = maps[method.name].result()
+            training = (trainings or {}).get(method.name)
+            evaluated.append(_evaluated(work, method, [one.metric for one in scored[method.name]], found, training))
+        with work.clock("differences"):
+            differences = _differences(scored, trainings or {}, baseline)
+        parts = {name: spent for name, spent in work.seconds.items() if name not in work.jobs}
+        report = Report(
+            title=title,
+            command=command,
+            created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            methods=evaluated,
+            extractors={one.name: one for one in extractors.values()},
+            provenance={
+                **provenance.data(reference),
+                **provenance.environment(),
+                **(about or {}),
+                "seconds": f"{time.perf_counter() - began:.1f}",
+                "seconds by part": ", ".join(f"{name} {spent:.1f}" for name, spent in parts.items()),
+            },
+            differences=differences,
+            over_seeds=over_seeds(evaluated, baseline),
+            warnings=[*warnings, *_warnings(reference, networks)],
         )
-
-    work.run(start_maps)
-    scored: dict[str, list[Scored]] = {}
-    evaluated = []
-    for method in tqdm(methods, desc="metrics", unit="method", disable=not progress):
-        ours = MeasuredVideos(work.jobs[method.name], reference.clips)
-        with work.clock("metrics"), work.clock(method.name):
-            scored[method.name] = _score(ours, truth)
-        with work.clock("maps"):
-            found = maps[method.name].result()
-        training = (trainings or {}).get(method.name)
-        evaluated.append(_evaluated(work, method, [one.metric for one in scored[method.name]], found, training))
-    with work.clock("differences"):
-        differences = _differences(scored, trainings or {}, baseline)
-    parts = {name: spent for name, spent in work.seconds.items() if name not in work.jobs}
-    report = Report(
-        title=title,
-        command=command,
-        created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        methods=evaluated,
-        extractors={one.name: one for one in extractors.values()},
-        provenance={
-            **provenance.data(reference),
-            **provenance.environment(),
-            **(about or {}),
-            "seconds": f"{time.perf_counter() - began:.1f}",
-            "seconds by part": ", ".join(f"{name} {spent:.1f}" for name, spent in parts.items()),
-        },
-        differences=differences,
-        over_seeds=over_seeds(evaluated, baseline),
-        warnings=[*warnings, *_warnings(reference, networks)],
-    )
-    save_report(report, output / "report.json")
-    html = build_page(report, output)
-    write_whole(output / page, lambda part: part.write_text(html, encoding="utf-8"))
-    return report
+        save_report(report, output / "report.json")
+        html = build_page(report, output)
+        write_whole(output / page, lambda part: part.write_text(html, encoding="utf-8"))
+        return report
 
 
 def _score(ours: MeasuredVideos, truth: MeasuredVideos) -> list[Scored]:
