@@ -10,7 +10,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from contrastive_i2v.data.examples import SKIPPED, write_skipped
+from contrastive_i2v.data.examples import SKIPPED
 from contrastive_i2v.errors import InputError
 from contrastive_i2v.evaluation.generators import Method
 from contrastive_i2v.evaluation.report import build_page
@@ -78,24 +78,23 @@ def evaluate(
         raise InputError(f"methods: {', '.join(twice)} is taken already; name them apart with NAME=...")
     measures = build_measures(networks, frame_rate=reference.frame_rate)
     with locked_folder(output):
-        write_skipped(output / SKIPPED, reference.skipped)
         work = Work(output, reference, methods, measures, batch_size, progress)
         extractors = _extractors(networks)
-        truth = MeasuredVideos(work.jobs["truth"], reference.clips)
-        maps = {}
+        maps: dict[str, Background[list[LatentMap]]] = {}
+
+        def measured(name: str) -> MeasuredVideos:
+            return MeasuredVideos(work.jobs[name], work.reference.clips)
 
         def start_maps(method: Method) -> None:  # UMAP takes 20 s of one core to compile: meanwhile the work goes on
-            maps[method.name] = Background(
-                latent.maps, MeasuredVideos(work.jobs[method.name], reference.clips), truth, umap
-            )
+            maps[method.name] = Background(latent.maps, measured(method.name), measured("truth"), umap)
 
         work.run(start_maps)
+        reference, truth = work.reference, measured("truth")
         scored: dict[str, list[Scored]] = {}
         evaluated = []
         for method in tqdm(methods, desc="metrics", unit="method", disable=not progress):
-            ours = MeasuredVideos(work.jobs[method.name], reference.clips)
             with work.clock("metrics"), work.clock(method.name):
-                scored[method.name] = _score(ours, truth)
+                scored[method.name] = _score(measured(method.name), truth)
             with work.clock("maps"):
                 found = maps[method.name].result()
             training = (trainings or {}).get(method.name)
@@ -193,7 +192,8 @@ def _warnings(reference: ReferenceSet, networks: Networks) -> list[str]:
     if reference.skipped:
         shown = "; ".join(f"{one.path.name}: {one.reason}" for one in reference.skipped[:3])
         more = f" and {len(reference.skipped) - 3} more, all of them in {SKIPPED}" if len(reference.skipped) > 3 else ""
-        found.append(f"Left out of {reference.folder}: {shown}{more}.")
+        clips = f"{len(reference.skipped)} clip{'s' * (len(reference.skipped) > 1)}"
+        found.append(f"{clips} left out of {reference.folder}: {shown}{more}.")
     if networks.clip is None:
         found.append(
             "CLIP scores and CLIPSIM are left out, and backgrounds are compared on the image extractor's features: no "

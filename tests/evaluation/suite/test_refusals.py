@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from evaluating import NETWORKS, Colours, Pooled, changed, flicker, run, still
+from evaluating import NETWORKS, Colours, F, Pooled, changed, flicker, run, still
 from torch import Tensor
 
-from contrastive_i2v.data.types import Skipped
+from contrastive_i2v.data.types import NoClipLeft, Skipped
 from contrastive_i2v.errors import InputError
-from contrastive_i2v.evaluation.videos import ReferenceSet
+from contrastive_i2v.evaluation.generators import finished_videos
+from contrastive_i2v.evaluation.videos import ReferenceSet, read_reference_set
 
 
 def test_nan_features_name_the_video(reference: ReferenceSet, tmp_path: Path) -> None:
@@ -102,6 +105,37 @@ def test_clips_left_out_are_all_in_a_file(reference: ReferenceSet, tmp_path: Pat
     found = run(replace(reference, skipped=skipped), [changed("ours", still)], tmp_path)
     assert any("2.mp4: too short and 2 more, all of them in skipped.csv" in text for text in found.warnings)
     assert (tmp_path / "skipped.csv").read_text().splitlines()[1:] == [f"{n}.mp4,too short" for n in range(5)]
+
+
+@pytest.mark.fault(
+    "a true video opens and breaks later", "its clip is left out of every method, named and counted in the report"
+)
+def test_a_clip_that_breaks_later_is_left_out(
+    reference: ReferenceSet, tmp_path: Path, break_later: Callable[[Path], None]
+) -> None:
+    folder = Path(shutil.copytree(reference.folder, tmp_path / "clips"))
+    (tmp_path / "results").mkdir()
+    for video in folder.glob("*.mp4"):
+        shutil.copy(video, tmp_path / "results")
+    for name in ("00001", "00004"):
+        break_later(folder / f"{name}.mp4")
+    broken = read_reference_set(folder, frames=F, resolution=16)
+    assert len(broken.clips) == 6  # they do open
+    finished, _ = finished_videos("finished", tmp_path / "results", broken)
+    calls: list[list[str]] = []
+    found = run(broken, [changed("ours", still, calls), finished], tmp_path / "out")
+    names = ["00000", "00002", "00003", "00005"]
+    assert sum(calls, []) == names and [[c.name for c in m.clips] for m in found.methods] == [names, names]
+    assert any("2 clips left out of" in w and "00001.mp4: can't be decoded" in w for w in found.warnings)
+    assert found.provenance["clips"] == "4"
+    lines = (tmp_path / "out" / "skipped.csv").read_text().splitlines()
+    assert [line.split(":")[0].split(",")[0] for line in lines[1:]] == [str(folder / f"0000{n}.mp4") for n in (1, 4)]
+
+    for name in names:
+        break_later(folder / f"{name}.mp4")
+    with pytest.raises(NoClipLeft, match=r"clips: none of its 6 clips can be evaluated, the first: 00000\.mp4: can't"):
+        run(read_reference_set(folder, frames=F, resolution=16), [changed("ours", still)], tmp_path / "out")
+    assert len((tmp_path / "out" / "skipped.csv").read_text().splitlines()) == 7
 
 
 def test_a_file_in_a_videos_place_is_refused_before_any_work(reference: ReferenceSet, tmp_path: Path) -> None:
