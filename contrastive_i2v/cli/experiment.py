@@ -25,7 +25,7 @@ from contrastive_i2v.data.frames import FramesConfig
 from contrastive_i2v.data.shapes import ShapesConfig, make_shapes
 from contrastive_i2v.errors import InputError, check_fields
 from contrastive_i2v.evaluation.results import Report
-from contrastive_i2v.evaluation.suite import Networks
+from contrastive_i2v.evaluation.suite import Known, Networks
 from contrastive_i2v.files import locked_folder
 from contrastive_i2v.models import tiny
 from contrastive_i2v.system import DESCRIPTION
@@ -130,6 +130,7 @@ def make_experiment(options: Options, command: str, networks: Networks, warnings
     model = start(options)
     jobs = [(form, seed) for seed in options.seeds for form in options.chosen]
     configs = [form_config(options, form, seed, model) for form, seed in jobs]
+    known: Known = {}
     for number, ((form, seed), config) in enumerate(zip(jobs, configs, strict=True), start=1):
         print(f"[{number}/{len(jobs)}] {form}, seed {seed}", flush=True)
         done_before = is_trained(config)
@@ -137,11 +138,13 @@ def make_experiment(options: Options, command: str, networks: Networks, warnings
         missing = sum(not is_trained(later) for later in configs[number:])
         if missing and not done_before:
             so_far = f"{missing} of {len(jobs)} trainings are still to come: the same command goes on."
-            evaluate_experiment(options, command, networks, [so_far, *warnings])
-    return evaluate_experiment(options, command, networks, warnings)
+            evaluate_experiment(options, command, networks, [so_far, *warnings], known)
+    return evaluate_experiment(options, command, networks, warnings, known)
 
 
-def evaluate_experiment(options: Options, command: str, networks: Networks, warnings: Sequence[str]) -> Report:
+def evaluate_experiment(
+    options: Options, command: str, networks: Networks, warnings: Sequence[str], known: Known
+) -> Report:
     """Measure every finished run of the folder, and write the report; what was measured before is kept."""
     suite = SuiteOptions(
         data=options.output / "held-out" / "test",
@@ -162,6 +165,7 @@ def evaluate_experiment(options: Options, command: str, networks: Networks, warn
         command=command,
         about={"training": f"{options.start_steps} steps without the term, then {options.steps} of each form"},
         warnings=[*warnings],
+        known=known,
     )
 
 

@@ -14,7 +14,7 @@ from contrastive_i2v.cli.evaluation_options import SuiteOptions
 from contrastive_i2v.errors import InputError
 from contrastive_i2v.evaluation.extractors.loading import load_flow, load_image_extractor, load_video_extractor
 from contrastive_i2v.evaluation.results import Report, Training
-from contrastive_i2v.evaluation.suite import Networks, evaluate
+from contrastive_i2v.evaluation.suite import Known, Networks, evaluate
 from contrastive_i2v.system import System, default_device
 from contrastive_i2v.training.checkpoint import list_checkpoints
 from contrastive_i2v.training.config import TrainConfig, differences, load_config, save_config
@@ -102,12 +102,14 @@ def evaluate_runs(
     about: dict[str, str],
     warnings: list[str],
     page: str = "report.html",
+    known: Known | None = None,
 ) -> Report:
     """Measure trained runs, and methods beside them, on the same clips.
 
     Args:
         runs: each is sampled with its training seed, so that a seed's methods share their sampling noise too.
         others: [NAME=]SPEC of a method that wasn't trained here -> its sampling seeds.
+        known: as `evaluate` takes it.
     """
     specs = [f"{run.name}={run.folder}" for run in runs]
     reference = load_reference(options, [*specs, *others])
@@ -130,4 +132,5 @@ def evaluate_runs(
         page=page,
         about={**losses, **about},
         warnings=warnings,
+        known=known,
     )

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
 from itertools import combinations
 from pathlib import Path
+from typing import TypeAlias
 
 from tqdm import tqdm
 
@@ -36,6 +37,9 @@ from contrastive_i2v.evaluation.suite.work import Work
 from contrastive_i2v.evaluation.videos import ReferenceSet
 from contrastive_i2v.files import locked_folder, write_whole
 
+Known: TypeAlias = dict[tuple[str, str], list[Scored]]
+"""The scores of a method's videos beside the truth, by the stamps of both."""
+
 
 def evaluate(
     reference: ReferenceSet,
@@ -52,6 +56,7 @@ def evaluate(
     page: str = "report.html",
     about: dict[str, str] | None = None,
     warnings: Sequence[str] = (),
+    known: Known | None = None,
     progress: bool = True,
 ) -> Report:
     """Evaluate methods on the same clips; writes `output/report.json`, the page, the videos, and
@@ -67,6 +72,7 @@ def evaluate(
         page: the page's file name in `output`.
         about: more provenance of the whole evaluation.
         warnings: said in the report before its own.
+        known: what earlier calls scored, which isn't scored again; this one's is added.
 
     Raises:
         InputError: two methods of one name, another process at work in `output`, and what generators and measures
@@ -90,11 +96,14 @@ def evaluate(
 
         work.run(start_maps)
         reference, truth = work.reference, measured("truth")
-        scored: dict[str, list[Scored]] = {}
+        known, scored = {} if known is None else known, {}
         evaluated = []
         for method in tqdm(methods, desc="metrics", unit="method", disable=not progress):
+            ours = measured(method.name)
             with work.clock("metrics"), work.clock(method.name):
-                scored[method.name] = _score(measured(method.name), truth)
+                if (key := (ours.stamp, truth.stamp)) not in known:
+                    known[key] = _score(ours, truth)
+            scored[method.name] = known[key]
             with work.clock("maps"):
                 found = maps[method.name].result()
             training = (trainings or {}).get(method.name)

@@ -15,12 +15,14 @@ from evaluating import NETWORKS, Colours, F, changed, flicker, run, still, value
 from torch import Tensor
 
 from contrastive_i2v.data.video import read_frames
-from contrastive_i2v.evaluation.generators import first_frame
-from contrastive_i2v.evaluation.suite import Networks
+from contrastive_i2v.evaluation.generators import Method, first_frame
+from contrastive_i2v.evaluation.results import Metric
+from contrastive_i2v.evaluation.suite import Known, Networks, evaluate
+from contrastive_i2v.evaluation.suite import run as suite_run
 from contrastive_i2v.evaluation.suite.measured import MeasuredVideos
 from contrastive_i2v.evaluation.suite.measures import Measure
 from contrastive_i2v.evaluation.suite.work import Work
-from contrastive_i2v.evaluation.videos import ReferenceSet
+from contrastive_i2v.evaluation.videos import ReferenceClip, ReferenceSet
 
 
 def test_a_finished_run_makes_and_measures_nothing(reference: ReferenceSet, tmp_path: Path) -> None:
@@ -118,6 +120,29 @@ def test_another_network_measures_anew_without_making(reference: ReferenceSet, t
     run(reference, [changed("ours", flicker, calls)], tmp_path, networks=replace(NETWORKS, image=other))
     assert len(calls) == 2
     assert len(list((tmp_path / "features" / "ours").glob("*/image-colours-*"))) == 2
+
+
+def test_what_is_known_is_not_scored_again(
+    reference: ReferenceSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names: list[str] = []
+    score = suite_run._score
+    monkeypatch.setattr(suite_run, "_score", lambda ours, truth: names.append(ours.name) or score(ours, truth))
+    known: Known = {}
+
+    def evaluated(clips: Sequence[ReferenceClip], networks: Networks, *methods: Method) -> dict[str, list[Metric]]:
+        options = {"title": "t", "command": "c", "progress": False, "known": known}
+        report = evaluate(replace(reference, clips=list(clips)), methods, networks, tmp_path, **options)
+        return {method.name: method.metrics for method in report.methods}
+
+    ours, more = changed("ours", flicker), changed("more", still)
+    first = evaluated(reference.clips, NETWORKS, ours)
+    assert repr(evaluated(reference.clips, NETWORKS, ours, more)["ours"]) == repr(first["ours"])
+    assert names == ["ours", "more"]
+    evaluated(reference.clips, NETWORKS, replace(ours, identity={"change": "other"}))
+    evaluated(reference.clips[:4], NETWORKS, ours)
+    evaluated(reference.clips, Networks(image=Colours()), ours)
+    assert names == ["ours", "more", "ours", "ours", "ours"]
 
 
 def test_memory_does_not_grow_with_the_number_of_clips(reference: ReferenceSet, tmp_path: Path) -> None:
