@@ -73,6 +73,7 @@ def test_goes_on_without_repeating_and_refuses_other_options(
         experiment.run(["--output", str(folder), *shlex.split(SMALL), "--steps", "3"])
 
 
+@pytest.mark.fault("an experiment is interrupted", "its report has what was measured, and the same command goes on")
 def test_interrupted_it_has_a_report_of_what_was_measured_and_goes_on(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -20,6 +20,7 @@ from contrastive_i2v.evaluation.generators import finished_videos
 from contrastive_i2v.evaluation.videos import ReferenceSet, read_reference_set
 
 
+@pytest.mark.fault("a network finds NaN in a video", "an error that names both; what was good is kept")
 def test_nan_features_name_the_video(reference: ReferenceSet, tmp_path: Path) -> None:
     class Broken(Colours):
         def __call__(self, frames: Tensor) -> Tensor:
@@ -44,6 +45,7 @@ def test_what_a_network_cannot_take_names_the_videos(reference: ReferenceSet, tm
         run(reference, [changed("ours", flicker)], tmp_path, networks=replace(NETWORKS, video=Refuses()))
 
 
+@pytest.mark.fault("the disk is full while an evaluation writes", "one line; what is finished is not made again")
 def test_a_full_disk_is_one_error_and_loses_nothing(
     reference: ReferenceSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -86,6 +88,9 @@ def test_a_name_does_not_lead_out_of_the_output(reference: ReferenceSet, tmp_pat
     assert [path.name for path in (tmp_path / "own").iterdir()] == ["00000.mp4"]
 
 
+@pytest.mark.fault(
+    "a user's own files lie among an evaluation's videos", "they survive; only videos listed in `.key` are ever removed"
+)
 @pytest.mark.parametrize("marker", [None, "0123456789abcdef", "[]", '{"key": "k", "files": ["../../mine.mp4"]}'])
 def test_other_files_in_the_output_survive(reference: ReferenceSet, tmp_path: Path, marker: str | None) -> None:
     own = [tmp_path / "mine.mp4", *(tmp_path / "videos" / m / "mine.mp4" for m in ("ours", "truth", "other"))]
@@ -100,6 +105,7 @@ def test_other_files_in_the_output_survive(reference: ReferenceSet, tmp_path: Pa
     assert len(list((tmp_path / "videos" / "ours").glob("*.mp4"))) == 7
 
 
+@pytest.mark.fault("clips are left out of an evaluation", "`skipped.csv` in its output folder names all")
 def test_clips_left_out_are_all_in_a_file(reference: ReferenceSet, tmp_path: Path) -> None:
     skipped = [Skipped(Path(f"{n}.mp4"), "too short") for n in range(5)]
     found = run(replace(reference, skipped=skipped), [changed("ours", still)], tmp_path)
@@ -138,6 +144,7 @@ def test_a_clip_that_breaks_later_is_left_out(
     assert len((tmp_path / "out" / "skipped.csv").read_text().splitlines()) == 7
 
 
+@pytest.mark.fault("a user's own file lies where an evaluation writes", "it is refused before any work")
 def test_a_file_in_a_videos_place_is_refused_before_any_work(reference: ReferenceSet, tmp_path: Path) -> None:
     own = tmp_path / "videos" / "ours" / "00003.mp4"
     own.parent.mkdir(parents=True)

@@ -74,6 +74,7 @@ evaluate(reference, [method], Networks(), Path(sys.argv[2]), title="t", command=
 """
 
 
+@pytest.mark.fault("`kill -9` while an evaluation runs", "the same command goes on with the batch it was killed in")
 def test_killed_it_goes_on(reference: ReferenceSet, tmp_path: Path) -> None:
     """A process of its own, by SIGKILL in its second batch."""
     command = [sys.executable, "-c", KILLED, str(reference.folder), str(tmp_path)]
