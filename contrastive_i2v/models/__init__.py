@@ -14,7 +14,7 @@ from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidat
 
 from contrastive_i2v.errors import InputError, one_line
 from contrastive_i2v.models.instruct_pix2pix import InstructPix2Pix
-from contrastive_i2v.models.loading import locate
+from contrastive_i2v.models.loading import locate, reach
 from contrastive_i2v.system import DESCRIPTION, Description, System, SystemConfig, default_device
 
 SYSTEMS: dict[str, type[System]] = {"instruct-pix2pix": InstructPix2Pix}
@@ -41,7 +41,7 @@ def load_system(
         InputError: nothing there, a folder that no system opens or that holds another one, missing parts, or options
             that its weights can't have.
     """
-    source = locate(name)
+    source = reach(locate(name))
     saved = read_description(source)
     kind = config.kind if config else saved.system.kind if saved else _opens(Path(source)) or next(iter(SYSTEMS))
     if saved and saved.system.kind != kind:
