@@ -149,6 +149,9 @@ def build_networks(options: SuiteOptions, specs: Sequence[str]) -> tuple[Network
     networks = Networks(
         image=None if options.image == "none" else loading.load_image_extractor(options.image, device),
         subject=None if options.subject is None else loading.load_image_extractor(options.subject, device),
+        i2v_background=None
+        if options.i2v_background is None
+        else loading.load_background(options.i2v_background, device),
         video=None if options.video == "none" else loading.load_video_extractor(options.video, device),
         clip=loading.load_clip(options.clip, device),
         flow=None if options.flow == "none" else loading.load_flow(options.flow, device),

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from evaluating import Colours, F, changed, extractor, flicker, metrics, run, shift, shuffle, still, values
+from evaluating import Colours, F, Words, changed, extractor, flicker, metrics, run, shift, shuffle, still, values
 from torch import Tensor
 
 from contrastive_i2v.data.video import read_frames
@@ -193,6 +193,19 @@ def test_each_consistency_has_its_resize_rule(reference: ReferenceSet, tmp_path:
     folders = {path.name for path in (tmp_path / "features" / "ours").glob("*/*")}
     assert len([name for name in folders if "edges" in name]) == 5
     assert "not on DreamSim" in scored["i2v_background"].warning
+
+
+def test_the_i2v_background_has_a_network_of_its_own(reference: ReferenceSet, tmp_path: Path) -> None:
+    class Dream(Colours):
+        about = extractor("dreamsim, VBench I2V background", 6)
+
+    networks = Networks(image=Colours(), clip=Words(), i2v_background=Dream())
+    scored = metrics(run(reference, [changed("ours", flicker)], tmp_path, networks=networks), "ours")
+    for name in ("i2v_background", "i2v_background_later"):
+        assert scored[name].extractor == Dream.about.name
+        assert "DreamSim" not in scored[name].warning and "network" not in scored[name].warning
+        assert scored[name].per_clip == pytest.approx(scored[name.replace("background", "subject")].per_clip)
+    assert scored["background_consistency"].extractor == "words"
 
 
 def test_i2v_compares_with_the_given_image_not_with_a_frame_0_of_its_own(
