@@ -19,6 +19,7 @@ from contrastive_i2v.system import System, default_device
 from contrastive_i2v.training.checkpoint import list_checkpoints
 from contrastive_i2v.training.config import TrainConfig, differences, load_config, save_config
 from contrastive_i2v.training.forms import BASELINE, FORMS
+from contrastive_i2v.training.logs import read_log
 from contrastive_i2v.training.trainer import Trainer, is_trained
 
 T = TypeVar("T")
@@ -37,6 +38,12 @@ class Run:
     @property
     def name(self) -> str:
         return f"{self.form}-seed{self.seed}"
+
+    def training(self) -> Training:
+        """The run with its log."""
+        rows = read_log(self.folder / "log.jsonl")
+        loss = [[row["step"], row["mse"]] for row in rows if "mse" in row]
+        return Training(form=self.form, seed=self.seed, noise_loss=loss)
 
 
 def check_forms(forms: Sequence[str], *others: str) -> None:
@@ -126,7 +133,7 @@ def evaluate_runs(
         title=title,
         command=command,
         batch_size=max(1, PIXELS_AT_ONCE // math.prod(reference.size)),
-        trainings={run.name: Training(form=run.form, seed=run.seed) for run in runs},
+        trainings={run.name: run.training() for run in runs},
         baseline=BASELINE,
         umap=False,  # half a minute of one core to compile
         page=page,
