@@ -14,8 +14,10 @@ demo: $(READY)
 
 # the markers of pyproject.toml that `make test` leaves out; it says how many tests that is
 SLOW := triton or emulator or browser or umap or processes or slow
-# a process a core: one file's tests stay together, and threads of several processes would only wait for each other
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
+# a process a core: one file's tests stay together, and threads of several processes would only wait for each other. A process
+# that dies is not started again: xdist gives its test to the next one, which dies too, and in the end waits forever.
+XDIST := -n auto --dist loadfile --max-worker-restart 0
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(XDIST)
 
 # what a person waits for: under two minutes on two cores
 test: $(READY)

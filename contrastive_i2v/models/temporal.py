@@ -11,6 +11,7 @@ model's; Ren et al., "ConsistI2V" (arXiv 2402.04324), section 4, for attention t
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any, Literal, cast
 
 import torch
@@ -65,11 +66,13 @@ class RotaryFrequencies(nn.Module):
         """Turn the pairs (x_2i, x_2i+1) of `x [*, P, channels]` by `positions [P]` times freqs_i; channels after the
         last pair stay."""
         angle = positions.to(self.freqs)[:, None] * self.freqs  # [P, pairs]
-        cos, sin = angle.cos().to(x.dtype), angle.sin().to(x.dtype)
-        pairs = self.freqs.shape[0]
-        even, odd = unflatten(x[..., : 2 * pairs], -1, (pairs, 2)).unbind(-1)
-        turned = torch.stack([even * cos - odd * sin, odd * cos + even * sin], dim=-1).flatten(-2)
-        return turned if 2 * pairs == x.shape[-1] else torch.cat([turned, x[..., 2 * pairs :]], dim=-1)
+        wide = x if x.dtype in (torch.float32, torch.float64) else x.float()
+        turn = torch.complex(angle.cos().to(wide.dtype), angle.sin().to(wide.dtype))
+        last = 2 * self.freqs.shape[0]
+        # a product of complex numbers is one pass; four products of even and odd channels are several, all strided
+        pairs = torch.view_as_complex(unflatten(wide[..., :last], -1, (-1, 2)))
+        turned = torch.view_as_real(pairs * turn).flatten(-2).to(x.dtype)
+        return turned if last == x.shape[-1] else torch.cat([turned, x[..., last:]], dim=-1)
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
@@ -90,18 +93,17 @@ class RotaryAttention(nn.Module):
         self.to_out = nn.ModuleList([nn.Linear(channels, channels)])
         self.rotary_emb = RotaryFrequencies(channels, heads, rope)
 
-    def over_time(self, x: Tensor, first: Tensor | None = None) -> Tensor:
+    def over_time(self, x: Tensor, around: Callable[[Tensor], Tensor] | None = None) -> Tensor:
         """softmax(R q (R k)^T / sqrt(d)) v for every spatial position.
 
         Args:
             x: [B, P, T, channels]: P spatial positions, T times.
-            first: [B, P, n, channels], more keys and values, at time 0.
+            around: [B, P, channels], keys or values of time 0, -> [B, P, n, channels], more of them for each position.
         """
         times = torch.arange(x.shape[2], device=x.device)
         q, k, v = self.rotary_emb(self.to_q(x), times), self.rotary_emb(self.to_k(x), times), self.to_v(x)
-        if first is not None:
-            k = torch.cat([k, self.to_k(first)], dim=2)  # time 0 turns by nothing
-            v = torch.cat([v, self.to_v(first)], dim=2)
+        if around is not None:  # picks from keys and values, not from x: nothing is projected twice
+            k, v = (torch.cat([part, around(part[:, :, 0])], dim=2) for part in (k, v))  # time 0 turns by nothing
         out = self.to_out[0](attend(q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1), self.heads))
         return unflatten(out, 0, x.shape[:2])
 
@@ -145,6 +147,11 @@ class TemporalLayer(nn.Module):
         return (changed, *output[1:]) if isinstance(output, tuple) else changed
 
 
+def blend(x: Tensor, change: Tensor, alpha: Tensor) -> Tensor:
+    """x + (1 - alpha) change, in x's dtype: a float32 alpha would make half-precision features float32."""
+    return torch.addcmul(x, (1 - alpha).to(x.dtype), change.to(x.dtype))
+
+
 class TemporalResnet(TemporalLayer):
     """x + (1 - alpha) conv2(silu(norm2(conv1(silu(norm1(x)))))), the norms over each frame for itself.
 
@@ -161,7 +168,7 @@ class TemporalResnet(TemporalLayer):
         """[B T, channels, h, w] -> the same."""
         h = self.conv1.over(F.silu(self.norm1(x)), self.clip.frames)
         h = self.conv2.over(F.silu(self.norm2(h)), self.clip.frames)
-        return x + (1 - self.alpha) * h
+        return blend(x, h, self.alpha)
 
 
 class TemporalTransformer(TemporalLayer):
@@ -188,7 +195,7 @@ class TemporalTransformer(TemporalLayer):
         h = unflatten(h, 0, (-1, frames)).transpose(1, 2)  # [B, h w, T, channels]
         h = self.transformer_blocks[0](h, text[::frames], (height, width))
         h = self.proj_out(h).transpose(1, 2).flatten(0, 1)  # [B T, h w, channels]
-        return x + (1 - self.alpha) * unflatten(h.transpose(1, 2), -1, (height, width))
+        return blend(x, unflatten(h.transpose(1, 2), -1, (height, width)), self.alpha)
 
 
 class TemporalBlock(nn.Module):
@@ -204,25 +211,25 @@ class TemporalBlock(nn.Module):
 
     def forward(self, x: Tensor, text: Tensor, size: tuple[int, int]) -> Tensor:
         """x [B, h w, T, channels], text [B, L, text_width]."""
-        h = self.norm1(x)
-        x = x + self.attn1.over_time(h, first_frame_window(h[:, :, 0], size, self.window))
+        around = partial(first_frame_window, size=size, window=self.window) if self.window > 1 else None
+        x = x + self.attn1.over_time(self.norm1(x), around)
         x = x + self.attn2.to_text(self.norm2(x), text)
         return cast(Tensor, x + self.ff(self.norm3(x)))
 
 
-def first_frame_window(first: Tensor, size: tuple[int, int], window: int) -> Tensor | None:
-    """The K x K - 1 neighbours of every position in the first frame, edges repeated; None for K = 1.
+def first_frame_window(first: Tensor, size: tuple[int, int], window: int) -> Tensor:
+    """The K x K - 1 neighbours of every position in the first frame, edges repeated.
 
     `first [B, h w, channels]` -> `[B, h w, K K - 1, channels]`.
     """
-    if window == 1:
-        return None
-    side = window // 2
-    image = unflatten(first.transpose(1, 2), -1, size)  # [B, channels, h, w]
-    patches = F.unfold(F.pad(image, (side,) * 4, mode="replicate"), window)  # [B, channels K K, h w]
-    around = unflatten(patches, 1, (first.shape[-1], window**2)).permute(0, 3, 2, 1)  # [B, h w, K K, channels]
-    middle = window**2 // 2
-    return torch.cat([around[:, :, :middle], around[:, :, middle + 1 :]], dim=2)
+    side, (height, width) = window // 2, size
+    image = unflatten(first, 1, size)  # [B, h, w, channels]
+    for dim in (1, 2):
+        before, after = image.narrow(dim, 0, 1), image.narrow(dim, -1, 1)
+        image = torch.cat([before] * side + [image] + [after] * side, dim)
+    places = [(down, right) for down in range(window) for right in range(window) if (down, right) != (side, side)]
+    around = [image[:, down : down + height, right : right + width] for down, right in places]
+    return torch.stack(around, dim=3).flatten(1, 2)
 
 
 class ResidualTemporalConv(TemporalLayer):

@@ -1,10 +1,11 @@
-"""Checks of the op's arguments that need only shapes, dtypes and devices, so they hold under tracing and
+"""Checks of the ops' arguments that need only shapes, dtypes and devices, so they hold under tracing and
 never wait for a device. Each raises a ValueError that names the argument, its value and what was expected."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,12 +13,12 @@ from torch import Tensor
 
 def latents(prediction: Tensor, noisy: Tensor, target: Tensor) -> None:
     """`prediction` is [B, *latent] with B, D > 0 and `noisy`, `target` are like it."""
-    _floating("prediction", prediction)
+    floating("prediction", prediction)
     if prediction.dim() < 2 or prediction.numel() == 0:
         raise ValueError(f"prediction has shape {_shape(prediction)}: expected [B, *latent] with at least one element")
     for name, tensor in (("noisy", noisy), ("target", target)):
-        _floating(name, tensor)
-        _same_device(name, tensor, prediction)
+        floating(name, tensor)
+        same_device(name, tensor, prediction)
         if tensor.shape != prediction.shape:
             raise ValueError(f"{name} has shape {_shape(tensor)}: expected prediction's {_shape(prediction)}")
 
@@ -29,8 +30,8 @@ def bank_list(prediction: Tensor, banks: Sequence[Tensor] | Tensor) -> None:
     _sequence("banks", banks, "tensors")
     for k, bank in enumerate(banks):
         name = f"banks[{k}]"
-        _floating(name, bank)
-        _same_device(name, bank, prediction)
+        floating(name, bank)
+        same_device(name, bank, prediction)
         if bank.shape[1:] != prediction.shape[1:] or bank.dim() == 0:
             raise ValueError(f"{name} has shape {_shape(bank)}: expected [N, *{_shape(prediction)[1:]}]")
         if bank.shape[0] == 0:
@@ -39,8 +40,8 @@ def bank_list(prediction: Tensor, banks: Sequence[Tensor] | Tensor) -> None:
 
 def row_vector(prediction: Tensor, name: str, vector: Tensor) -> None:
     """`vector` is floating [B]."""
-    _floating(name, vector)
-    _same_device(name, vector, prediction)
+    floating(name, vector)
+    same_device(name, vector, prediction)
     if vector.shape != prediction.shape[:1]:
         raise ValueError(f"{name} has shape {_shape(vector)}: expected [{prediction.shape[0]}], one value a query")
 
@@ -59,8 +60,8 @@ def no_gradient(**tensors: Tensor) -> None:
 def split_temperature(prediction: Tensor, temperature: float | Tensor) -> tuple[float, Tensor | None]:
     """(number, tensor or None): the op takes the tensor where there is one."""
     if isinstance(temperature, Tensor):
-        _floating("temperature", temperature)
-        _same_device("temperature", temperature, prediction)
+        floating("temperature", temperature)
+        same_device("temperature", temperature, prediction)
         if temperature.numel() != 1:
             raise ValueError(f"temperature has shape {_shape(temperature)}: expected one element")
         return 1.0, temperature
@@ -80,14 +81,41 @@ def numbers(name: str, values: Sequence[float] | Tensor, banks: Sequence[Tensor]
     _sequence(name, values, "numbers")
     length(name, values, banks)
     for k, value in enumerate(values):
-        if isinstance(value, Tensor) and value.numel() != 1:
-            raise ValueError(f"{name}[{k}] has shape {_shape(value)}: expected one number")
-        if isinstance(value, str):
-            raise ValueError(f"{name}[{k}] is {_said(value)}: expected a number")
-        try:
-            float(value)
-        except (TypeError, OverflowError) as error:
-            raise ValueError(f"{name}[{k}] is {_said(value)}: expected a number") from error
+        number(f"{name}[{k}]", value)
+
+
+def number(name: str, value: Any) -> float:
+    """One number, as a float."""
+    if isinstance(value, Tensor) and value.numel() != 1:
+        raise ValueError(f"{name} has shape {_shape(value)}: expected one number")
+    if isinstance(value, str):
+        raise ValueError(f"{name} is {_said(value)}: expected a number")
+    try:
+        return float(value)
+    except (TypeError, OverflowError) as error:
+        raise ValueError(f"{name} is {_said(value)}: expected a number") from error
+
+
+def count(name: str, value: int) -> None:
+    """A whole number >= 1."""
+    if isinstance(value, bool) or not isinstance(value, (int, torch.SymInt)):
+        raise ValueError(f"{name} is {_said(value)}: expected a whole number >= 1")
+    if value < 1:
+        raise ValueError(f"{name} is {value}: expected at least 1")
+
+
+def floating(name: str, tensor: Tensor) -> None:
+    """A tensor of floating point numbers."""
+    if not isinstance(tensor, Tensor):
+        raise ValueError(f"{name} is {_said(tensor)}: expected a tensor")
+    if tensor.dtype not in (torch.float32, torch.bfloat16, torch.float16, torch.float64):
+        raise ValueError(f"{name} is {tensor.dtype}: expected float32, bfloat16, float16 or float64")
+
+
+def same_device(name: str, tensor: Tensor, other: Tensor, of: str = "prediction") -> None:
+    """`tensor` is where `other` is, which is called `of`."""
+    if tensor.device != other.device:
+        raise ValueError(f"{name} is on {tensor.device}: expected {of}'s device, {other.device}")
 
 
 def flag(name: str, value: object) -> None:
@@ -147,21 +175,9 @@ def _index(prediction: Tensor, name: str, index: Tensor, size: int) -> None:
         raise ValueError(f"{name} is {_said(index)}: expected an int64 tensor")
     if index.dtype != torch.int64:
         raise ValueError(f"{name} is {index.dtype}: expected torch.int64")
-    _same_device(name, index, prediction)
+    same_device(name, index, prediction)
     if index.shape != (size,):
         raise ValueError(f"{name} has shape {_shape(index)}: expected [{size}]")
-
-
-def _floating(name: str, tensor: Tensor) -> None:
-    if not isinstance(tensor, Tensor):
-        raise ValueError(f"{name} is {_said(tensor)}: expected a tensor")
-    if tensor.dtype not in (torch.float32, torch.bfloat16, torch.float16, torch.float64):
-        raise ValueError(f"{name} is {tensor.dtype}: expected float32, bfloat16, float16 or float64")
-
-
-def _same_device(name: str, tensor: Tensor, prediction: Tensor) -> None:
-    if tensor.device != prediction.device:
-        raise ValueError(f"{name} is on {tensor.device}: expected prediction's device, {prediction.device}")
 
 
 def _sequence(name: str, values: object, of: str) -> None:

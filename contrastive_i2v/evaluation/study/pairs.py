@@ -11,7 +11,7 @@ from torch import Tensor
 from contrastive_i2v.data.images import read_image
 from contrastive_i2v.data.sources.folder import METADATA_NAMES, read_folder
 from contrastive_i2v.data.types import Skipped
-from contrastive_i2v.data.video import VIDEO_EXTENSIONS, read_frames
+from contrastive_i2v.data.video import VIDEO_EXTENSIONS, probe, read_frames
 from contrastive_i2v.errors import InputError
 from contrastive_i2v.evaluation.videos import MIME_TYPES
 
@@ -127,10 +127,8 @@ def _check_playable(path: Path) -> None:
 
     if path.suffix.lower() not in MIME_TYPES:
         raise InputError(f"{path}: browsers don't play {path.suffix}; expected {', '.join(MIME_TYPES)}")
-    try:
-        with av.open(str(path)) as container:
-            codec = container.streams.video[0].codec_context.name
-    except (av.error.FFmpegError, IndexError, OSError) as error:
-        raise InputError(f"{path}: can't be opened, the file is corrupt or not a video ({error})") from error
+    read_frames(path, [max(0, probe(path).frames - 2)])  # to its end; a header may overstate the length by one
+    with av.open(str(path)) as container:
+        codec = container.streams.video[0].codec_context.name
     if codec not in CODECS:
         raise InputError(f"{path}: its codec is {codec}, which browsers don't play; encode it as H.264, VP9 or AV1")

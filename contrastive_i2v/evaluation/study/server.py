@@ -11,6 +11,7 @@ import ipaddress
 import json
 import re
 import socket
+import sqlite3
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -150,10 +151,19 @@ class Handler(BaseHTTPRequestHandler):
                     HTTPStatus.FORBIDDEN,
                     "This address isn't known to the study; whoever serves it can allow it with --allowed-hosts NAME.",
                 )
-            serve()
+            try:
+                serve()
+            except sqlite3.Error as error:  # a full disk, say
+                self.server.say(f"an answer could not be saved or read: {error}")
+                raise Refused(
+                    HTTPStatus.INTERNAL_SERVER_ERROR, "This could not be saved. Please tell whoever runs the study."
+                ) from error
         except Refused as refused:
             self.close_connection = self.command == "POST"  # its body may be unread
-            self._send_json({"error": refused.message}, refused.status)
+            if "text/html" in (self.headers["Accept"] or ""):  # a person's address bar
+                self._send(refused.message.encode(), "text/plain; charset=utf-8", refused.status)
+            else:
+                self._send_json({"error": refused.message}, refused.status)
         finally:
             self.server.waits(self.connection, waits=True)
 
