@@ -302,8 +302,10 @@ class TemporalLayers(ModelMixin, ConfigMixin):  # type: ignore[misc]
             "attention": lambda width: ResidualTemporalAttention(width, heads=heads, rope=rope),
         }
         self.names = list(follows)
-        self.layers = nn.ModuleDict({_key(name): make[kind](width) for name, (kind, width) in follows.items()})
-        self.conv_condition = nn.Conv2d(inputs, first_channels, 3, padding=1, bias=False) if inputs else None
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(0)  # new layers are the same ones every time, as a folder's are
+            self.layers = nn.ModuleDict({_key(name): make[kind](width) for name, (kind, width) in follows.items()})
+            self.conv_condition = nn.Conv2d(inputs, first_channels, 3, padding=1, bias=False) if inputs else None
         if self.conv_condition is not None:
             nn.init.zeros_(self.conv_condition.weight)
         self.condition: Tensor | None = None

@@ -22,7 +22,7 @@ from temporal_oracle import (
     weights_of,
 )
 from torch import Tensor
-from video_models import randn, stir
+from video_models import as_rows, randn, stir
 
 from contrastive_i2v.errors import InputError
 from contrastive_i2v.models import consisti2v, emu_video
@@ -251,7 +251,7 @@ def test_images_pass_the_temporal_layers_by(kind: str) -> None:
     network = VideoUNet(image, temporal)
     noisy, text = randn(2, 3, 4, 8, 8), randn(2, 5, 8, seed=1)
     timesteps = torch.tensor([10, 900])
-    expected = plain(noisy.flatten(0, 1), timesteps.repeat_interleave(3), text.repeat_interleave(3, 0)).sample
+    expected = plain(as_rows(noisy), timesteps.repeat_interleave(3), text.repeat_interleave(3, 0)).sample
     as_images = network.predict(noisy, timesteps, text, as_images=True)
     assert torch.equal(as_images.flatten(0, 1), expected)
     assert not torch.allclose(network.predict(noisy, timesteps, text).flatten(0, 1), expected, atol=1e-3)
@@ -288,6 +288,20 @@ def test_a_copy_has_layers_of_its_own(kind: str) -> None:
     assert torch.equal(network.predict(*inputs), before) and not torch.allclose(changed, before, atol=1e-3)
     copied.predict(randn(1, 2, 4, 8, 8), torch.tensor([5]), randn(1, 5, 8))
     assert network.temporal.clip.frames == 3 and copied.temporal.clip.frames == 2
+
+
+@pytest.mark.parametrize("kind", ["consisti2v", "emu-video"])
+def test_new_layers_are_the_same_ones_every_time(kind: str) -> None:
+    """So a training repeats itself from its config, on every process; and nobody else's random numbers change."""
+    image = small_unet()
+    torch.manual_seed(5)
+    first, drawn = layers_for(kind, image).state_dict(), torch.rand(1)
+    torch.manual_seed(5)
+    assert torch.equal(torch.rand(1), drawn)
+    second = layers_for(kind, image).state_dict()
+    assert all(torch.equal(value, second[name]) for name, value in first.items())
+    weights = [value for name, value in first.items() if name.endswith("to_q.weight")]
+    assert not torch.equal(weights[0].flatten()[:64], weights[1].flatten()[:64])
 
 
 def test_layers_of_another_unet_are_refused() -> None:
