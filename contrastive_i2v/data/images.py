@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from contrastive_i2v.data.decoding import MAX_PIXELS
 from contrastive_i2v.errors import InputError, one_line
 
 if TYPE_CHECKING:
@@ -50,6 +51,8 @@ def image_pixels(image: Image.Image, name: str = "") -> Tensor:
 
     name = name or str(getattr(image, "filename", "")) or "image"
     try:
+        if image.width * image.height > MAX_PIXELS:
+            raise InputError(f"holds {image.width}x{image.height} pixels, at most {MAX_PIXELS} are read: scale it down")
         array = np.array(_upright_rgb(image))
     except InputError as error:
         raise InputError(f"{name}: {error}") from error

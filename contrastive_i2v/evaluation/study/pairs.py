@@ -8,6 +8,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from contrastive_i2v.data.decoding import decode_seconds, open_container
 from contrastive_i2v.data.images import read_image
 from contrastive_i2v.data.sources.folder import METADATA_NAMES, read_folder
 from contrastive_i2v.data.types import Skipped
@@ -128,7 +129,7 @@ def _check_playable(path: Path) -> None:
     if path.suffix.lower() not in MIME_TYPES:
         raise InputError(f"{path}: browsers don't play {path.suffix}; expected {', '.join(MIME_TYPES)}")
     try:
-        with av.open(str(path)) as container:
+        with open_container(path, decode_seconds()) as container:
             codec = container.streams.video[0].codec_context.name
     except (av.error.FFmpegError, IndexError, OSError) as error:
         raise InputError(f"{path}: can't be opened, the file is corrupt or not a video ({error})") from error
