@@ -85,10 +85,13 @@ def _from_deep(image: Image.Image) -> Image.Image:
     import numpy as np
     from PIL import Image
 
-    values = np.array(image).astype(np.float64)  # [H, W]
+    values = np.asarray(image)  # [H, W]
     if not np.isfinite(values).all():
         raise InputError("its pixels hold NaN or infinity")
     ranges: tuple[float, ...] = FLOAT_RANGES if image.mode == "F" else INTEGER_RANGES
-    highest = values.max(initial=0)
+    highest = float(values.max(initial=0))
     white = 65535 if image.mode.startswith("I;16") else next((one for one in ranges if highest <= one), highest)
-    return Image.fromarray((values / white * 255).round().clip(0, 255).astype(np.uint8)).convert("RGB")
+    grey = np.empty(values.shape, np.uint8)
+    for row, deep in zip(grey, values, strict=True):  # row by row: in float64 the whole takes gigabytes
+        row[:] = (deep.astype(np.float64) / white * 255).round().clip(0, 255)
+    return Image.fromarray(grey).convert("RGB")

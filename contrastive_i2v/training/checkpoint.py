@@ -115,8 +115,11 @@ def load_last_checkpoint(folder: Path) -> tuple[Path, TensorGroups, dict[str, An
     for path in reversed(list_checkpoints(folder)):
         try:
             return path, *load_checkpoint(path)
-        except DamagedCheckpoint as error:
+        except InputError as error:
             reasons.append(str(error))
+            if not isinstance(error, DamagedCheckpoint):
+                print(f"{error}; the one before is used")
+                continue
             with suppress(OSError):  # another rank may have been first
                 path.rename(path.with_name(f"damaged-{path.name}"))
             print(f"{error}; put aside, and the one before is used")

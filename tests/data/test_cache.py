@@ -112,6 +112,28 @@ def test_no_flipped_byte_is_read_as_if_it_were_written(clips: list[Clip], tmp_pa
     assert refused > len(content) // 8
 
 
+@pytest.mark.fault("the header of a cached clip is damaged in any way", "the entry is encoded again")
+@pytest.mark.parametrize(
+    "said", ["[" * 3000, '"text"', "{}", '{"sums": []}', "null", '{"sums": {"clip": "", "text": []}}']
+)
+def test_a_header_of_any_kind_is_damage(clips: list[Clip], tmp_path: Path, said: str) -> None:
+    file = encode(clips[:1], Toy(), tmp_path)[0].files[0]
+    whole = load_clip(file)
+    assert whole is not None
+    save_file(load_file(file), file, {"clip": said})
+    assert load_clip(file) is None and load_clip(file, whole.rows[:1]) is None
+
+
+def test_a_changed_header_is_not_read_with_single_rows_either(clips: list[Clip], tmp_path: Path) -> None:
+    file = encode(clips[:1], Toy(), tmp_path)[0].files[0]
+    whole, content = load_clip(file), file.read_bytes()
+    assert whole is not None
+    old = rb"\"frames\": 60"
+    assert content.count(old) == 1
+    file.write_bytes(content.replace(old, rb"\"frames\": 61"))
+    assert load_clip(file, whole.rows[:1]) is None
+
+
 @pytest.mark.parametrize("damage", ["truncate", "empty", "noise", "other tensors", "rows missing"])
 def test_a_damaged_cache_file_is_encoded_again(clips: list[Clip], tmp_path: Path, damage: str) -> None:
     cache = tmp_path / "cache"

@@ -288,6 +288,17 @@ BAD_INPUTS: dict[str, tuple[dict[str, Any], str]] = {
     "bank_groups of a list": (
         {"query_groups": torch.zeros(3).long(), "bank_groups": [[0] * 4]}, "bank_groups[0] is list",
     ),
+    "prediction is sparse": ({"prediction": torch.zeros(3, 6).to_sparse()}, "prediction has the layout torch.sparse"),
+    "bank is sparse": ({"banks": [torch.zeros(4, 6).to_sparse()]}, "banks[0] has the layout torch.sparse_coo"),
+    "mse_weights is sparse": ({"mse_weights": torch.ones(3).to_sparse()}, "mse_weights has the layout torch.sparse"),
+    "banks is a mapping": ({"banks": {}}, "banks is dict: expected a sequence of tensors"),
+    "no banks and a bad coefficient": (
+        {"banks": [], "positives": None, "c_out": torch.ones(3).bool()}, "c_out is torch.bool",
+    ),
+    "temperature float32 can't hold": ({"temperature": 1e300}, "temperature is 1e+300: expected a finite number > 0"),
+    "temperature float32 rounds to 0": ({"temperature": 1e-300}, "temperature is 1e-300: expected a finite number > 0"),
+    "bank_weights of complex": ({"bank_weights": [torch.tensor(1j)]}, "bank_weights[0] is a torch.complex64 on cpu"),
+    "normalize is a number": ({"normalize": -1}, "normalize is -1: expected True or False"),
     "normalize is text": ({"normalize": "yes"}, "normalize is 'yes': expected True or False"),
     "normalize is None": ({"normalize": None}, "normalize is NoneType: expected True or False"),
     "backend is a number": ({"backend": 3}, "backend is 3"),
@@ -302,6 +313,16 @@ def test_bad_input_is_a_value_error_that_says_what(backend: str, case: str) -> N
     change, message = BAD_INPUTS[case]
     with pytest.raises(ValueError, match=re.escape(message)):
         contrastive_diffusion_loss(**{**make(3, [4], [6]), "backend": backend, **change})
+
+
+@pytest.mark.parametrize("backend", [*BACKENDS, None])
+@pytest.mark.parametrize("case", [name for name, (change, _) in BAD_INPUTS.items() if "positives" not in change])
+def test_bad_input_of_the_commonest_call_is_the_same(backend: str, case: str) -> None:
+    """Without positives the kernel is asked first, and checks for itself."""
+    change, message = BAD_INPUTS[case]
+    arguments = {**make(3, [4], [6]), "temperature": 1.0, "backend": backend, **change}
+    with pytest.raises(ValueError, match=re.escape(message)):
+        contrastive_diffusion_loss(**{name: value for name, value in arguments.items() if name != "positives"})
 
 
 @pytest.mark.fault("an argument of the op is on another device", "an error that names it")

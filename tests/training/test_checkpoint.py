@@ -102,6 +102,16 @@ def test_a_flipped_byte_anywhere_is_found_and_the_checkpoint_before_is_used(
         load_last_checkpoint(tmp_path)
 
 
+def test_damage_that_looks_like_an_earlier_version_falls_back_too(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for step in (1, 2):
+        path = save_checkpoint(tmp_path, step, tensors(step), {}, keep=2)
+    (path / "state.json").write_text("{}")
+    assert load_last_checkpoint(tmp_path)[0].name == "step-00000001"
+    assert "step-00000002: an earlier version wrote this" in capsys.readouterr().out
+
+
 def test_an_optimizer_goes_on_exactly() -> None:
     def build() -> tuple[torch.nn.Linear, torch.optim.AdamW]:
         torch.manual_seed(0)

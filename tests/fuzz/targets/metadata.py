@@ -21,7 +21,8 @@ WORDS = tuple(
     for word in (
         *NAMES, "file_name", "text", "caption", "start", "end", ",", '"', '""', "\n", "\r", "\r\n", "\0", "\ufeff",
         "\u2028", "[" * 3000, "[", "{", "]", "}", ":", "null", "true", "NaN", "-Infinity", "1e999", "9" * 5000, "-0",
-        "\\ud800", "\\u0000", "../a.mp4", "/etc/passwd", "~", ".", "x" * 300, "\U0001f3ac", "1e-400", "0x10", "1_0", "\u0663",
+        "\\ud800", "\\u0000", "../a.mp4", "/etc/passwd", "~", ".", "x" * 300, "\U0001f3ac", "1e-400", "0x10", "1_0",
+        "\u0663",
     )
 )  # fmt: skip
 CAPTIONS = ("a dog", " two  words ", 'says "hi"', "a, b", "line\nbreak", "\u00e9\U0001f3ac", "null", "[1]", "#", "'")

@@ -209,9 +209,10 @@ def _check_some_loss(function: Any, arguments: dict[str, Any], backend: str | No
         return
     truth = contrastive_diffusion_loss(**_wide_arguments(arguments), backend="reference")
     wide = arguments["prediction"].dtype == torch.float64
+    weights = torch.tensor(_weights(arguments), dtype=torch.float64)
     for name in ("loss", "mse"):
-        got, expected = getattr(out, name).double(), getattr(truth, name)
-        scale = float(truth.mse.abs() + _weighted(arguments, truth)) if name == "loss" else float(expected.abs())
+        got, expected = getattr(out, name).detach().double(), getattr(truth, name)
+        scale = float(truth.mse.abs() + truth.contrastive.abs() @ weights) if name == "loss" else float(expected.abs())
         if math.isfinite(float(expected)) and scale < 1e30:
             assert math.isfinite(float(got)) or _is_extreme(arguments), (name, got, expected)
             if not _is_extreme(arguments):
@@ -240,11 +241,9 @@ def _numbers(value: Any) -> list[float]:
     return [value] if isinstance(value, (int, float)) and abs(value) < 2**1000 else []
 
 
-def _weighted(arguments: dict[str, Any], truth: Any) -> float:
+def _weights(arguments: dict[str, Any]) -> list[float]:
     weights = arguments.get("bank_weights")
-    count = len(truth.contrastive)
-    weights = [1.0] * count if weights is None else [abs(float(one)) for one in weights]
-    return float((truth.contrastive.abs() * torch.tensor(weights, dtype=torch.float64)).sum())
+    return [1.0] * len(arguments["banks"]) if weights is None else [abs(float(one)) for one in weights]
 
 
 def _logits(arguments: dict[str, Any]) -> float:
@@ -253,7 +252,7 @@ def _logits(arguments: dict[str, Any]) -> float:
     rows = [wide[name].flatten(1) for name in ("prediction", "noisy")]
     latents = wide["c_skip"][:, None] * rows[1] + wide["c_out"][:, None] * rows[0]
     temperature = float(arguments.get("temperature") if arguments.get("temperature") is not None else 1.0)
-    weights = [abs(float(w)) for w in arguments.get("bank_weights") or [1.0] * len(wide["banks"])]
+    weights = _weights(arguments)
     rated = arguments.get("contrastive_weights")
     rated = 1.0 if rated is None else float(rated.detach().double().abs().max())
     sizes = [float(latents.norm(dim=1).max() * bank.flatten(1).norm(dim=1).max()) for bank in wide["banks"]]

@@ -119,8 +119,9 @@ class Target:
 
 
 def _holds_a_whole_post(case: bytes) -> bool:
-    for found in re.finditer(rb"(?i)content-length:[ \t]*([0-9]+)[ \t]*\r?\n", case):
-        end = re.compile(rb"\r?\n\r?\n").search(case, found.end() - 2)
+    """Lines may end in a bare CR, as Python's own parser has it: no browser sends one."""
+    for found in re.finditer(rb"(?i)content-length:[ \t]*([0-9]+)[ \t]*[\r\n]", case):
+        end = re.compile(rb"\r?\n\r?\n").search(case, found.end() - 1)
         if end and len(case) - end.end() >= int(found[1]):
             return True
     return False
