@@ -10,7 +10,7 @@ from torch import Tensor
 
 from contrastive_i2v.data.decoding import decode_seconds, open_container
 from contrastive_i2v.data.images import read_image
-from contrastive_i2v.data.sources.folder import METADATA_NAMES, read_folder
+from contrastive_i2v.data.sources.folder import METADATA_NAMES, read_caption, read_folder
 from contrastive_i2v.data.types import Skipped
 from contrastive_i2v.data.video import VIDEO_EXTENSIONS, read_frames
 from contrastive_i2v.errors import InputError
@@ -114,10 +114,7 @@ def _captions(folder: Path) -> Mapping[str, str]:
         raise InputError(f"{folder}: no such folder; expected a folder with captions")
     found = {}
     for path in sorted(folder.glob("*.txt")):
-        try:
-            found[path.stem] = " ".join(path.read_text(encoding="utf-8-sig").split())
-        except (UnicodeDecodeError, OSError) as error:
-            raise InputError(f"{path}: can't be read as UTF-8 ({error})") from error
+        found[path.stem] = read_caption(path)
     if any((folder / name).exists() for name in METADATA_NAMES):
         found |= {clip.path.stem: clip.caption for clip in read_folder(folder)[0]}
     return found
