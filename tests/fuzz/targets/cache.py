@@ -25,7 +25,7 @@ ROWS = (5, 0)
 class Target:
     def __init__(self, folder: Path) -> None:
         self.file = folder / "size" / "clip.safetensors"
-        self.clip = Clip(folder / "a.mp4", "a dog")
+        self.clip = Clip(Path("a.mp4"), "a dog")
         generator = torch.Generator().manual_seed(0)
         self.stored: list[CachedClip] = []
         self.seeds: list[bytes] = []

@@ -45,56 +45,43 @@ class Target:
     def __init__(self, folder: Path) -> None:
         pairs = []
         for name in ("0", "1"):
-            for method in "ab":
-                (folder / f"{method}{name}.mp4").write_bytes(bytes(range(200)))
-            Image.new("RGB", (4, 4)).save(folder / f"{name}.png")
-            pairs.append(
-                Pair(
-                    name=name,
-                    caption="x",
-                    a=folder / f"a{name}.mp4",
-                    b=folder / f"b{name}.mp4",
-                    image=folder / f"{name}.png",
-                )
-            )
+            a, b, image = (folder / file for file in (f"a{name}.mp4", f"b{name}.mp4", f"{name}.png"))
+            for video in (a, b):
+                video.write_bytes(bytes(range(200)))
+            Image.new("RGB", (4, 4)).save(image)
+            pairs.append(Pair(name=name, caption="x", a=a, b=b, image=image))
         known = tuple(StudyPair(name=pair.name, caption="x", sha256_a="a", sha256_b="b") for pair in pairs)
         design = Design(a="zebra", b="quagga", seed=0, raters=3, questions=("quality", "faithfulness"), pairs=known)
         self.store = Store(folder / "study.sqlite", design)
         session = Session(self.store, pairs)
-        self.key = session.join({"name": "Ann"})["key"]
-        shown = session.pair(session.identify(self.key), 0)
+        key = session.join({"name": "Ann"})["key"]
+        shown = session.pair(session.identify(key), 0)
+        self.secrets = {b"KEY": key.encode(), b"/LEFT": shown["left"].encode(), b"/IMAGE": shown["image"].encode()}
         self.server = Server(session, ("127.0.0.1", 0))
         threading.Thread(target=self.server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
         vote = {"position": 0, "question": "quality", "side": "left", "reasons": ["sharpness"]}
-        known_reason = next(q for q in session.welcome()["questions"] if q["name"] == "quality")["reasons"][0]
-        vote["reasons"] = [known_reason["name"] if isinstance(known_reason, dict) else known_reason]
         self.seeds = [
-            self._request("GET", "/"),
-            self._request("GET", "/progress"),
-            self._request("GET", "/pair/1"),
-            self._request("GET", shown["left"]).replace(b"\r\n\r\n", b"\r\nRange: bytes=10-20\r\n\r\n"),
-            self._request("GET", shown["image"]),
-            self._request("POST", "/join", {"name": "Bob"}),
-            self._request("POST", "/vote", vote),
-            self._request("POST", "/vote", vote | {"side": "right"}),
+            _request("GET", "/"),
+            _request("GET", "/progress"),
+            _request("GET", "/pair/1"),
+            _request("GET", "/LEFT").replace(b"\r\n\r\n", b"\r\nRange: bytes=10-20\r\n\r\n"),
+            _request("GET", "/IMAGE"),
+            _request("POST", "/join", {"name": "Bob"}),
+            _request("POST", "/vote", vote),
+            _request("POST", "/vote", vote | {"side": "right"}),
         ]
 
-    def _request(self, method: str, path: str, body: object = None) -> bytes:
-        content = b"" if body is None else json.dumps(body).encode()
-        length = f"Content-Type: application/json\r\nContent-Length: {len(content)}\r\n" if content else ""
-        head = f"{method} {path} HTTP/1.1\r\nHost: localhost\r\nRater: {self.key}\r\n{length}\r\n"
-        return head.encode() + content
-
     def draw(self, rng: random.Random) -> bytes:
-        """A request; the rater's key, which every study makes anew, stands in it as a word that `check` replaces."""
-        requests = [seed.replace(self.key.encode(), b"KEY") for seed in self.seeds]
-        return mutate(rng, rng.choice(requests), *requests, words=WORDS)
+        """A request; what every study makes anew stands in it as a word that `check` replaces."""
+        return mutate(rng, rng.choice(self.seeds), *self.seeds, words=WORDS)
 
     def check(self, case: bytes) -> None:
-        before = self._votes()
-        answer = self._exchange(case.replace(b"KEY", self.key.encode()))
+        before, request = self._votes(), case
+        for word, secret in self.secrets.items():
+            request = request.replace(word, secret)
+        answer = self._exchange(request)
         assert not self.server.faults, repr(self.server.faults.pop())
-        assert not answer or answer.startswith((b"HTTP/1.1 ", b"<!DOCTYPE", b"<!doctype", b"{")), answer[:99]
+        assert b"Traceback" not in answer, answer[-999:]
         if self._votes() != before:
             assert b"HTTP/1.1 200" in answer and b"POST" in case, answer[:99]
             assert _holds_a_whole_post(case), "a request that was cut short counted"
@@ -116,6 +103,12 @@ class Target:
             except ConnectionError:  # hung up before it had read all
                 pass
             return answer
+
+
+def _request(method: str, path: str, body: object = None) -> bytes:
+    content = b"" if body is None else json.dumps(body).encode()
+    length = f"Content-Type: application/json\r\nContent-Length: {len(content)}\r\n" if content else ""
+    return f"{method} {path} HTTP/1.1\r\nHost: localhost\r\nRater: KEY\r\n{length}\r\n".encode() + content
 
 
 def _holds_a_whole_post(case: bytes) -> bool:

@@ -36,10 +36,10 @@ MATRICES = ((1, 0, 0, 1), (0, 1, -1, 0), (-1, 0, 0, -1), (0, -1, 1, 0), (0, 0, 0
 def write(path: Path, frames: Tensor) -> bytes:
     """A video of uint8 `[F, 3, H, W]` in the format of the file's suffix."""
     codec, pixels = FORMATS[path.suffix[1:]]
-    with av.open(str(path), "w") as container:
+    with av.open(str(path), "w", options={"fflags": "+bitexact"}) as container:
         stream = container.add_stream(codec, rate=10)
         stream.height, stream.width, stream.pix_fmt = *frames.shape[-2:], pixels
-        stream.options = {"g": "3"}
+        stream.options = {"g": "3", "flags": "+bitexact"} | ({"x264-params": "mbtree=0"} if codec == "libx264" else {})
         stream.thread_count = 1
         for frame in frames.permute(0, 2, 3, 1).contiguous().numpy():
             container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24").reformat(format=pixels)))
