@@ -25,7 +25,7 @@ from typing import Protocol
 
 import torch
 
-TARGETS = ("metadata", "video", "picture", "cache", "checkpoint", "model", "config", "report", "study", "op")
+TARGETS = ("metadata", "video", "picture", "cache", "checkpoint", "model", "weights", "config", "report", "study", "op")
 """The modules of `targets`; each has a class `Target`."""
 CASE_SECONDS = 30
 """One input may take this long."""
