@@ -67,9 +67,11 @@ def _unreadable(name: str, error: Exception) -> InputError:
 
 
 def _upright_rgb(image: Image.Image) -> Image.Image:
-    from PIL import Image, ImageOps
+    from PIL import ExifTags, Image, ImageOps
 
-    image = ImageOps.exif_transpose(image)
+    image.load()  # a PNG's orientation may come after its pixels
+    if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:  # else it would be copied all the same
+        image = ImageOps.exif_transpose(image)
     if image.mode.startswith(("I", "F")):
         return _from_deep(image)
     if image.mode in ("La", "RGBa"):  # premultiplied
@@ -77,7 +79,7 @@ def _upright_rgb(image: Image.Image) -> Image.Image:
     if image.has_transparency_data:
         image = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def _from_deep(image: Image.Image) -> Image.Image:
