@@ -12,6 +12,7 @@ import importlib
 import multiprocessing
 import os
 import random
+import re
 import resource
 import shutil
 import tempfile
@@ -135,13 +136,13 @@ def _peak_bytes() -> int:
 
 
 def mutate(rng: random.Random, data: bytes, *others: bytes, words: Sequence[bytes] = (b"",)) -> bytes:
-    """`data` with one to eight changes: bits, cuts, repeats, parts of `others`, integers at the edge, `words`."""
+    """`data` with one to eight changes: bits, digits, cuts, repeats, `words`, parts of `others`, extreme integers."""
     changed = bytearray(data)
-    for _ in range(1 << rng.randrange(4)):
+    for _ in range(rng.choice((1, 1, 1, 2, 4, 8))):
         start = rng.randrange(len(changed) + 1)
         stop = min(len(changed), start + rng.choice((1, 2, 4, 8, 64, len(changed))))
         other = rng.choice((data, *others))
-        kind = rng.randrange(9)
+        kind = rng.randrange(10)
         if kind == 0 and start < len(changed):
             changed[start] ^= 1 << rng.randrange(8)
         elif kind == 1 and start < len(changed):
@@ -161,6 +162,8 @@ def mutate(rng: random.Random, data: bytes, *others: bytes, words: Sequence[byte
             size = rng.choice((1, 2, 4, 8))
             number = (rng.choice(INTEGERS) + rng.randrange(-1, 2)) % 256**size
             changed[start : start + size] = number.to_bytes(size, rng.choice(("little", "big")))
-        else:
+        elif kind == 8:
             changed[start : rng.choice((start, stop))] = rng.choice(words)
+        elif digits := re.search(rb"[0-9]", changed[start:]):  # a text's number becomes another number
+            changed[start + digits.start()] = rng.choice(b"0123456789")
     return bytes(changed[: 1 << 20])
