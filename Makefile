@@ -13,7 +13,7 @@ demo: $(READY)
 	$(BIN)/contrastive-i2v demo
 
 # the markers of pyproject.toml that `make test` leaves out; it says how many tests that is
-SLOW := triton or emulator or browser or umap or processes or slow or fuzz
+SLOW := triton or emulator or browser or umap or processes or fuzz or slow
 # a process a core: one file's tests stay together, and threads of several processes would only wait for each other
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
 
