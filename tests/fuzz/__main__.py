@@ -7,18 +7,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from fuzzing import TARGETS, fuzz, load
-
-SAVED = Path("build/fuzz")
-"""Where failing inputs are kept."""
-
-
-def save(target: str, seed: int, index: int, case: bytes) -> str:
-    """Keep a failing input; the command that replays it."""
-    SAVED.mkdir(parents=True, exist_ok=True)
-    file = SAVED / f"{target}-{seed}-{index}"
-    file.write_bytes(case)
-    return f"python tests/fuzz {target} {file}"
+from fuzzing import TARGETS, fuzz, load, report
 
 
 def main() -> int:
@@ -38,8 +27,7 @@ def main() -> int:
         counts: dict[str, int] = {}
         for failure in fuzz(name, options.seed, options.seconds, counts):
             failures += 1
-            replay = save(name, options.seed, failure.index, failure.case)
-            print(f"{name}, seed {options.seed}, input {failure.index}: {failure.reason}\nreplay: {replay}", flush=True)
+            print(report(name, options.seed, failure), flush=True)
         print(f"{name}: {counts.get(name, 0)} inputs in {options.seconds:g} s, seed {options.seed}", flush=True)
     return min(failures, 1)
 

@@ -32,6 +32,8 @@ CASE_SECONDS = 30
 """One input may take this long."""
 CASE_BYTES = 2 << 30
 """By so much may one input raise the peak of memory."""
+SAVED = Path(__file__).parents[2] / "build" / "fuzz"
+"""Where failing inputs are kept."""
 START_SECONDS = 180
 """A target may take this long to make what it starts from."""
 INTEGERS = (0, 1, 2, 0x7F, 0x80, 0xFF, 0x7FFF, 0x8000, 0xFFFF, 0x7FFF_FFFF, 0x8000_0000, 0xFFFF_FFFF, 2**63 - 1, 2**63)
@@ -56,6 +58,15 @@ class Failure:
     reason: str
     """The traceback, or how the process ended."""
     case: bytes
+
+
+def report(name: str, seed: int, failure: Failure) -> str:
+    """Keeps the input; what to say of it, with the command that replays it."""
+    SAVED.mkdir(parents=True, exist_ok=True)
+    file = SAVED / f"{name}-{seed}-{failure.index}"
+    file.write_bytes(failure.case)
+    replay = f"python tests/fuzz {name} {os.path.relpath(file)}"
+    return f"{name}, seed {seed}, input {failure.index}: {failure.reason}\nreplay: {replay}"
 
 
 def load(name: str, folder: Path) -> Target:
