@@ -28,7 +28,7 @@ import torch
 
 TARGETS = ("metadata", "video", "picture", "cache", "checkpoint", "model", "weights", "config", "report", "study", "op")
 """The modules of `targets`; each has a class `Target`."""
-CASE_SECONDS = 30
+CASE_SECONDS = 60
 """One input may take this long."""
 CASE_BYTES = 2 << 30
 """By so much may one input raise the peak of memory."""
