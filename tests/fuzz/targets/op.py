@@ -220,6 +220,22 @@ def _check_some_loss(function: Any, arguments: dict[str, Any], backend: str | No
                 assert abs(float(got - expected)) <= bound + 1e-30, (name, got, expected)
         elif not math.isfinite(float(expected)) and name == "loss":
             assert not math.isfinite(float(got)), (name, got, expected)
+    if truth.loss.isfinite() and not _is_extreme(arguments):
+        _check_gradient(function, arguments, more)
+
+
+def _check_gradient(function: Any, arguments: dict[str, Any], more: dict[str, Any]) -> None:
+    """The prediction's, against float64: relative to its own size, or to that of the largest term that may cancel."""
+
+    def gradient(call: Any, values: dict[str, Any], **options: Any) -> Tensor:
+        prediction = values["prediction"].detach().clone().requires_grad_()
+        return torch.autograd.grad(call(**{**values, "prediction": prediction}, **options).loss, prediction)[0].double()
+
+    truth = gradient(contrastive_diffusion_loss, _wide_arguments(arguments), backend="reference")
+    got = gradient(function, arguments, **more)
+    rounding = {torch.bfloat16: 2**-8, torch.float16: 2**-10}.get(arguments["prediction"].dtype, 0)
+    size = float(truth.norm()) + _logits(arguments)
+    assert float((got - truth).norm()) <= (1e-5 + rounding) * size + 1e-7, (got, truth)
 
 
 def _wide_arguments(arguments: dict[str, Any]) -> dict[str, Any]:
@@ -248,6 +264,8 @@ def _weights(arguments: dict[str, Any]) -> list[float]:
 
 def _logits(arguments: dict[str, Any]) -> float:
     """The size of the largest logit, whose rounding a cross entropy inherits, times the weights."""
+    if not arguments["banks"]:
+        return 0.0
     wide = _wide_arguments(arguments)
     rows = [wide[name].flatten(1) for name in ("prediction", "noisy")]
     latents = wide["c_skip"][:, None] * rows[1] + wide["c_out"][:, None] * rows[0]
