@@ -229,11 +229,13 @@ def _loss_and_gradient(
             pull += part.mul_(bank_weights[k])  # alpha= takes no weight that float32 can't hold
     if pull is None:
         return loss, mse, contrastive, f.new_empty(0)
+    grad = (mse_factor * (2 / f.shape[1])).to(tau.dtype)[:, None] * (f - y)
+    if not banks:  # 0 * NaN would reach the gradient
+        return loss, mse, contrastive, grad.to(gradient_dtype(prediction)).view_as(prediction)
 
     pull = reduce_scatter(pull.view(ranks, longest, -1).to(wire), group)[:size].to(tau.dtype)  # [B, D]
     if normalize:
         pull = x0_scale[:, None] * (pull - (pull * x0).sum(1, keepdim=True) * x0)
-    grad = (mse_factor * (2 / f.shape[1])).to(tau.dtype)[:, None] * (f - y)
     grad += (contrastive_factor * out.to(wide) / tau.to(wide)).to(tau.dtype)[:, None] * pull
     return loss, mse, contrastive, grad.to(gradient_dtype(prediction)).view_as(prediction)
 

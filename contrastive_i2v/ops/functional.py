@@ -161,6 +161,9 @@ def contrastive_diffusion_loss(
     bank_gradient = with_grad and any(bank.requires_grad for bank in banks)
     temperature_gradient = with_grad and temperature_tensor is not None and temperature_tensor.requires_grad
     more_gradients = ("banks",) * bank_gradient + ("temperature",) * temperature_gradient
+    if not banks:  # nothing of x0 has a say, but 0 * NaN would reach the gradient
+        c_skip = c_out = torch.zeros_like(c_skip)
+        contrastive_weights, normalize = None, False
     dtypes = tuple(tensor.dtype for tensor in (prediction, noisy, target, *banks))
     # fmt: off
     arguments = (

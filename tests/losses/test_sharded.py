@@ -97,3 +97,13 @@ def test_a_weight_that_float32_cannot_hold_is_no_foreign_error() -> None:
     arguments["prediction"].requires_grad_()
     out = sharded_contrastive_diffusion_loss(**arguments, bank_weights=[1e300])
     assert not out.loss.isfinite()
+
+
+@pytest.mark.parametrize("name", ["noisy", "c_skip", "c_out", "contrastive_weights"])
+def test_without_banks_what_makes_x0_has_no_say(name: str) -> None:
+    arguments = make(3, [], (5,)) | {"contrastive_weights": torch.ones(3)}
+    arguments["prediction"].requires_grad_()
+    arguments[name] = torch.full_like(arguments[name], torch.nan)
+    out = sharded_contrastive_diffusion_loss(**arguments)
+    out.loss.backward()
+    assert out.loss.isfinite() and arguments["prediction"].grad.isfinite().all()

@@ -90,6 +90,17 @@ def test_no_bank_leaves_the_diffusion_loss(backend: str) -> None:
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("normalize", [False, True])
+@pytest.mark.parametrize("name", ["noisy", "c_skip", "c_out", "contrastive_weights"])
+def test_without_banks_what_makes_x0_has_no_say(backend: str, normalize: bool, name: str) -> None:
+    arguments = make(3, [], [9], options=True) | {"normalize": normalize, "positives": []}
+    loss, expected = run(arguments, backend)
+    broken = arguments | {name: torch.full_like(arguments[name], torch.nan)}
+    out, gradient = run(broken, backend)
+    assert torch.equal(out.loss, loss.loss) and torch.equal(gradient, expected)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_a_query_without_positive_has_no_contrastive_term(backend: str) -> None:
     arguments = make(3, [5], [8]) | {"positives": [torch.tensor([-1, -1, -1])]}
     out, gradient = run(arguments, backend)
