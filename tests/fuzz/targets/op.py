@@ -216,7 +216,7 @@ def _check_some_loss(function: Any, arguments: dict[str, Any], backend: str | No
         if math.isfinite(float(expected)) and scale < 1e30:
             assert math.isfinite(float(got)) or _is_extreme(arguments), (name, got, expected)
             if not _is_extreme(arguments):
-                bound = (1e-12 if wide else TOLERANCE["loss"]) * max(scale, _logits(arguments))
+                bound = (1e-12 if wide else TOLERANCE["loss"]) * max(scale, _sizes(arguments)[0])
                 assert abs(float(got - expected)) <= bound + 1e-30, (name, got, expected)
         elif not math.isfinite(float(expected)) and name == "loss":
             assert not math.isfinite(float(got)), (name, got, expected)
@@ -233,9 +233,11 @@ def _check_gradient(function: Any, arguments: dict[str, Any], more: dict[str, An
 
     truth = gradient(contrastive_diffusion_loss, _wide_arguments(arguments), backend="reference")
     got = gradient(function, arguments, **more)
-    rounding = {torch.bfloat16: 2**-8, torch.float16: 2**-10}.get(arguments["prediction"].dtype, 0)
-    size = float(truth.norm()) + _logits(arguments)
-    assert float((got - truth).norm()) <= (1e-5 + rounding) * size + 1e-7, (got, truth)
+    dtype = arguments["prediction"].dtype
+    rounding = {torch.bfloat16: 2**-8, torch.float16: 2**-10}.get(dtype, 0)
+    least = truth.numel() ** 0.5 * torch.finfo(dtype).smallest_normal * max(rounding, 1e-7)  # below it steps are equal
+    bound = (1e-5 + rounding) * (float(truth.norm()) + _sizes(arguments)[1])
+    assert float((got - truth).norm()) <= bound + least, (got, truth)
 
 
 def _wide_arguments(arguments: dict[str, Any]) -> dict[str, Any]:
@@ -262,20 +264,22 @@ def _weights(arguments: dict[str, Any]) -> list[float]:
     return [1.0] * len(arguments["banks"]) if weights is None else [abs(float(one)) for one in weights]
 
 
-def _logits(arguments: dict[str, Any]) -> float:
-    """The size of the largest logit, whose rounding a cross entropy inherits, times the weights."""
+def _sizes(arguments: dict[str, Any]) -> tuple[float, float]:
+    """What rounding is relative to: the largest logit, which a cross entropy inherits, and the largest gradient of a
+    logit, each with its weights. Those of one bank may cancel."""
     if not arguments["banks"]:
-        return 0.0
+        return 0.0, 0.0
     wide = _wide_arguments(arguments)
-    rows = [wide[name].flatten(1) for name in ("prediction", "noisy")]
-    latents = wide["c_skip"][:, None] * rows[1] + wide["c_out"][:, None] * rows[0]
-    temperature = float(arguments.get("temperature") if arguments.get("temperature") is not None else 1.0)
-    weights = _weights(arguments)
-    rated = arguments.get("contrastive_weights")
-    rated = 1.0 if rated is None else float(rated.detach().double().abs().max())
-    sizes = [float(latents.norm(dim=1).max() * bank.flatten(1).norm(dim=1).max()) for bank in wide["banks"]]
-    size = sum(weight * one for weight, one in zip(weights, sizes, strict=True))
-    return (sum(weights) if arguments.get("normalize") else size) / temperature * rated
+    out = wide["c_out"]
+    x0 = (wide["c_skip"][:, None] * wide["noisy"].flatten(1) + out[:, None] * wide["prediction"].flatten(1)).norm(dim=1)
+    temperature, rated = wide.get("temperature"), wide.get("contrastive_weights")
+    logit = gradient = 0.0
+    for weight, bank in zip(_weights(arguments), wide["banks"], strict=True):
+        row = 1.0 if arguments.get("normalize") else float(bank.flatten(1).norm(dim=1).max())
+        logit += weight * row * (1.0 if arguments.get("normalize") else float(x0.max()))
+        gradient += weight * row * float((out.abs() / x0 if arguments.get("normalize") else out.abs()).max())
+    factor = (1.0 if rated is None else float(rated.abs().max())) / float(1.0 if temperature is None else temperature)
+    return logit * factor, gradient * factor
 
 
 def _check_step(arguments: dict[str, Any], backend: str | None) -> None:
