@@ -134,7 +134,10 @@ def test_a_changed_header_is_not_read_with_single_rows_either(clips: list[Clip],
     assert load_clip(file, whole.rows[:1]) is None
 
 
-@pytest.mark.parametrize("damage", ["truncate", "empty", "noise", "other tensors", "rows missing"])
+@pytest.mark.fault("a cached clip claims a header or tensors of exabytes", "the entry is encoded again")
+@pytest.mark.parametrize(
+    "damage", ["truncate", "empty", "noise", "other tensors", "rows missing", "huge header", "huge tensor"]
+)
 def test_a_damaged_cache_file_is_encoded_again(clips: list[Clip], tmp_path: Path, damage: str) -> None:
     cache = tmp_path / "cache"
     before, _ = encode(clips[:1], Toy(), cache)
@@ -147,6 +150,14 @@ def test_a_damaged_cache_file_is_encoded_again(clips: list[Clip], tmp_path: Path
         file.write_bytes(b"")
     elif damage == "noise":
         file.write_bytes(bytes(range(256)) * 8)
+    elif damage == "huge header":
+        file.write_bytes((1 << 60).to_bytes(8, "little") + content[8:])
+    elif damage == "huge tensor":
+        size = int.from_bytes(content[:8], "little")
+        header = json.loads(content[8 : 8 + size])
+        header["moments"] |= {"shape": [1 << 40, 6, 2, 2], "data_offsets": [0, 1 << 60]}
+        claimed = json.dumps(header).encode()
+        file.write_bytes(len(claimed).to_bytes(8, "little") + claimed + content[8 + size :])
     elif damage == "other tensors":
         save_file({"x": torch.zeros(2)}, file)
     else:
