@@ -12,6 +12,7 @@ The results file is whole after every case; --resume goes on where a run was int
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import time
 from collections.abc import Sequence
@@ -49,6 +50,10 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=8.0, help="a case's rounds stop after so long")
     parser.add_argument("--budget", type=float, help="no case begins after so many seconds")
     parser.add_argument("--threads", type=int, help="for PyTorch on the CPU; the CPU goals are for 2")
+    parser.add_argument("--bf16", nargs="+", default=[], help="time ours:cpu again with each as CI2V_CPU_BF16")
+    parser.add_argument(
+        "--max-isa", help="what PyTorch's library may use on the CPU (ONEDNN_MAX_CPU_ISA), as avx512_core_bf16"
+    )
     parser.add_argument("--memory", action="store_true", help="peak memory as well; presets decide themselves")
     parser.add_argument("--json", type=Path, help="results file; benchmarks/results/DEVICE-DATE.json by default")
     parser.add_argument("--resume", action="store_true", help="keep what the results file holds and measure the rest")
@@ -126,10 +131,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parse(arguments)
     if options.threads:
         torch.set_num_threads(options.threads)
+    if options.max_isa:  # read at the library's first use
+        os.environ["ONEDNN_MAX_CPU_ISA"] = options.max_isa.upper()
     started = time.monotonic()
     results, path = open_results(options)
     plans = plans_of(options)
-    everyone = providers(options.device)
+    everyone = providers(options.device, options.bf16)
     results.absent = {name: why for name, why in everyone.items() if isinstance(why, str)}
     for name, why in results.absent.items():
         print(f"{name}: absent: {why}")
