@@ -54,11 +54,16 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--max-isa", help="what PyTorch's library may use on the CPU (ONEDNN_MAX_CPU_ISA), as avx512_core_bf16"
     )
+    parser.add_argument(
+        "--cpu-time", action="store_true", help="time the process, not the clock, on one thread: where others run too"
+    )
     parser.add_argument("--memory", action="store_true", help="peak memory as well; presets decide themselves")
     parser.add_argument("--json", type=Path, help="results file; benchmarks/results/DEVICE-DATE.json by default")
     parser.add_argument("--resume", action="store_true", help="keep what the results file holds and measure the rest")
     parsed = parser.parse_args(arguments)
     parsed.device = parsed.device or PRESETS.get(parsed.preset) or "cpu"
+    if parsed.cpu_time and (parsed.device != "cpu" or parsed.threads != 1):
+        parser.error("--cpu-time needs --device cpu and --threads 1: threads that wait for each other count too")
     if parsed.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda: torch sees no CUDA device here")
     return parsed
@@ -82,6 +87,8 @@ def plans_of(arguments: argparse.Namespace) -> list[Plan]:
 def open_results(arguments: argparse.Namespace) -> tuple[Results, Path]:
     """The file to write to; what it already holds is kept only with --resume."""
     about = environment.describe(arguments.device)
+    if arguments.cpu_time:
+        about["device"]["name"] += ", CPU time"  # type: ignore[index]
     about["settings"] = {
         name: getattr(arguments, name) for name in ("preset", "rounds", "seconds", "budget")
     }  # fmt: skip
@@ -169,6 +176,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             effort = Effort(
                 rounds=min(plan.rounds or options.rounds, options.rounds), seconds=options.seconds, memory=plan.memory,
                 cache_bytes=environment.cache_bytes(options.device),
+                clock=time.process_time if options.cpu_time else time.perf_counter,
             )  # fmt: skip
             tick = (lambda what, case=plan.case: bar.set_description(f"{case}: {what}")) if bar else (lambda what: None)
             rows = run_case(plan.case, contenders, effort, tick)

@@ -28,16 +28,18 @@ def copies_for(case: Case, cache_bytes: int) -> int:
     return min(max(math.ceil(3 * cache_bytes / case.bytes), 2), MAX_COPIES)
 
 
-def called(step: Step, problems: Sequence[Problem], device: str) -> Sampler:
-    """Times calls from Python, as a training loop makes them."""
+def called(
+    step: Step, problems: Sequence[Problem], device: str, clock: Callable[[], float] = time.perf_counter
+) -> Sampler:
+    """Times calls from Python, as a training loop makes them; on a CPU by `clock`, in seconds."""
     turn = itertools.cycle(problems)
 
     def run(calls: int) -> float:
         if device == "cpu":
-            start = time.perf_counter()
+            start = clock()
             for _ in range(calls):
                 step(next(turn))
-            return (time.perf_counter() - start) * 1e6
+            return (clock() - start) * 1e6
         first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         torch.cuda.synchronize()
         first.record()

@@ -1,7 +1,8 @@
-// See bf16_products.h. A slice of the depth at a time: the left rows are split into tiles once; then each
-// thread takes panels of columns, packs its panel of the bank in its own cache and runs down all the left
-// tiles. The slices and tiles are fixed and summed in order, so no bit depends on the number of threads. The
-// memory is a slice of the left side (2.3 MB for 1,024 rows) and 82 KB a thread.
+// See bf16_products.h. Some slices of the depth at a time: the left rows are made tiles once, where they have
+// to be; then each thread takes panels of columns, packs its panel of the bank in its own cache and runs down
+// all the left tiles. The slices are fixed and summed in order, so no bit depends on the number of threads.
+// The memory is a slice of the left side (2.3 MB for 1,024 rows of two parts) or 16 tiles, and 66 KB a
+// thread.
 
 #include "bf16_products.h"
 
