@@ -86,12 +86,19 @@ struct PackRows {
   }
 };
 
-// The left side from floats: tiles of as many slices as make kTiles, or of one.
+// Slices that are multiplied one panel at a time: what makes 16 tiles, which stay in cache for the next
+// panel.
+int64_t slices_together(int64_t tiles, int64_t slices) {
+  constexpr int64_t kLeftTiles = 16;
+  return std::clamp<int64_t>(kLeftTiles / tiles, 1, slices);
+}
+
+// The left side from floats.
 class FilledLeft {
  public:
   FilledLeft(const TileProduct& product, const Rows& a, int64_t depth)
       : product_(product), a_(a), depth_(depth), tiles_(tiles(a.count, product.rows())) {
-    together_ = std::clamp<int64_t>(kTiles / tiles_, 1, tiles(depth, Tile::kDepth));
+    together_ = slices_together(tiles_, tiles(depth, Tile::kDepth));
     left_ = std::make_unique_for_overwrite<Tile::Left[]>(together_ * tiles_);
   }
   int64_t rows() const { return a_.count; }
@@ -111,7 +118,6 @@ class FilledLeft {
   }
 
  private:
-  static constexpr int64_t kTiles = 16;
   const TileProduct& product_;
   const Rows& a_;
   int64_t depth_, tiles_, together_, begin_ = 0;
@@ -122,9 +128,11 @@ class FilledLeft {
 class ReadyLeft {
  public:
   ReadyLeft(const Parts& a, int64_t count, int64_t depth)
-      : a_(a), count_(count), slices_(tiles(depth, Tile::kDepth)) {}
+      : a_(a),
+        count_(count),
+        together_(slices_together(tiles(count, Tile::kRows), tiles(depth, Tile::kDepth))) {}
   int64_t rows() const { return count_; }
-  int64_t together() const { return slices_; }
+  int64_t together() const { return together_; }
   void prepare(int64_t, int64_t) {}
   Parts at(int64_t slice, int64_t tile) const {
     return {a_.data + tile * Tile::kRows * a_.stride + slice * Tile::kDepth, a_.stride};
@@ -132,7 +140,7 @@ class ReadyLeft {
 
  private:
   Parts a_;
-  int64_t count_, slices_;
+  int64_t count_, together_;
 };
 
 // Columns of a panel: with `whole` all that a tile has, else such that panels are about as wide as each
