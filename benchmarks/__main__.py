@@ -140,6 +140,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         torch.set_num_threads(options.threads)
     if options.max_isa:  # read at the library's first use
         os.environ["ONEDNN_MAX_CPU_ISA"] = options.max_isa.upper()
+    clock = time.process_time if options.cpu_time else time.perf_counter
     started = time.monotonic()
     results, path = open_results(options)
     plans = plans_of(options)
@@ -149,7 +150,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(f"{name}: absent: {why}")
     if not results.ceilings:
         dtypes = sorted({plan.case.dtype for plan in plans})
-        results.ceilings = measure.ceilings(options.device, dtypes)
+        results.ceilings = measure.ceilings(options.device, dtypes, clock)
     bar = progress(len(plans))
 
     def say(text: str) -> None:
@@ -176,7 +177,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             effort = Effort(
                 rounds=min(plan.rounds or options.rounds, options.rounds), seconds=options.seconds, memory=plan.memory,
                 cache_bytes=environment.cache_bytes(options.device),
-                clock=time.process_time if options.cpu_time else time.perf_counter,
+                clock=clock,
             )  # fmt: skip
             tick = (lambda what, case=plan.case: bar.set_description(f"{case}: {what}")) if bar else (lambda what: None)
             rows = run_case(plan.case, contenders, effort, tick)

@@ -164,4 +164,6 @@ GPU_GOALS = _gpu()
 
 
 def goals_for(results: Results) -> list[Goal]:
-    return GPU_GOALS if results.about["device"]["type"] == "cuda" else CPU_GOALS
+    if results.about["device"]["type"] == "cuda":
+        return GPU_GOALS
+    return CPU_GOALS if results.about["threads"] == 2 else []
