@@ -108,11 +108,13 @@ def number(name: str, value: Any) -> float:
 
 
 def count(name: str, value: int) -> None:
-    """A whole number >= 1."""
+    """A whole number >= 1 that a 64-bit integer holds."""
     if isinstance(value, bool) or not isinstance(value, (int, torch.SymInt)):
         raise ValueError(f"{name} is {_said(value)}: expected a whole number >= 1")
     if value < 1:
         raise ValueError(f"{name} is {value}: expected at least 1")
+    if isinstance(value, int) and value >= 2**63:
+        raise ValueError(f"{name} has {value.bit_length()} bits: expected a 64-bit integer")
 
 
 def floating(name: str, tensor: Tensor) -> None:

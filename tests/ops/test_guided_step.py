@@ -206,6 +206,7 @@ BAD_INPUTS: dict[str, tuple[dict[str, Any], str]] = {
         "prediction_scale has shape [2]: expected one number",
     ),
     "prediction_scale is huge": ({"prediction_scale": 10**400}, "prediction_scale is 1000"),
+    "copies is huge": ({"copies": 10**400}, "copies has 1329 bits: expected a 64-bit integer"),
     "guidance_scale is a list": ({"guidance_scale": [7.5]}, "guidance_scale is list: expected a number"),
     "image_guidance_scale is text": ({"image_guidance_scale": "1.5"}, "image_guidance_scale is '1.5': expected"),
     "copies is a fraction": ({"copies": 1.5}, "copies is 1.5: expected a whole number >= 1"),
