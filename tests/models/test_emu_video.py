@@ -115,9 +115,18 @@ def test_an_interpolation_model_is_told_its_keyframes(base_folder: Path, tmp_pat
     assert torch.equal(known[:, places, :4], given * 0.5)
     mask = torch.zeros(37)
     mask[places] = 1
-    assert torch.equal(known[0, :, 4, 0, 0], mask) and torch.equal(
-        known[:, :, :4].abs().amax((0, 2, 3, 4)) > 0, mask > 0
-    )
+    assert torch.equal(known[0, :, 4, 0, 0], mask)
+    assert torch.equal(known[:, :, :4].abs().amax((0, 2, 3, 4)) > 0, mask > 0)
+
+    def noise(sampling: bool) -> torch.Tensor:
+        return system.noise((1, 37, 4, 8, 8), seeded(0), given=given, sampling=sampling)
+
+    assert noise(False).shape[1] == 37 and noise(True).shape[1] == 8 + 37
+    own = randn(1, 8, 4, 8, 8, seed=5)
+    told_noise = system.condition(given, text, noise=own)["known"][:, places, :4] - 0.5 * given
+    torch.testing.assert_close(told_noise, 0.34 * own, rtol=1e-5, atol=1e-6)
+    plain = load_system(tmp_path / "video", EmuVideoConfig(task="interpolation", keyframe_noise=0.0), device="cpu")
+    assert plain.noise((1, 37, 4, 8, 8), seeded(0), given=given, sampling=True).shape[1] == 37
 
 
 def test_what_each_task_trains(base_folder: Path, tmp_path: Path) -> None:
