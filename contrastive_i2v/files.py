@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from contrastive_i2v.errors import InputError
 
@@ -95,6 +95,14 @@ def folder_hash(folder: Path, suffixes: Sequence[str] = (".safetensors", ".json"
     files = [path for path in sorted(folder.rglob("*")) if path.suffix in suffixes and path.is_file()]
     lines = "".join(f"{path.relative_to(folder).as_posix()} {file_hash(path)}\n" for path in files)
     return hashlib.sha256(lines.encode()).hexdigest()
+
+
+def parse_json(text: str) -> Any:
+    """What JSON says. Raises ValueError, also for what is nested too deeply, where json has a RecursionError."""
+    try:
+        return json.loads(text)
+    except RecursionError as error:
+        raise ValueError("is nested too deeply") from error
 
 
 def digest(value: object, digits: int = 16) -> str:

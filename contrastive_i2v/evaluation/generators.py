@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import inspect
-import json
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -36,7 +35,7 @@ from contrastive_i2v.evaluation.videos import (
     read_finished_frames,
     read_true_frames,
 )
-from contrastive_i2v.files import digest, file_hash
+from contrastive_i2v.files import digest, file_hash, parse_json
 from contrastive_i2v.sampling import rollout
 from contrastive_i2v.system import Sampler, System
 
@@ -277,7 +276,7 @@ def finished_videos(name: str, folder: Path, reference: ReferenceSet) -> tuple[M
 def parse_arguments(text: str) -> dict[str, Any]:
     """A JSON object of arguments for a pipeline; "" is none. Raises InputError."""
     try:
-        values = json.loads(text or "{}")
+        values = parse_json(text or "{}")
     except ValueError as error:
         raise InputError(f"pipeline-arguments: {text!r} is not JSON ({error}); write '{{\"fps\": 7}}'") from error
     if not isinstance(values, dict):

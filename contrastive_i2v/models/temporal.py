@@ -419,8 +419,7 @@ class VideoUNet(nn.Module):
         self.temporal.clip.frames = 0 if as_images else frames
         self.temporal.condition = None if condition is None else condition.flatten(0, 1)
         out: Tensor = self.unet(
-            # the layers' outputs take this layout over: half the time on a CPU, and no copies around temporal layers
-            like(self.unet, latents.flatten(0, 1)).contiguous(memory_format=torch.channels_last),
+            like(self.unet, latents.flatten(0, 1)),
             timesteps.repeat_interleave(frames, output_size=len(timesteps) * frames),
             encoder_hidden_states=like(self.unet, prompt_embeds).repeat_interleave(frames, dim=0),
             class_labels=None if label is None else label.repeat_interleave(frames),

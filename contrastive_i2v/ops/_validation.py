@@ -3,12 +3,13 @@ never wait for a device. Each raises a ValueError that names the argument, its v
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+
+_RANGES = {dtype: (torch.finfo(dtype).tiny, torch.finfo(dtype).max) for dtype in (torch.float32, torch.float64)}
 
 
 def latents(prediction: Tensor, noisy: Tensor, target: Tensor) -> None:
@@ -65,29 +66,39 @@ def split_temperature(prediction: Tensor, temperature: float | Tensor) -> tuple[
         if temperature.numel() != 1:
             raise ValueError(f"temperature has shape {_shape(temperature)}: expected one element")
         return 1.0, temperature
+    dtype = torch.float64 if prediction.dtype == torch.float64 else torch.float32
     try:
-        usable = temperature > 0 and math.isfinite(temperature)
-    except (TypeError, OverflowError):
+        usable = fits(temperature, dtype)
+    except TypeError:
         usable = False
     if not usable:
-        raise ValueError(f"temperature is {_said(temperature)}: expected a finite number > 0, or a tensor with one")
+        raise ValueError(
+            f"temperature is {_said(temperature)}: expected a finite number > 0 that {dtype} holds, or a tensor of one"
+        )
     return float(temperature), None
 
 
-def numbers(name: str, values: Sequence[float] | Tensor, banks: Sequence[Tensor]) -> None:
-    """One number a bank."""
+def fits(number: float, dtype: torch.dtype) -> bool:
+    """Whether a number > 0 stays finite and > 0 in `dtype`."""
+    low, high = _RANGES[dtype]
+    return low <= number <= high
+
+
+def numbers(name: str, values: Sequence[float] | Tensor, banks: Sequence[Tensor]) -> list[float]:
+    """One number a bank, as floats."""
     if isinstance(values, Tensor) and values.dim() != 1:
         raise ValueError(f"{name} has shape {_shape(values)}: expected {len(banks)} numbers, one a bank")
     _sequence(name, values, "numbers")
     length(name, values, banks)
-    for k, value in enumerate(values):
-        number(f"{name}[{k}]", value)
+    return [number(f"{name}[{k}]", value) for k, value in enumerate(values)]
 
 
 def number(name: str, value: Any) -> float:
     """One number, as a float."""
     if isinstance(value, Tensor) and value.numel() != 1:
         raise ValueError(f"{name} has shape {_shape(value)}: expected one number")
+    if isinstance(value, Tensor) and (value.is_meta or value.is_complex()):
+        raise ValueError(f"{name} is a {value.dtype} on {value.device}: expected a number")
     if isinstance(value, str):
         raise ValueError(f"{name} is {_said(value)}: expected a number")
     try:
@@ -105,11 +116,12 @@ def count(name: str, value: int) -> None:
 
 
 def floating(name: str, tensor: Tensor) -> None:
-    """A tensor of floating point numbers."""
+    """A tensor of floating point numbers that lie in memory by strides."""
     if not isinstance(tensor, Tensor):
         raise ValueError(f"{name} is {_said(tensor)}: expected a tensor")
     if tensor.dtype not in (torch.float32, torch.bfloat16, torch.float16, torch.float64):
         raise ValueError(f"{name} is {tensor.dtype}: expected float32, bfloat16, float16 or float64")
+    _strided(name, tensor)
 
 
 def same_device(name: str, tensor: Tensor, other: Tensor, of: str = "prediction") -> None:
@@ -175,13 +187,21 @@ def _index(prediction: Tensor, name: str, index: Tensor, size: int) -> None:
         raise ValueError(f"{name} is {_said(index)}: expected an int64 tensor")
     if index.dtype != torch.int64:
         raise ValueError(f"{name} is {index.dtype}: expected torch.int64")
+    _strided(name, index)
     same_device(name, index, prediction)
     if index.shape != (size,):
         raise ValueError(f"{name} has shape {_shape(index)}: expected [{size}]")
 
 
+def _strided(name: str, tensor: Tensor) -> None:
+    if tensor.layout != torch.strided:
+        raise ValueError(f"{name} has the layout {tensor.layout}: expected torch.strided, as to_dense() gives")
+
+
 def _sequence(name: str, values: object, of: str) -> None:
-    if isinstance(values, (list, tuple)) or (hasattr(values, "__len__") and hasattr(values, "__getitem__")):
+    if isinstance(values, (list, tuple)):
+        return
+    if hasattr(values, "__len__") and hasattr(values, "__getitem__") and not isinstance(values, (str, bytes, Mapping)):
         return
     raise ValueError(f"{name} is {_said(values)}: expected a sequence of {of}, one a bank")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 import struct
 import subprocess
 import sys
@@ -187,6 +188,37 @@ def test_another_decoder_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("CI2V_DECODER", "ffmpeg")
     with pytest.raises(InputError, match="CI2V_DECODER=ffmpeg: expected pyav or decord"):
         probe(tmp_path / "a.mp4")
+
+
+@pytest.mark.fault("a video is a script that names other files or addresses", "it is not followed")
+@pytest.mark.parametrize("suffix", ["mp4", "mkv", "avi"])
+def test_a_script_is_no_video(tmp_path: Path, suffix: str) -> None:
+    write_video(tmp_path / "other.mp4", asymmetric(2), 10.0)
+    path = tmp_path / f"a.{suffix}"
+    path.write_text("ffconcat version 1.0\nfile 'other.mp4'\n")
+    with pytest.raises(VideoError, match=rf"a\.{suffix}: can't be decoded"):
+        probe(path)
+    with pytest.raises(VideoError, match=rf"a\.{suffix}: can't be decoded"):
+        read_frames(path, [0])
+
+
+@pytest.mark.fault(
+    "a video claims frames of billions of pixels", "one line that names it, before their memory is taken"
+)
+def test_a_header_that_claims_billions_of_pixels_is_refused(tmp_path: Path) -> None:
+    import av
+
+    path = tmp_path / "bomb.avi"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("rawvideo", rate=10)
+        stream.height, stream.width, stream.pix_fmt = 48, 96, "bgr24"
+        container.mux(stream.encode(av.VideoFrame(96, 48, "bgr24")))
+    patch(path, b"strf", struct.pack("<ii", 96, -48), struct.pack("<ii", 100_000, 100_000))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    for call in (lambda: probe(path), lambda: read_frames(path, [0])):
+        with pytest.raises(VideoError, match=r"bomb\.avi: can't be decoded"):
+            call()
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100 << 10
 
 
 @pytest.mark.fault("a video claims frames of an absurd size", "it is refused by name, before they are held")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 from pathlib import Path
 
 import numpy as np
@@ -140,6 +141,16 @@ def test_a_truncated_file_is_named(tmp_path: Path, suffix: str) -> None:
             continue
         with opened, pytest.raises(InputError, match=rf"cut\.{suffix}: not a readable image"):
             as_frame(opened)
+
+
+@pytest.mark.fault("a picture claims more pixels than are read", "one line that names it, before its memory is taken")
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+def test_a_picture_of_more_pixels_than_are_read_is_named(tmp_path: Path) -> None:
+    Image.new("1", (11600, 11600)).save(tmp_path / "bomb.png")  # 17 kB that Pillow only warns of
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(InputError, match=r"bomb\.png: holds 11600x11600 pixels, at most 134217728 are read: scale it"):
+        read_image(tmp_path / "bomb.png")
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100 << 10
 
 
 @pytest.mark.fault("a decompression bomb", "refused by name, before it is unpacked")

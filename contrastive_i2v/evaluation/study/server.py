@@ -206,13 +206,16 @@ class Handler(BaseHTTPRequestHandler):
     def _json(self) -> Any:
         if self.headers.get_content_type() != "application/json":
             raise Refused(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "Expected application/json.")
-        length = self.headers["Content-Length"] or ""
-        if not re.fullmatch(r"[0-9]{1,9}", length):
-            raise Refused(HTTPStatus.LENGTH_REQUIRED, "Expected a Content-Length.")
-        if int(length) > MAX_BODY:
+        lengths = self.headers.get_all("Content-Length", [])
+        if len(lengths) != 1 or not re.fullmatch(r"[0-9]{1,9}", lengths[0]) or "Transfer-Encoding" in self.headers:
+            raise Refused(HTTPStatus.LENGTH_REQUIRED, "Expected one Content-Length.")
+        if int(lengths[0]) > MAX_BODY:
             raise Refused(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"Expected at most {MAX_BODY} bytes.")
+        body = self.rfile.read(int(lengths[0]))
+        if len(body) < int(lengths[0]):
+            raise Refused(HTTPStatus.BAD_REQUEST, "The request was cut short; send it again.")
         try:
-            return json.loads(self.rfile.read(int(length)))
+            return json.loads(body)
         except (ValueError, RecursionError):
             raise Refused(HTTPStatus.BAD_REQUEST, "Expected JSON in UTF-8.") from None
 

@@ -281,6 +281,23 @@ def test_bodies_are_bounded_json(client: Client) -> None:
     assert client.refused("POST", "/vote", **{**kind, "Content-Length": "-1"})[0] == 411
 
 
+@pytest.mark.fault("a vote's request is cut short or says its length twice", "it is refused and counts for nothing")
+@pytest.mark.parametrize(
+    ("more", "status"),
+    [("Content-Length: {0}1\r\n", 400), ("Content-Length: {0}\r\nContent-Length: 4\r\n", 411), ("", 411),
+     ("Content-Length: {0}\r\nTransfer-Encoding: chunked\r\n", 411)],
+)  # fmt: skip
+def test_a_request_that_is_not_whole_does_not_count(client: Client, store: Store, more: str, status: int) -> None:
+    client.join("Ana")
+    body = json.dumps(GOOD)
+    head = f"POST /vote HTTP/1.1\r\nHost: localhost\r\nRater: {client.key}\r\nContent-Type: application/json\r\n"
+    with socket.create_connection(("127.0.0.1", client.port), timeout=10) as connection:
+        connection.sendall(f"{head}{more.format(len(body))}\r\n{body}".encode())
+        connection.shutdown(socket.SHUT_WR)
+        assert connection.recv(1 << 16).startswith(f"HTTP/1.1 {status} ".encode())
+    assert store.votes() == []
+
+
 @pytest.mark.parametrize(
     "path",
     ["/../store.py", "/video/../../study.sqlite", "/video/" + "0" * 24, "/video/00000.mp4", "/page/study.js",
