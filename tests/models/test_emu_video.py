@@ -12,7 +12,6 @@ import torch
 from torch import nn
 from video_models import (
     TEXT_WIDTH,
-    as_rows,
     check_checkpointing,
     check_compiles,
     emu_video,
@@ -56,7 +55,7 @@ def test_it_starts_as_exactly_the_image_model(base_folder: Path, frames: int, co
     noisy, known = randn(2, frames, 4, 8, 8), randn(2, frames, 5, 8, 8, seed=4) if conditioned else None
     text, timesteps = randn(2, 12, TEXT_WIDTH, seed=1), torch.tensor([3, 700])
     with torch.no_grad():
-        rows = (as_rows(noisy), timesteps.repeat_interleave(frames), text.repeat_interleave(frames, dim=0))
+        rows = (noisy.flatten(0, 1), timesteps.repeat_interleave(frames), text.repeat_interleave(frames, dim=0))
         expected = image(*rows).sample
         actual = system.network(noisy, timesteps, text, known)
         # without a condition frames are images; as clips they go through the temporal layers
@@ -173,7 +172,7 @@ def test_the_image_model_leaves_the_temporal_layers_out(base_folder: Path) -> No
     noisy = randn(2, 1, 4, 8, 8)
     with torch.no_grad():
         assert torch.equal(
-            still.network(noisy, timesteps, **condition)[:, 0], image(as_rows(noisy), timesteps, text).sample
+            still.network(noisy, timesteps, **condition)[:, 0], image(noisy[:, 0], timesteps, text).sample
         )
         assert not torch.allclose(system.network.predict(noisy, timesteps, text), still.network(noisy, timesteps, text))
 
@@ -223,7 +222,7 @@ def test_a_saved_model_predicts_the_same_and_opens_as_an_image_model(v_folder: P
     pipeline = StableDiffusionPipeline.from_pretrained(tmp_path / "saved")
     noisy, timesteps, text = randn(2, 4, 8, 8), torch.tensor([10, 999]), condition["prompt_embeds"]
     still = system.still().network(noisy[:, None], timesteps, text)[:, 0]
-    assert torch.equal(pipeline.unet(as_rows(noisy[:, None]), timesteps, text).sample, still)
+    assert torch.equal(pipeline.unet(noisy, timesteps, text).sample, still)
     assert pipeline.scheduler.config.rescale_betas_zero_snr and pipeline.unet.config.in_channels == 4
     assert NoiseSchedule.from_config(pipeline.scheduler.config).prediction_type == "v_prediction"
 
