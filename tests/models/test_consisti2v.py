@@ -223,7 +223,7 @@ def test_checkpointing_keeps_the_gradients(system: ConsistI2V) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("backend", ["eager", "inductor"])
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
 def test_the_network_compiles_whole(system: ConsistI2V, backend: str) -> None:
     check_compiles(system, backend)
 

@@ -232,7 +232,7 @@ def test_checkpointing_keeps_the_gradients(system: EmuVideo) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("backend", ["eager", "inductor"])
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
 def test_the_network_compiles_whole(system: EmuVideo, backend: str) -> None:
     check_compiles(system, backend)
 
