@@ -30,8 +30,9 @@ LAYOUTS = ("plain", "transposed", "expanded", "sliced", "negated", "sparse", "mk
 NUMBERS = (True, 0, -1, 2, 1.0, -1.0, 0.0, 1e-300, 1e300, 10**400, math.nan, math.inf, -math.inf)
 VALUES = (*NUMBERS, None, "1", "", [], [1.0], [None], {})
 KINDS = ("type", "shape", "dtype", "fill", "layout")
-STEP_KINDS = ("shape", "dtype", "fill")
 """What is changed about an argument."""
+STEP_KINDS = ("shape", "dtype", "fill")
+"""The same for `guided_step`, whose numbers stay numbers."""
 OPTIONAL = (
     "bank_weights", "mse_weights", "contrastive_weights", "query_groups", "bank_groups", "positives", "normalize",
     "temperature",
