@@ -29,11 +29,6 @@ def stir(module: nn.Module, *, by: float = 0.2, seed: int = 0) -> None:
             parameter.add_(by * torch.randn(parameter.shape, generator=generator))
 
 
-def as_rows(frames: Tensor) -> Tensor:
-    """[B, T, C, h, w] -> [B T, C, h, w] in the memory order that video networks use; another has other last bits."""
-    return frames.flatten(0, 1).contiguous(memory_format=torch.channels_last)
-
-
 def image_unet(folder: Path) -> Any:
     """The UNet of a folder, as diffusers has it: the image model that video models start from."""
     return UNet2DConditionModel.from_pretrained(folder, subfolder="unet").eval()

@@ -131,6 +131,28 @@ def test_distribution_is_the_rule_drawn_by_rejection(std: float) -> None:
             assert abs(ours[source, target] - expected) < 5 * math.sqrt(expected + 1) + 0.01 * expected
 
 
+@pytest.mark.parametrize(("length", "most"), [(4, 5), (2, 3), (16, 5)])
+def test_offsets_up_to_a_most_are_equally_likely(length: int, most: int) -> None:
+    """Sources uniform over those with room; per source, offsets uniform over 1 to `most`, as far as the clip goes."""
+    count, draws = 40, 20_000
+    config = FramesConfig(max_offset=most, offset_std=50.0, windows_per_clip=1)
+    rng = random.Random(4)
+    ours: Counter[tuple[int, int]] = Counter()
+    for _ in range(draws):
+        (window,) = sample_windows(range(count), Window(length), config, rng)
+        assert window.frames == tuple(window.frames[0] + window.offset * step for step in range(length))
+        assert window.frames[-1] < count and all(window.present)
+        ours[window.frames[0], window.offset] += 1
+    sources = count - length + 1
+    for source in range(sources):
+        room = min(most, (count - 1 - source) // (length - 1))
+        assert {offset for start, offset in ours if start == source} <= set(range(1, room + 1))
+        for offset in range(1, room + 1):
+            expected = draws / sources / room
+            assert abs(ours[source, offset] - expected) < 5.5 * math.sqrt(expected)
+    assert ours.total() == draws
+
+
 def test_a_clip_has_its_own_generator() -> None:
     def draw(clip: Clip, seed: int = 0) -> list[tuple[int, ...]]:
         return sample_pairs(range(100), FramesConfig(windows_per_clip=4), clip_rng(clip, seed))

@@ -223,7 +223,7 @@ def test_checkpointing_keeps_the_gradients(system: ConsistI2V) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("backend", ["eager", "inductor"])
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
 def test_the_network_compiles_whole(system: ConsistI2V, backend: str) -> None:
     check_compiles(system, backend)
 
@@ -277,6 +277,12 @@ def test_folders_that_do_not_fit_are_refused(base_folder: Path, tmp_path: Path) 
     shutil.rmtree(broken / "temporal")
     with pytest.raises(InputError, match=r"model folder .*broken' lacks temporal/.*expected the whole folder"):
         load_system(broken, device="cpu")
+    load_system("tiny", ConsistI2VConfig(), device="cpu").save(tmp_path / "other")
+    swapped = Path(shutil.copytree(saved, tmp_path / "swapped"))
+    shutil.rmtree(swapped / "temporal")
+    shutil.copytree(tmp_path / "other" / "temporal", swapped / "temporal")
+    with pytest.raises(InputError, match="the temporal layers follow .* from one model$"):
+        load_system(swapped, device="cpu")
     mixed = Path(shutil.copytree(saved, tmp_path / "mixed"))
     config = json.loads((mixed / "temporal" / "config.json").read_text())
     config["follows"]["down_blocks.5.resnets.0"] = ["resnet", 16]

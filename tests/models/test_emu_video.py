@@ -12,7 +12,6 @@ import torch
 from torch import nn
 from video_models import (
     TEXT_WIDTH,
-    as_rows,
     check_checkpointing,
     check_compiles,
     emu_video,
@@ -56,7 +55,7 @@ def test_it_starts_as_exactly_the_image_model(base_folder: Path, frames: int, co
     noisy, known = randn(2, frames, 4, 8, 8), randn(2, frames, 5, 8, 8, seed=4) if conditioned else None
     text, timesteps = randn(2, 12, TEXT_WIDTH, seed=1), torch.tensor([3, 700])
     with torch.no_grad():
-        rows = (as_rows(noisy), timesteps.repeat_interleave(frames), text.repeat_interleave(frames, dim=0))
+        rows = (noisy.flatten(0, 1), timesteps.repeat_interleave(frames), text.repeat_interleave(frames, dim=0))
         expected = image(*rows).sample
         actual = system.network(noisy, timesteps, text, known)
         # without a condition frames are images; as clips they go through the temporal layers
@@ -115,9 +114,18 @@ def test_an_interpolation_model_is_told_its_keyframes(base_folder: Path, tmp_pat
     assert torch.equal(known[:, places, :4], given * 0.5)
     mask = torch.zeros(37)
     mask[places] = 1
-    assert torch.equal(known[0, :, 4, 0, 0], mask) and torch.equal(
-        known[:, :, :4].abs().amax((0, 2, 3, 4)) > 0, mask > 0
-    )
+    assert torch.equal(known[0, :, 4, 0, 0], mask)
+    assert torch.equal(known[:, :, :4].abs().amax((0, 2, 3, 4)) > 0, mask > 0)
+
+    def noise(sampling: bool) -> torch.Tensor:
+        return system.noise((1, 37, 4, 8, 8), seeded(0), given=given, sampling=sampling)
+
+    assert noise(False).shape[1] == 37 and noise(True).shape[1] == 8 + 37
+    own = randn(1, 8, 4, 8, 8, seed=5)
+    told_noise = system.condition(given, text, noise=own)["known"][:, places, :4] - 0.5 * given
+    torch.testing.assert_close(told_noise, 0.34 * own, rtol=1e-5, atol=1e-6)
+    plain = load_system(tmp_path / "video", EmuVideoConfig(task="interpolation", keyframe_noise=0.0), device="cpu")
+    assert plain.noise((1, 37, 4, 8, 8), seeded(0), given=given, sampling=True).shape[1] == 37
 
 
 def test_what_each_task_trains(base_folder: Path, tmp_path: Path) -> None:
@@ -164,7 +172,7 @@ def test_the_image_model_leaves_the_temporal_layers_out(base_folder: Path) -> No
     noisy = randn(2, 1, 4, 8, 8)
     with torch.no_grad():
         assert torch.equal(
-            still.network(noisy, timesteps, **condition)[:, 0], image(as_rows(noisy), timesteps, text).sample
+            still.network(noisy, timesteps, **condition)[:, 0], image(noisy[:, 0], timesteps, text).sample
         )
         assert not torch.allclose(system.network.predict(noisy, timesteps, text), still.network(noisy, timesteps, text))
 
@@ -214,7 +222,7 @@ def test_a_saved_model_predicts_the_same_and_opens_as_an_image_model(v_folder: P
     pipeline = StableDiffusionPipeline.from_pretrained(tmp_path / "saved")
     noisy, timesteps, text = randn(2, 4, 8, 8), torch.tensor([10, 999]), condition["prompt_embeds"]
     still = system.still().network(noisy[:, None], timesteps, text)[:, 0]
-    assert torch.equal(pipeline.unet(as_rows(noisy[:, None]), timesteps, text).sample, still)
+    assert torch.equal(pipeline.unet(noisy, timesteps, text).sample, still)
     assert pipeline.scheduler.config.rescale_betas_zero_snr and pipeline.unet.config.in_channels == 4
     assert NoiseSchedule.from_config(pipeline.scheduler.config).prediction_type == "v_prediction"
 
@@ -224,7 +232,7 @@ def test_checkpointing_keeps_the_gradients(system: EmuVideo) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("backend", ["eager", "inductor"])
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
 def test_the_network_compiles_whole(system: EmuVideo, backend: str) -> None:
     check_compiles(system, backend)
 

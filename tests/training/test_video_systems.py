@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState, GradientState
 from runs import assert_same_run, beside, last_tensors, train_until
 from torch import Tensor
-from video_models import randn
+from video_models import consisti2v, emu_video, gradients, randn, told
 
 from contrastive_i2v.data.frames import FramesConfig
 from contrastive_i2v.errors import InputError
@@ -243,7 +245,21 @@ def loss_by_hand(
     return found
 
 
+@pytest.fixture
+def another_precision() -> Iterator[None]:
+    """accelerate keeps a process's first precision."""
+    _forget_precision()
+    yield
+    _forget_precision()
+
+
+def _forget_precision() -> None:
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
+
+
 @pytest.mark.slow
+@pytest.mark.usefixtures("another_precision")
 @pytest.mark.parametrize("kind", ["consisti2v", "emu-video"])
 def test_training_in_bfloat16_stays_finite(config: TrainConfig, staged: dict[str, TrainConfig], kind: str) -> None:
     """200 steps in bf16 autocast, no step skipped. fp16 can't be trained on a CPU: its scaler needs a GPU."""
@@ -258,8 +274,6 @@ def test_training_in_bfloat16_stays_finite(config: TrainConfig, staged: dict[str
 @pytest.mark.parametrize("kind", ["consisti2v", "emu-video"])
 def test_float16_has_finite_predictions_and_gradients(base_folder: Path, kind: str) -> None:
     """Weights and all in float16, forward and backward, near the float32 ones; training in it takes a GPU."""
-    from video_models import consisti2v, emu_video, gradients, told
-
     system = (consisti2v if kind == "consisti2v" else emu_video)(base_folder, stirred=True)
     count = len(system.window.generated)
     inputs, condition = (randn(2, count, 4, 8, 8), torch.tensor([10, 900])), told(system, 2)
