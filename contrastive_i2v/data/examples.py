@@ -53,6 +53,14 @@ class Example(NamedTuple):
     """int64 `[]`: the video the example is from. Examples of one group are no negatives of each other."""
 
 
+class DrawnWindows(NamedTuple):
+    """The windows of one clip."""
+
+    windows: list[SampledWindow]
+    frame_rate: float
+    """Valid frames a second, as there are: a slow video has fewer than were asked for."""
+
+
 class ExampleIndex(NamedTuple):
     """Where an example is from: `dataset.clips[clip]`, and which rows of its cache file."""
 
@@ -140,9 +148,9 @@ def encode_clips(
         if isinstance(drawn, Skipped):
             skipped.append(drawn)
             continue
-        for one in drawn:
+        for one in drawn.windows:
             rows = _row_keys(one, system)
-            indices.append(ExampleIndex(len(kept), tuple(rows), one.present, frames.frame_rate / one.offset))
+            indices.append(ExampleIndex(len(kept), tuple(rows), one.present, drawn.frame_rate / one.offset))
         kept.append(clip)
         files.append(file)
     if anew and progress:
@@ -205,7 +213,7 @@ def _encode_clip(
     size: Size,
     config: FramesConfig,
     seed: int,
-) -> list[SampledWindow] | Skipped:
+) -> DrawnWindows | Skipped:
     """The clip's windows, their frames in the cache; or why it gives none."""
     header = cached.info if cached else probe(clip.path)
     least = frames_after_source(system.window, system.codec.temporal_downscale) + 1
@@ -214,8 +222,9 @@ def _encode_clip(
             return Skipped(clip.path, reason)
         valid, rng = valid_frames(info, clip, config), clip_rng(clip, seed)
         downscale = system.codec.temporal_downscale
-        drawn = sample_windows(valid, system.window, config, rng, temporal_downscale=downscale)
-        missing = _missing(drawn, set(cached.rows) if cached else set(), system)
+        windows = sample_windows(valid, system.window, config, rng, temporal_downscale=downscale)
+        drawn = DrawnWindows(windows, min(config.frame_rate, info.fps))
+        missing = _missing(windows, set(cached.rows) if cached else set(), system)
         if not missing:
             return drawn
         try:

@@ -217,13 +217,13 @@ class ConsistI2V(StableDiffusion):
             alpha.data.clamp_(0, 1)
 
     def check_fps(self, fps: float) -> None:
-        """Raises InputError where the stride, `self.fps / fps`, isn't one of 1 to max_stride."""
+        """Raises InputError where the stride, `self.fps / fps`, doesn't lie between 1 and max_stride."""
         stride, most = self.fps / fps, cast(int, self.config.max_stride)
-        if round(stride) not in range(1, most + 1) or abs(stride - round(stride)) > 0.01:
+        if not 0.99 <= stride <= 1.01 * most:
             rates = ", ".join(f"{self.fps / k:g}" for k in range(1, most + 1))
             raise InputError(
-                f"fps={fps:g} is a stride of {stride:.3g} frames, and the model was trained with whole ones from 1 to "
-                f"{most}; expected fps of {rates}"
+                f"fps={fps:g} is a stride of {stride:.3g} frames, and the model was trained with 1 to {most}; expected "
+                f"fps of {rates}, or between them"
             )
 
     def condition(
@@ -244,7 +244,7 @@ class ConsistI2V(StableDiffusion):
             "first": self.codec.normalize(given[:, 0]),
             "first_noise": noise[:, 0].to(given.dtype),
             "without_image": torch.zeros(len(given), dtype=torch.bool, device=given.device),
-            "stride": (self.fps / rate).round(),
+            "stride": self.fps / rate,
             **text,
         }
 

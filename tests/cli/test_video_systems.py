@@ -84,7 +84,7 @@ def test_the_camera_moves_over_the_image(folders: dict[str, Path], photo: Path) 
         ("video", False, ["--camera", "zoom-in"], "camera zoom-in: it moves over an image; expected one"),
         ("interpolation", True, [], "so none can follow another; expected a system whose given frames come first"),
         ("consisti2v?frame_init=false", True, ["--camera", "zoom-in"], "which is off; expected frame_init=True"),
-        ("consisti2v", True, ["--fps", "3"], "is a stride of 1.67 frames"),
+        ("consisti2v", True, ["--fps", "20"], "is a stride of 0.25 frames"),
         ("consisti2v?frame_init", True, [], "expected NAME?OPTION=VALUE"),
         ("consisti2v?no_such=1", True, [], "no_such"),
     ],

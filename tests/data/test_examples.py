@@ -366,3 +366,11 @@ def test_encode_clip_frames_in_batches(clips: list[Clip], monkeypatch: pytest.Mo
 def test_resolution_is_checked(clips: list[Clip], tmp_path: Path) -> None:
     with pytest.raises(InputError, match="resolution: expected pixels >= 1, got 0"):
         encode(clips, Toy(), tmp_path, resolution=0)
+
+
+def test_a_slow_video_says_its_own_rate(tmp_path: Path) -> None:
+    """25 frames a second, of which 100 were asked for: windows of neighbours are 25 a second, of the next ones 12.5."""
+    clip = Clip(write_noise(tmp_path / "a.mp4"), "noise")
+    frames = FramesConfig(frame_rate=100.0, max_offset=2, windows_per_clip=8)
+    rates = {example.fps for example in encode([clip], Toy(), tmp_path / "cache", frames=frames)[0].examples}
+    assert rates == {25.0, 12.5}
