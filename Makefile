@@ -7,15 +7,17 @@ READY := $(VENV)/.ready
 CSRC := $(wildcard csrc/*.cpp csrc/*/*.cpp csrc/*/*.h csrc/*/*.cu csrc/*/*.cuh)
 export PATH := $(abspath $(BIN)):$(PATH)
 
-.PHONY: demo test test-slow test-all lint format build gpu bench clean
+.PHONY: demo test test-slow test-all fuzz lint format build gpu bench clean
 
 demo: $(READY)
 	$(BIN)/contrastive-i2v demo
 
 # the markers of pyproject.toml that `make test` leaves out; it says how many tests that is
-SLOW := triton or emulator or browser or umap or processes or slow
-# a process a core: one file's tests stay together, and threads of several processes would only wait for each other
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
+SLOW := triton or emulator or browser or umap or processes or fuzz or slow
+# a process a core: one file's tests stay together, and threads of several processes would only wait for each other. A process
+# that dies is not started again: xdist gives its test to the next one, which dies too, and in the end waits forever.
+XDIST := -n auto --dist loadfile --max-worker-restart 0
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(XDIST)
 
 # what a person waits for: under two minutes on two cores
 test: $(READY)
@@ -25,6 +27,12 @@ test-slow: $(READY)
 	$(PYTEST) -m "$(SLOW)"
 
 test-all: test test-slow
+
+# whatever comes in: every target of tests/fuzz for so many seconds, in turn; ten in `make test-slow`
+fuzz: SECONDS := 60
+fuzz: SEED := 0
+fuzz: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/python tests/fuzz --seconds $(SECONDS) --seed $(SEED)
 
 lint: $(READY)
 	$(BIN)/ruff check .

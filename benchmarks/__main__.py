@@ -12,6 +12,7 @@ The results file is whole after every case; --resume goes on where a run was int
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import time
 from collections.abc import Sequence
@@ -49,11 +50,20 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=8.0, help="a case's rounds stop after so long")
     parser.add_argument("--budget", type=float, help="no case begins after so many seconds")
     parser.add_argument("--threads", type=int, help="for PyTorch on the CPU; the CPU goals are for 2")
+    parser.add_argument("--bf16", nargs="+", default=[], help="time ours:cpu again with each as CI2V_CPU_BF16")
+    parser.add_argument(
+        "--max-isa", help="what PyTorch's library may use on the CPU (ONEDNN_MAX_CPU_ISA), as avx512_core_bf16"
+    )
+    parser.add_argument(
+        "--cpu-time", action="store_true", help="time the process, not the clock, on one thread: where others run too"
+    )
     parser.add_argument("--memory", action="store_true", help="peak memory as well; presets decide themselves")
     parser.add_argument("--json", type=Path, help="results file; benchmarks/results/DEVICE-DATE.json by default")
     parser.add_argument("--resume", action="store_true", help="keep what the results file holds and measure the rest")
     parsed = parser.parse_args(arguments)
     parsed.device = parsed.device or PRESETS.get(parsed.preset) or "cpu"
+    if parsed.cpu_time and (parsed.device != "cpu" or parsed.threads != 1):
+        parser.error("--cpu-time needs --device cpu and --threads 1: threads that wait for each other count too")
     if parsed.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda: torch sees no CUDA device here")
     return parsed
@@ -77,6 +87,8 @@ def plans_of(arguments: argparse.Namespace) -> list[Plan]:
 def open_results(arguments: argparse.Namespace) -> tuple[Results, Path]:
     """The file to write to; what it already holds is kept only with --resume."""
     about = environment.describe(arguments.device)
+    if arguments.cpu_time:
+        about["device"]["name"] += ", CPU time"  # type: ignore[index]
     about["settings"] = {
         name: getattr(arguments, name) for name in ("preset", "rounds", "seconds", "budget")
     }  # fmt: skip
@@ -126,16 +138,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parse(arguments)
     if options.threads:
         torch.set_num_threads(options.threads)
+    if options.max_isa:  # read at the library's first use
+        os.environ["ONEDNN_MAX_CPU_ISA"] = options.max_isa.upper()
+    clock = time.process_time if options.cpu_time else time.perf_counter
     started = time.monotonic()
     results, path = open_results(options)
     plans = plans_of(options)
-    everyone = providers(options.device)
+    everyone = providers(options.device, options.bf16)
     results.absent = {name: why for name, why in everyone.items() if isinstance(why, str)}
     for name, why in results.absent.items():
         print(f"{name}: absent: {why}")
     if not results.ceilings:
         dtypes = sorted({plan.case.dtype for plan in plans})
-        results.ceilings = measure.ceilings(options.device, dtypes)
+        results.ceilings = measure.ceilings(options.device, dtypes, clock)
     bar = progress(len(plans))
 
     def say(text: str) -> None:
@@ -162,6 +177,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             effort = Effort(
                 rounds=min(plan.rounds or options.rounds, options.rounds), seconds=options.seconds, memory=plan.memory,
                 cache_bytes=environment.cache_bytes(options.device),
+                clock=clock,
             )  # fmt: skip
             tick = (lambda what, case=plan.case: bar.set_description(f"{case}: {what}")) if bar else (lambda what: None)
             rows = run_case(plan.case, contenders, effort, tick)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import importlib.metadata
+import os
 import platform
 import re
 import subprocess
@@ -20,13 +21,15 @@ FALLBACK_CACHE_BYTES = 64 << 20
 
 
 def device_name(device: str) -> str:
-    """The name of the GPU or of the processor, with the number of threads that torch uses."""
+    """The name of the GPU or of the processor, with the number of threads that torch uses and what holds it back."""
     if device == "cuda":
         return torch.cuda.get_device_name()
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
     models = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
-    return f"{models[0] if models else platform.processor()} ({torch.get_num_threads()} threads)"
+    held = os.environ.get("ONEDNN_MAX_CPU_ISA")
+    limits = f"{torch.get_num_threads()} threads" + (f", held to {held}" if held else "")
+    return f"{models[0] if models else platform.processor()} ({limits})"
 
 
 def slug(name: str) -> str:

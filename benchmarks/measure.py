@@ -28,16 +28,18 @@ def copies_for(case: Case, cache_bytes: int) -> int:
     return min(max(math.ceil(3 * cache_bytes / case.bytes), 2), MAX_COPIES)
 
 
-def called(step: Step, problems: Sequence[Problem], device: str) -> Sampler:
-    """Times calls from Python, as a training loop makes them."""
+def called(
+    step: Step, problems: Sequence[Problem], device: str, clock: Callable[[], float] = time.perf_counter
+) -> Sampler:
+    """Times calls from Python, as a training loop makes them; on a CPU by `clock`, in seconds."""
     turn = itertools.cycle(problems)
 
     def run(calls: int) -> float:
         if device == "cpu":
-            start = time.perf_counter()
+            start = clock()
             for _ in range(calls):
                 step(next(turn))
-            return (time.perf_counter() - start) * 1e6
+            return (clock() - start) * 1e6
         first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         torch.cuda.synchronize()
         first.record()
@@ -139,7 +141,7 @@ def quantiles(values: Sequence[float]) -> tuple[float, float, float]:
     return p20, median, p80
 
 
-def ceilings(device: str, dtypes: Sequence[str]) -> dict[str, float]:
+def ceilings(device: str, dtypes: Sequence[str], clock: Callable[[], float] = time.perf_counter) -> dict[str, float]:
     """What this device reaches on large tensors: bytes/s of a copy, read and written, and FLOP/s of a matrix product
     in each dtype, on random data."""
 
@@ -149,11 +151,11 @@ def ceilings(device: str, dtypes: Sequence[str]) -> dict[str, float]:
         for _ in range(5):
             if device == "cuda":
                 torch.cuda.synchronize()
-            start = time.perf_counter()
+            start = clock()
             function()
             if device == "cuda":
                 torch.cuda.synchronize()
-            taken.append(time.perf_counter() - start)
+            taken.append(clock() - start)
         return min(taken)
 
     elements, side = (1 << 30, 8192) if device == "cuda" else (1 << 26, 1536)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -17,6 +18,7 @@ from contrastive_i2v.ops import available_backends, contrastive_diffusion_loss
 Loss = Callable[[Problem], Tensor]
 Step = Callable[[Problem], tuple[Tensor, Tensor]]  # (loss, dloss/dprediction), both new
 EAGER, COMPILE, OURS, GEMM = "eager", "torch.compile", "ours:", "bare GEMM"
+BF16_SWITCH = "CI2V_CPU_BF16"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,6 +95,22 @@ def _ours(backend: str) -> Step:
     return with_gradient(loss)
 
 
+def _ours_in_bf16(mode: str) -> Step:
+    step = _ours("cpu")
+
+    def switched(problem: Problem) -> tuple[Tensor, Tensor]:
+        before = os.environ.get(BF16_SWITCH)
+        os.environ[BF16_SWITCH] = mode  # read at each call
+        try:
+            return step(problem)
+        finally:
+            os.environ.pop(BF16_SWITCH)
+            if before is not None:
+                os.environ[BF16_SWITCH] = before
+
+    return switched
+
+
 def _peer(peer: peers.Peer) -> Step:
     return with_gradient(peer.load())
 
@@ -106,8 +124,11 @@ def bare_gemm(problem: Problem) -> tuple[Tensor, Tensor]:
         return out, out
 
 
-def providers(device: str) -> dict[str, Provider | str]:
-    """Every provider's name -> itself, or why it is absent here. Eager comes first: the others are compared to it."""
+def providers(device: str, bf16: Sequence[str] = ()) -> dict[str, Provider | str]:
+    """Every provider's name -> itself, or why it is absent here. Eager comes first: the others are compared to it.
+
+    `bf16`: values of CI2V_CPU_BF16 with which `ours:cpu` takes part again.
+    """
     found: dict[str, Provider | str] = {
         EAGER: Provider(make=lambda: with_gradient(eager)),
         COMPILE: Provider(make=lambda: with_gradient(_compiled(None))),
@@ -122,6 +143,9 @@ def providers(device: str) -> dict[str, Provider | str]:
             state = f"it does not run on {device}"
         make = functools.partial(_ours, backend)
         found[f"{OURS}{backend}"] = Provider(make=make) if state == "available" else state
+    for mode in bf16:
+        make = functools.partial(_ours_in_bf16, mode)
+        found[f"{OURS}cpu {BF16_SWITCH}={mode}"] = Provider(make=make)
     for peer in peers.PEERS:
         make = functools.partial(_peer, peer)
         found[peer.name] = peer.absent(device) or Provider(make=make, why_not=peer.why_not, graph=peer.graph)

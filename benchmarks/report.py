@@ -59,7 +59,8 @@ def _section(name: str, results: Results, images: Path, page: Path) -> str:
             + ", ".join(f"{rate / 1e9:.3g} GFLOP/s in {dtype}" for dtype, rate in rates.items())
             + "."
         )
-    parts.append("### Goals\n\n" + _goals(results))
+    if goals_for(results):
+        parts.append("### Goals\n\n" + _goals(results))
     folder = images / environment.slug(name)
     for title, path in _plots(results, folder).items():
         parts.append(f"![{title}]({os.path.relpath(path, page.parent)})")

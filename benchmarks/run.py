@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import time
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -27,6 +28,8 @@ class Effort:
     """A case's rounds stop after so long, but not before 5."""
     memory: bool = True
     cache_bytes: int = 64 << 20
+    clock: Callable[[], float] = time.perf_counter
+    """What a call on the CPU is timed by, in seconds."""
 
 
 def run_case(
@@ -100,7 +103,9 @@ def _time(
             baseline = times.get(EAGER) if name != EAGER else None
             rows[name][mode] = measure.summarize(taken, baseline)
 
-    take_turns("called", {name: measure.called(step, problems, case.device) for name, step in steps.items()})
+    take_turns(
+        "called", {name: measure.called(step, problems, case.device, effort.clock) for name, step in steps.items()}
+    )
     if case.device == "cuda":
         graphs = {}
         for name, step in steps.items():

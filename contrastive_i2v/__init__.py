@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from contrastive_i2v.pipeline import ImageToVideoPipeline
+    from contrastive_i2v.pipeline import ImageToVideoPipeline, export_to_video
 
-__all__ = ["ImageToVideoPipeline", "__version__"]
+__all__ = ["ImageToVideoPipeline", "__version__", "export_to_video"]
 
 
 def __getattr__(name: str) -> Any:
-    if name == "ImageToVideoPipeline":
-        from contrastive_i2v.pipeline import ImageToVideoPipeline
+    if name in ("ImageToVideoPipeline", "export_to_video"):
+        from contrastive_i2v import pipeline
 
-        return ImageToVideoPipeline
+        return getattr(pipeline, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

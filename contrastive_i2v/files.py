@@ -5,11 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from contrastive_i2v.errors import InputError
 
@@ -35,17 +35,20 @@ def lock_folder(folder: Path) -> IO[str] | None:
     """Hold a folder for this process, as long as the file that is returned stays open; the kernel lets go of it when
     the process dies. None where this process holds it already, or the system has no such locks.
 
-    Raises InputError naming the process that holds it.
+    Raises InputError naming the process that holds it, or the folder where it can't be written.
     """
     try:
         import fcntl
     except ImportError:
         return None
-    folder.mkdir(parents=True, exist_ok=True)
-    file = (folder / ".lock").open("a+")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = (folder / ".lock").open("a+")
+    except OSError as error:
+        raise InputError(f"{folder}: can't be written ({error.strerror or error}); give another --output") from error
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
+    except BlockingIOError as error:
         file.seek(0)
         holder = file.read().strip()
         file.close()
@@ -54,10 +57,24 @@ def lock_folder(folder: Path) -> IO[str] | None:
         raise InputError(
             f"{folder}: is in use by {holder or 'another process'}; wait until it ends, or give another --output"
         ) from error
+    except OSError:  # a file system without locks
+        file.close()
+        return None
     file.truncate(0)
     file.write(f"process {os.getpid()} since {datetime.now().astimezone().isoformat(timespec='seconds')}\n")
     file.flush()
     return file
+
+
+@contextmanager
+def locked_folder(folder: Path) -> Iterator[None]:
+    """`lock_folder` for as long as a block runs, whose own calls may lock the folder, and those in it, again."""
+    lock = lock_folder(folder)
+    try:
+        yield
+    finally:
+        if lock is not None:
+            lock.close()
 
 
 def file_hash(*paths: Path) -> str:
@@ -78,6 +95,14 @@ def folder_hash(folder: Path, suffixes: Sequence[str] = (".safetensors", ".json"
     files = [path for path in sorted(folder.rglob("*")) if path.suffix in suffixes and path.is_file()]
     lines = "".join(f"{path.relative_to(folder).as_posix()} {file_hash(path)}\n" for path in files)
     return hashlib.sha256(lines.encode()).hexdigest()
+
+
+def parse_json(text: str) -> Any:
+    """What JSON says. Raises ValueError, also for what is nested too deeply, where json has a RecursionError."""
+    try:
+        return json.loads(text)
+    except RecursionError as error:
+        raise ValueError("is nested too deeply") from error
 
 
 def digest(value: object, digits: int = 16) -> str:

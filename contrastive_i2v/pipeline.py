@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from contrastive_i2v.data.camera import Camera, move_camera
 from contrastive_i2v.data.images import image_pixels
-from contrastive_i2v.data.video import resize_frames, to_uint8
+from contrastive_i2v.data.video import resize_frames, to_uint8, write_video
 from contrastive_i2v.errors import InputError
 from contrastive_i2v.models import load_system
 from contrastive_i2v.sampling.rollout import first_frames, rollout
@@ -39,7 +39,7 @@ class ImageToVideoPipeline:
 
     pipeline = ImageToVideoPipeline.from_pretrained("runs/mine/model", dtype=torch.float16).to("cuda")
     frames = pipeline(image=Image.open("photo.jpg"), prompt="waves roll in", num_frames=16).frames[0]
-    diffusers.utils.export_to_video(frames, "waves.mp4", fps=5)
+    export_to_video(frames, "waves.mp4", fps=5)
     """
 
     def __init__(self, system: System) -> None:
@@ -197,6 +197,21 @@ class ImageToVideoPipeline:
     def _offload(self) -> None:
         for hook in self._hooks:
             hook.offload()
+
+
+def export_to_video(frames: Any, path: str | Path, fps: float = 5.0) -> None:
+    """Write one video of a pipeline's `frames`, "pil", "np" or "pt", as an H.264 mp4.
+
+    As diffusers' function of this name, by what this library is installed with. Raises InputError.
+    """
+    if Path(path).suffix.lower() != ".mp4":
+        raise InputError(f"{path}: expected a name that ends in .mp4")
+    if not 0 < fps < float("inf"):
+        raise InputError(f"fps: expected a number > 0, got {fps}")
+    pictures = [as_frame(frame) for frame in frames]
+    if not pictures:
+        raise InputError(f"{path}: no frames; expected at least one")
+    write_video(Path(path), torch.cat(pictures), fps)
 
 
 def as_frame(image: ImageInput) -> Tensor:

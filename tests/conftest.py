@@ -224,3 +224,19 @@ def train_config(pipeline_folder: Path, clips: Path, tmp_path: Path) -> Any:
         optimizer=OptimizerConfig(learning_rate=1e-3, warmup_steps=2),
         preview=PreviewConfig(every=0),
     )
+
+
+@pytest.fixture(scope="session")
+def break_later() -> Callable[[Path], None]:
+    """break_later(mp4): its header and first three packets stay, the others become zeros: it opens and breaks later."""
+    import av
+
+    def damage(path: Path) -> None:
+        with av.open(str(path)) as container:
+            places = [(packet.pos, packet.size) for packet in container.demux(video=0) if packet.size]
+        content = bytearray(path.read_bytes())
+        for start, size in places[3:]:
+            content[start : start + size] = bytes(size)
+        path.write_bytes(content)
+
+    return damage

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -63,3 +64,34 @@ def test_has_its_own(): assert torch.get_num_threads() == THREADS
 """
     )
     pytester.runpytest().assert_outcomes(passed=2)
+
+
+KILLED = """
+import os
+def test_dies(): os.kill(os.getpid(), 9)
+"""
+HANGS = """
+import ctypes
+def test_hangs():  # in C code that holds the interpreter's lock and no signal interrupts
+    mutex = ctypes.create_string_buffer(64)
+    lock = ctypes.PyDLL(None).pthread_mutex_lock
+    lock(mutex), lock(mutex)
+"""
+
+
+@pytest.mark.processes
+@pytest.mark.skipif(sys.platform != "linux", reason="needs pthread_mutex_lock, and zeros that are an open mutex")
+@pytest.mark.fault("a process of the tests dies, or a test hangs", "the run ends, with the test's name")
+@pytest.mark.parametrize(("module", "test"), [(KILLED, "test_dies"), (HANGS, "test_hangs")], ids=["killed", "hangs"])
+def test_a_run_ends_with_the_name_of_the_test_that_ended_its_process(
+    pytester: pytest.Pytester, module: str, test: str
+) -> None:
+    pytest.importorskip("xdist")
+    (options,) = re.findall(r"^XDIST := (.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    settings = re.findall(r"^(timeout|faulthandler_\w+) = (\w+)", (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
+    short = {"timeout": "2", "faulthandler_timeout": "4"}
+    pytester.makeini("\n".join(["[pytest]", *(f"{name} = {short.get(name, value)}" for name, value in settings)]))
+    pytester.makepyfile(test_bad=module, **{f"test_{n}": "def test_fine(): pass" for n in range(6)})
+    run = pytester.runpytest_subprocess(*options.replace("auto", "2").split(), timeout=60)
+    assert any(f"FAILED test_bad.py::{test} - worker" in line for line in run.outlines)
+    assert run.ret == 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import torch
 from PIL import Image
 
 import contrastive_i2v
-from contrastive_i2v.data.video import resize_frames
+from contrastive_i2v.data.video import probe, resize_frames
 from contrastive_i2v.errors import InputError
 from contrastive_i2v.models import load_system
 from contrastive_i2v.pipeline import ImageToVideoPipeline
@@ -40,6 +41,40 @@ def test_it_is_the_package_s_front_door() -> None:
     assert contrastive_i2v.ImageToVideoPipeline is ImageToVideoPipeline
     with pytest.raises(AttributeError, match="no attribute 'Pipeline'"):
         _ = contrastive_i2v.Pipeline
+
+
+def test_the_readme_s_first_lines_run_after_its_own_install(
+    image: Image.Image, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without the packages that diffusers would write a video with."""
+    code = (Path(__file__).parent.parent / "README.md").read_text().split("```python\n")[1].split("```")[0]
+    for package in ("imageio", "imageio_ffmpeg", "cv2"):
+        monkeypatch.setitem(sys.modules, package, None)
+    monkeypatch.chdir(tmp_path)
+    image.save("photo.jpg")
+    exec(code, {})
+    assert (probe(tmp_path / "video.mp4").frames, probe(tmp_path / "video.mp4").fps) == (16, 5.0)
+
+
+def test_a_video_is_written_of_frames_of_every_kind(
+    pipeline: ImageToVideoPipeline, image: Image.Image, tmp_path: Path
+) -> None:
+    files = []
+    for kind in ("pil", "np", "pt"):
+        contrastive_i2v.export_to_video(call(pipeline, image, output_type=kind)[0], tmp_path / f"{kind}.mp4", fps=7)
+        files.append((tmp_path / f"{kind}.mp4").read_bytes())
+    assert files[0] == files[1] == files[2]
+    assert (probe(tmp_path / "np.mp4").frames, probe(tmp_path / "np.mp4").fps) == (3, 7.0)
+    latents = call(pipeline, image, output_type="latent")[0]
+    for frames, name, fps, said in (
+        (latents, "a.mp4", 5.0, r"image: got Tensor \(4, 8, 8\); expected a PIL image"),
+        ([], "a.mp4", 5.0, "a.mp4: no frames; expected at least one"),
+        ([image], "a.avi", 5.0, "a.avi: expected a name that ends in .mp4"),
+        ([image], "a.mp4", 0.0, "fps: expected a number > 0, got 0.0"),
+    ):
+        with pytest.raises(InputError, match=said):
+            contrastive_i2v.export_to_video(frames, tmp_path / name, fps)
+    assert len(list(tmp_path.iterdir())) == 3
 
 
 def test_its_latents_are_the_rollout_s(pipeline: ImageToVideoPipeline, image: Image.Image) -> None:

@@ -24,6 +24,7 @@ from contrastive_i2v.data.shapes import ShapesConfig, make_shapes
 from contrastive_i2v.data.video import as_size
 from contrastive_i2v.errors import InputError, check_fields
 from contrastive_i2v.evaluation.results import EvaluatedClip
+from contrastive_i2v.files import locked_folder
 from contrastive_i2v.models import load_system
 from contrastive_i2v.training import recipes
 from contrastive_i2v.training.config import TrainConfig
@@ -80,12 +81,14 @@ FREE = {"output", "forms", "seeds", "sampler_steps", "guidance_scale", "image_gu
 def run(arguments: Sequence[str]) -> None:
     """Parse the options, make the demo and print where its page is."""
     options = tyro.cli(Options, prog="contrastive-i2v demo", args=arguments)
-    print(f"\npage: {make_demo(options, shlex.join(['contrastive-i2v', 'demo', *arguments]))}")
+    check_model(options)
+    with locked_folder(options.output):
+        page = make_demo(options, shlex.join(["contrastive-i2v", "demo", *arguments]))
+    print(f"\npage: {page}")
 
 
 def make_demo(options: Options, command: str) -> Path:
     """Do what is not done yet; returns the page. Raises InputError where the folder holds a demo of other options."""
-    check_model(options)
     check_folder(options, "demo", FREE)
     jobs = [(form, seed) for form in options.forms for seed in range(options.seeds)]
     configs = [run_config(options, form, seed) for form, seed in jobs]

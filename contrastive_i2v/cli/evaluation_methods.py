@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 
 from contrastive_i2v.cli.evaluation_options import SuiteOptions
+from contrastive_i2v.data.examples import SKIPPED, write_skipped
+from contrastive_i2v.data.types import NoClipLeft
 from contrastive_i2v.data.video import VIDEO_EXTENSIONS, as_size, probe
 from contrastive_i2v.errors import InputError, one_line
 from contrastive_i2v.evaluation import generators
@@ -81,13 +83,17 @@ def load_reference(options: SuiteOptions, specs: Sequence[str]) -> ReferenceSet:
             step = _system(spec).codec.downscale
             if not _system(spec).takes(as_size(resolution)):
                 raise InputError(f"--resolution {resolution}: expected a multiple of {step} for model {spec!r}")
-    return read_reference_set(
-        options.data,
-        frames=options.frames,
-        resolution=resolution,
-        frame_rate=options.frame_rate,
-        limit=options.clips,
-    )
+    try:
+        return read_reference_set(
+            options.data,
+            frames=options.frames,
+            resolution=resolution,
+            frame_rate=options.frame_rate,
+            limit=options.clips,
+        )
+    except NoClipLeft as error:
+        write_skipped(options.output / SKIPPED, error.skipped)
+        raise InputError(f"{error}; all of them are in {options.output / SKIPPED}") from error
 
 
 def build_method(spec: str, options: SuiteOptions, reference: ReferenceSet, warnings: list[str]) -> Method:
@@ -145,6 +151,9 @@ def build_networks(options: SuiteOptions, specs: Sequence[str]) -> tuple[Network
     networks = Networks(
         image=None if options.image == "none" else loading.load_image_extractor(options.image, device),
         subject=None if options.subject is None else loading.load_image_extractor(options.subject, device),
+        i2v_background=None
+        if options.i2v_background is None
+        else loading.load_background(options.i2v_background, device),
         video=None if options.video == "none" else loading.load_video_extractor(options.video, device),
         clip=loading.load_clip(options.clip, device),
         flow=None if options.flow == "none" else loading.load_flow(options.flow, device),

@@ -38,6 +38,8 @@ class SuiteOptions(SamplerOptions):
     or none."""
     subject: str | None = None
     """Image features of subject consistency, e.g. dino:FOLDER; None = those of --image."""
+    i2v_background: str | None = None
+    """Image features of the I2V background: dreamsim:FILE, a TorchScript of its embedding; None = those of CLIP."""
     video: str = "transnetv2"
     """Video features of FVD: transnetv2, i3d:FILE, or none."""
     clip: str | None = None

@@ -24,10 +24,14 @@ from contrastive_i2v.cli.trainings import (
 from contrastive_i2v.data.frames import FramesConfig
 from contrastive_i2v.data.shapes import ShapesConfig, make_shapes
 from contrastive_i2v.errors import InputError, check_fields
+from contrastive_i2v.evaluation.results import Report
+from contrastive_i2v.evaluation.suite import Known, Networks
+from contrastive_i2v.files import locked_folder
 from contrastive_i2v.models import tiny
 from contrastive_i2v.system import DESCRIPTION
 from contrastive_i2v.training.config import DataConfig, LossConfig, OptimizerConfig, PreviewConfig, TrainConfig
 from contrastive_i2v.training.forms import FORMS
+from contrastive_i2v.training.trainer import is_trained
 
 START_SEED = 1000  # of the weights and batches before the forms part
 
@@ -37,7 +41,8 @@ class Options:
     """Which form of the contrastive term helps? All train from the same weights on the same batches, and are compared.
 
     Seed s of every form shares its batches, noise and sampling noise with seed s of the others, so that differences
-    are paired. The same command goes on where it was stopped, and adds forms and seeds to what is there.
+    are paired. The same command goes on where it was stopped, and adds forms and seeds to what is there; the report is
+    written anew after every training.
     """
 
     output: Path = Path("runs/experiment")
@@ -103,24 +108,44 @@ def run(arguments: Sequence[str]) -> None:
     """Parse the options, run the experiment and print its table."""
     options = tyro.cli(Options, prog="contrastive-i2v experiment", args=arguments)
     options = replace(options, **QUICK) if options.quick else options  # type: ignore[arg-type]
-    print("\n".join(make_experiment(options, shlex.join(["contrastive-i2v", "experiment", *arguments]))))
-
-
-def make_experiment(options: Options, command: str) -> list[str]:
-    """Do what is not done yet; returns the table. InputError where the folder holds an experiment of other options."""
+    command = shlex.join(["contrastive-i2v", "experiment", *arguments])
     warnings: list[str] = []
     networks = available_networks("tiny", warnings)
     if networks.video is None:  # before the hours of training, as the verdict needs it
         raise InputError(warnings[0])
+    with locked_folder(options.output):
+        report = make_experiment(options, command, networks, warnings)
+    print("\n".join([*format_over_seeds(report), "", f"report: {options.output / 'report.html'}"]))
+
+
+def make_experiment(options: Options, command: str, networks: Networks, warnings: Sequence[str]) -> Report:
+    """Do what is not done yet, with a report of what there is after every training; returns the last report.
+
+    Raises InputError where the folder holds an experiment of other options.
+    """
     check_folder(options, "experiment", FREE)
     make_shapes(options.output / "clips", ShapesConfig(train_clips=options.train_clips, test_clips=0, seed=12))
     held_out = ShapesConfig(train_clips=0, test_clips=options.test_clips, seed=options.test_seed)
     make_shapes(options.output / "held-out", replace(held_out, frames=clip_length(options.frames)))
     model = start(options)
     jobs = [(form, seed) for seed in options.seeds for form in options.chosen]
-    for number, (form, seed) in enumerate(jobs, start=1):
+    configs = [form_config(options, form, seed, model) for form, seed in jobs]
+    known: Known = {}
+    for number, ((form, seed), config) in enumerate(zip(jobs, configs, strict=True), start=1):
         print(f"[{number}/{len(jobs)}] {form}, seed {seed}", flush=True)
-        train(form_config(options, form, seed, model))
+        done_before = is_trained(config)
+        train(config)
+        missing = sum(not is_trained(later) for later in configs[number:])
+        if missing and not done_before:
+            so_far = f"{missing} of {len(jobs)} trainings are still to come: the same command goes on."
+            evaluate_experiment(options, command, networks, [so_far, *warnings], known)
+    return evaluate_experiment(options, command, networks, warnings, known)
+
+
+def evaluate_experiment(
+    options: Options, command: str, networks: Networks, warnings: Sequence[str], known: Known
+) -> Report:
+    """Measure every finished run of the folder, and write the report; what was measured before is kept."""
     suite = SuiteOptions(
         data=options.output / "held-out" / "test",
         output=options.output,
@@ -131,7 +156,7 @@ def make_experiment(options: Options, command: str) -> list[str]:
         image_guidance_scale=1.0,
     )
     runs = find_runs(options.output)
-    report = evaluate_runs(
+    return evaluate_runs(
         suite,
         runs,
         {"first-frame": ()},
@@ -139,9 +164,9 @@ def make_experiment(options: Options, command: str) -> list[str]:
         title=f"{', '.join(dict.fromkeys(run.form for run in runs))} over training seeds",
         command=command,
         about={"training": f"{options.start_steps} steps without the term, then {options.steps} of each form"},
-        warnings=warnings,
+        warnings=[*warnings],
+        known=known,
     )
-    return [*format_over_seeds(report), "", f"report: {options.output / 'report.html'}"]
 
 
 def find_runs(output: Path) -> list[Run]:

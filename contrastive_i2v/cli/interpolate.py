@@ -18,7 +18,8 @@ from tqdm import tqdm
 
 from contrastive_i2v.cli.outputs import FRAMES_AT_ONCE, Format, write_outputs
 from contrastive_i2v.data.video import VIDEO_EXTENSIONS, VideoError, as_size, probe, read_frames, resize_frames
-from contrastive_i2v.errors import InputError
+from contrastive_i2v.errors import InputError, check_fields
+from contrastive_i2v.files import locked_folder
 from contrastive_i2v.sampling.interpolation import Path as LatentPath
 from contrastive_i2v.sampling.interpolation import resample_trajectory
 from contrastive_i2v.system import Codec, Size, System
@@ -65,11 +66,16 @@ class Options:
     """Pixels that videos are encoded at; None = what the model was trained at."""
     dtype: Literal["float32", "float16", "bfloat16"] = "float32"
 
+    def __post_init__(self) -> None:
+        check_fields(self, {}, positive=("fps_in", "fps_out", "factor"), distinct=("input", "formats"))
+        if self.fps_out is not None and self.factor is not None:
+            raise InputError(f"fps_out, factor: expected one of the two, got {self.fps_out:g} and {self.factor:g}")
+
 
 def run(arguments: Sequence[str]) -> None:
     """Parse the options and interpolate."""
     options = tyro.cli(Options, prog="contrastive-i2v interpolate", args=arguments)
-    _check(options)
+    _check_inputs(options)
     rates = [_rates(path, options) for path in options.input]  # what is wrong with an input is said before any work
     from contrastive_i2v.models import load_system  # takes seconds
 
@@ -85,23 +91,24 @@ def run(arguments: Sequence[str]) -> None:
         raise InputError("--prompt: a path between latents takes none; expected an interpolation model as --model")
     for path, (fps_in, fps_out) in zip(options.input, rates, strict=True):
         _check_cost(path, _latent_shape(path, system, options.resolution), system.codec, fps_in, fps_out)
-    for path, (fps_in, fps_out) in zip(options.input, rates, strict=True):
-        given = _read_latents(path, system, options.resolution)  # [F, C, h, w]
-        if gap is None:
-            latents = resample_trajectory(given, frame_times(len(given), fps_in, fps_out), options.method)
-        else:
-            latents = _fill_in(given, system, gap, options)
-        with tqdm(desc=f"decoding {path.name}", total=len(latents), unit="frame") as bar:
-            outputs = write_outputs(
-                options.output / path.name,
-                latents,
-                system.codec,
-                options.formats,
-                float(fps_out),
-                progress=bar.update,
-            )
-            for written in outputs:
-                bar.write(str(written))
+    with locked_folder(options.output):
+        for path, (fps_in, fps_out) in zip(options.input, rates, strict=True):
+            given = _read_latents(path, system, options.resolution)  # [F, C, h, w]
+            if gap is None:
+                latents = resample_trajectory(given, frame_times(len(given), fps_in, fps_out), options.method)
+            else:
+                latents = _fill_in(given, system, gap, options)
+            with tqdm(desc=f"decoding {path.name}", total=len(latents), unit="frame") as bar:
+                outputs = write_outputs(
+                    options.output / path.name,
+                    latents,
+                    system.codec,
+                    options.formats,
+                    float(fps_out),
+                    progress=bar.update,
+                )
+                for written in outputs:
+                    bar.write(str(written))
 
 
 def frame_times(frames: int, fps_in: Fraction, fps_out: Fraction) -> list[float]:
@@ -122,15 +129,7 @@ def _fill_in(given: Tensor, system: System, gap: int, options: Options) -> Tenso
     return fill_in(system, keyframes, text, seeds=[options.seed])[0, gap:-gap].cpu()
 
 
-def _check(options: Options) -> None:
-    for name in ("fps_in", "fps_out", "factor"):
-        value = getattr(options, name)
-        if value is not None and not 0 < value < math.inf:
-            raise InputError(f"--{name.replace('_', '-')} {value:g}: expected a number > 0")
-    if options.fps_out is not None and options.factor is not None:
-        raise InputError("--fps-out, --factor: expected one of the two, got both")
-    if not options.formats:
-        raise InputError("--formats: expected at least one of mp4, gif, png, latents, got none")
+def _check_inputs(options: Options) -> None:
     stems: dict[str, Path] = {}
     for path in options.input:
         if not path.is_file():
@@ -167,8 +166,12 @@ def _fraction(rate: float) -> Fraction:
 
 def _read_latents(path: Path, system: System, resolution: int | Size | None) -> Tensor:
     """Normalised latents `[F, C, h, w]` of a file of either kind."""
-    codec = system.codec
-    latents = _load(path, codec) if path.suffix.lower() == ".safetensors" else _encode(path, system, resolution)
+    if path.suffix.lower() == ".safetensors":
+        return _load(path, system.codec)
+    return _usable(path, _encode(path, system, resolution))
+
+
+def _usable(path: Path, latents: Tensor) -> Tensor:
     if len(latents) < 2:
         raise InputError(f"{path}: holds {len(latents)} frame; expected at least 2 to go between")
     if not torch.isfinite(latents).all():
@@ -231,7 +234,7 @@ def _load(path: Path, codec: Codec) -> Tensor:
             f"{path}: latents have shape {list(latents.shape)}; expected [F, {codec.channels}, h, w] of this "
             "model's autoencoder: give the --model that made them"
         )
-    return latents.float()
+    return _usable(path, latents.float())
 
 
 def _encode(path: Path, system: System, resolution: int | Size | None) -> Tensor:

@@ -18,6 +18,7 @@ from contrastive_i2v.data.camera import Camera
 from contrastive_i2v.data.images import read_image
 from contrastive_i2v.data.video import VIDEO_EXTENSIONS, as_size, read_frames
 from contrastive_i2v.errors import InputError, check_fields
+from contrastive_i2v.files import locked_folder
 from contrastive_i2v.system import SamplerOptions, default_device
 
 SCHEDULERS = {
@@ -88,7 +89,8 @@ def run(arguments: Sequence[str]) -> None:
 
     batches = math.ceil(len(jobs) / options.batch_size)
     generated = math.ceil((options.frames - 1) / pipeline.system.codec.temporal_downscale)  # latent frames
-    with tqdm(total=batches * generated, desc="sampling", unit="frame") as bar:
+    bar = tqdm(total=batches * generated, desc="sampling", unit="frame")
+    with locked_folder(options.output), bar:
         for start in range(0, len(jobs), options.batch_size):
             part = slice(start, start + options.batch_size)
             latents = pipeline(

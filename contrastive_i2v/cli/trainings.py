@@ -14,11 +14,12 @@ from contrastive_i2v.cli.evaluation_options import SuiteOptions
 from contrastive_i2v.errors import InputError
 from contrastive_i2v.evaluation.extractors.loading import load_flow, load_image_extractor, load_video_extractor
 from contrastive_i2v.evaluation.results import Report, Training
-from contrastive_i2v.evaluation.suite import Networks, evaluate
+from contrastive_i2v.evaluation.suite import Known, Networks, evaluate
 from contrastive_i2v.system import System, default_device
 from contrastive_i2v.training.checkpoint import list_checkpoints
 from contrastive_i2v.training.config import TrainConfig, differences, load_config, save_config
 from contrastive_i2v.training.forms import BASELINE, FORMS
+from contrastive_i2v.training.logs import read_log
 from contrastive_i2v.training.trainer import Trainer, is_trained
 
 T = TypeVar("T")
@@ -37,6 +38,12 @@ class Run:
     @property
     def name(self) -> str:
         return f"{self.form}-seed{self.seed}"
+
+    def training(self) -> Training:
+        """The run with its log."""
+        rows = read_log(self.folder / "log.jsonl")
+        loss = [[row["step"], row["mse"]] for row in rows if "mse" in row]
+        return Training(form=self.form, seed=self.seed, noise_loss=loss)
 
 
 def check_forms(forms: Sequence[str], *others: str) -> None:
@@ -102,12 +109,14 @@ def evaluate_runs(
     about: dict[str, str],
     warnings: list[str],
     page: str = "report.html",
+    known: Known | None = None,
 ) -> Report:
     """Measure trained runs, and methods beside them, on the same clips.
 
     Args:
         runs: each is sampled with its training seed, so that a seed's methods share their sampling noise too.
         others: [NAME=]SPEC of a method that wasn't trained here -> its sampling seeds.
+        known: as `evaluate` takes it.
     """
     specs = [f"{run.name}={run.folder}" for run in runs]
     reference = load_reference(options, [*specs, *others])
@@ -124,10 +133,11 @@ def evaluate_runs(
         title=title,
         command=command,
         batch_size=max(1, PIXELS_AT_ONCE // math.prod(reference.size)),
-        trainings={run.name: Training(form=run.form, seed=run.seed) for run in runs},
+        trainings={run.name: run.training() for run in runs},
         baseline=BASELINE,
         umap=False,  # half a minute of one core to compile
         page=page,
         about={**losses, **about},
         warnings=warnings,
+        known=known,
     )

@@ -35,6 +35,10 @@ THREADED_PIXELS = 2**18
 TIMED_FORMATS = ("mov", "matroska")
 """FFmpeg's names for MP4 and QuickTime, and for Matroska and WebM. Others, as AVI, have no times of presentation."""
 
+CONTAINERS = "mov,matroska,avi,asf,flv,ogg,nut,mxf,mpeg,mpegts,mpegvideo,m4v,h264,hevc,obu,ivf,dv,gif,yuv4mpegpipe"
+"""FFmpeg's names of what is opened. It goes by what a file holds, and would follow a script (concat, hls, dash, sdp) to
+other files or into the network."""
+
 Turn = tuple[bool, bool, bool]
 """How a stored frame becomes upright: rows and columns swapped, then columns mirrored, then rows mirrored."""
 NO_TURN: Turn = (False, False, False)
@@ -140,6 +144,13 @@ def _open_checked(path: Path) -> tuple[Any, VideoInfo]:
     return open_decord(path), VideoInfo(present, rate, first.height, first.width)
 
 
+def open_container(path: Path, timeout: float) -> Any:
+    """A video file opened by PyAV. Raises av.error.FFmpegError."""
+    import av
+
+    return av.open(str(path), timeout=timeout, options={"format_whitelist": CONTAINERS})
+
+
 class _Video:
     """An open video: frames in order, or by seeking, for as long as `decode_seconds()`."""
 
@@ -153,7 +164,7 @@ class _Video:
         from av.video.reformatter import VideoReformatter
 
         try:
-            self._container = av.open(str(self._path), timeout=self._limit)  # of reading; decoding is checked below
+            self._container = open_container(self._path, self._limit)  # of reading; decoding is checked below
         except av.error.ExitError as error:
             raise self._too_long() from error
         try:

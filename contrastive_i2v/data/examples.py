@@ -26,14 +26,14 @@ from contrastive_i2v.data.frames import (
     skip_reason,
     valid_frames,
 )
-from contrastive_i2v.data.types import Clip, Skipped
+from contrastive_i2v.data.types import Clip, NoClipLeft, Skipped
 from contrastive_i2v.data.video import VideoError, as_size, probe, read_frames, resize_frames
 from contrastive_i2v.errors import InputError
 from contrastive_i2v.files import write_whole
 from contrastive_i2v.system import Size, System, Text
 
 SKIPPED = "skipped.csv"
-"""The file that names everything that was left out, in the folder of what was made of the rest."""
+"""The file that names everything that was left out, in the output folder of the run."""
 FRAMES_AT_ONCE = 16
 """Frames decoded and, by an image codec, encoded together."""
 
@@ -114,7 +114,7 @@ def encode_clips(
     too long or too short) with the reasons. The windows depend on `seed` and the clip alone, not on its folder
     or its neighbours. `resolution` is what the codec sees: a square's side or (height, width), in pixels.
 
-    Raises InputError when no clip is left, when `cache_dir` can't be written (what is encoded stays), and
+    Raises NoClipLeft when no clip can be used; InputError when `cache_dir` can't be written (what is encoded stays) and
     when the encoder gives values that aren't finite.
     """
     if not clips:
@@ -148,11 +148,7 @@ def encode_clips(
     if anew and progress:
         print(f"encoded {anew} clips anew: their files in {folder} were damaged, or an earlier version wrote them")
     if not kept:
-        reasons = [f"{s.path}: {s.reason}" for s in skipped[:5]]
-        if len(skipped) > 5:
-            write_skipped(Path(cache_dir) / SKIPPED, skipped)
-            reasons.append(f"and {len(skipped) - 5} more, all of them in {Path(cache_dir) / SKIPPED}")
-        raise InputError(f"none of the {len(skipped)} clips can be used: {'; '.join(reasons)}")
+        raise NoClipLeft(skipped)
     return ExampleDataset(kept, files, indices), skipped
 
 

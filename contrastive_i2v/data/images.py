@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from contrastive_i2v.data.decoding import MAX_PIXELS
 from contrastive_i2v.errors import InputError, one_line
 
 if TYPE_CHECKING:
@@ -50,6 +51,8 @@ def image_pixels(image: Image.Image, name: str = "") -> Tensor:
 
     name = name or str(getattr(image, "filename", "")) or "image"
     try:
+        if image.width * image.height > MAX_PIXELS:
+            raise InputError(f"holds {image.width}x{image.height} pixels, at most {MAX_PIXELS} are read: scale it down")
         array = np.array(_upright_rgb(image))
     except InputError as error:
         raise InputError(f"{name}: {error}") from error
@@ -64,9 +67,11 @@ def _unreadable(name: str, error: Exception) -> InputError:
 
 
 def _upright_rgb(image: Image.Image) -> Image.Image:
-    from PIL import Image, ImageOps
+    from PIL import ExifTags, Image, ImageOps
 
-    image = ImageOps.exif_transpose(image)
+    image.load()  # a PNG's orientation may come after its pixels
+    if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:  # else it would be copied all the same
+        image = ImageOps.exif_transpose(image)
     if image.mode.startswith(("I", "F")):
         return _from_deep(image)
     if image.mode in ("La", "RGBa"):  # premultiplied
@@ -74,7 +79,7 @@ def _upright_rgb(image: Image.Image) -> Image.Image:
     if image.has_transparency_data:
         image = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def _from_deep(image: Image.Image) -> Image.Image:
@@ -82,10 +87,13 @@ def _from_deep(image: Image.Image) -> Image.Image:
     import numpy as np
     from PIL import Image
 
-    values = np.array(image).astype(np.float64)  # [H, W]
+    values = np.asarray(image)  # [H, W]
     if not np.isfinite(values).all():
         raise InputError("its pixels hold NaN or infinity")
     ranges: tuple[float, ...] = FLOAT_RANGES if image.mode == "F" else INTEGER_RANGES
-    highest = values.max(initial=0)
+    highest = float(values.max(initial=0))
     white = 65535 if image.mode.startswith("I;16") else next((one for one in ranges if highest <= one), highest)
-    return Image.fromarray((values / white * 255).round().clip(0, 255).astype(np.uint8)).convert("RGB")
+    grey = np.empty(values.shape, np.uint8)
+    for row, deep in zip(grey, values, strict=True):  # row by row: in float64 the whole takes gigabytes
+        row[:] = (deep.astype(np.float64) / white * 255).round().clip(0, 255)
+    return Image.fromarray(grey).convert("RGB")

@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from contrastive_i2v.data.video import write_video
 from contrastive_i2v.errors import InputError, check_fields
-from contrastive_i2v.files import write_whole
+from contrastive_i2v.files import parse_json, write_whole
 
 Array = NDArray[np.float32]
 
@@ -152,7 +152,11 @@ def make_shapes(root: Path, config: ShapesConfig, *, progress: bool = True) -> N
     scene's attributes. Clips that exist are kept, so an interrupted run goes on; another config's folder is an
     InputError."""
     recipe = root / "shapes.json"
-    if recipe.exists() and json.loads(recipe.read_text()) != asdict(config):
+    try:
+        same = not recipe.exists() or parse_json(recipe.read_text(encoding="utf-8")) == asdict(config)
+    except (OSError, ValueError):
+        same = False
+    if not same:
         raise InputError(f"{root}: holds clips of another config (see {recipe}); give another folder, or delete it")
     root.mkdir(parents=True, exist_ok=True)
     recipe.write_text(json.dumps(asdict(config), indent=2) + "\n")

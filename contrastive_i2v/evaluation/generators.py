@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import inspect
-import json
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -20,11 +19,12 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from contrastive_i2v.data.frames import FramesConfig, skip_reason, valid_frames
 from contrastive_i2v.data.sources.folder import read_folder
 from contrastive_i2v.data.types import Clip
-from contrastive_i2v.data.video import probe, read_frames, resize_frames, to_uint8
+from contrastive_i2v.data.video import VideoError, probe, read_frames, resize_frames, to_uint8
 from contrastive_i2v.errors import InputError, one_line
 from contrastive_i2v.evaluation.alignment import normalised
 from contrastive_i2v.evaluation.extractors.base import TextExtractor
@@ -35,7 +35,7 @@ from contrastive_i2v.evaluation.videos import (
     read_finished_frames,
     read_true_frames,
 )
-from contrastive_i2v.files import digest, file_hash
+from contrastive_i2v.files import digest, file_hash, parse_json
 from contrastive_i2v.sampling import rollout
 from contrastive_i2v.system import Sampler, System
 
@@ -211,7 +211,8 @@ def retrieval(train: Path, text: TextExtractor, reference: ReferenceSet) -> Meth
 
         answer[n] = argmax over training clips of cos(text(caption), text(prompt[n]))
 
-    Clips too short for F frames are passed over, and so are files that are evaluated themselves.
+    Clips too short for F frames are passed over, and so are files that are evaluated themselves; files that can't be
+    decoded are, too, and named.
     """
     clips, _ = read_folder(train)
     tested = {clip.clip.path.resolve() for clip in reference.clips}
@@ -237,8 +238,14 @@ def retrieval(train: Path, text: TextExtractor, reference: ReferenceSet) -> Meth
     def _nearest(captions: Sequence[str]) -> Tensor:
         config = FramesConfig(frame_rate=reference.frame_rate, max_seconds=float("inf"))
         for caption in captions:
-            for clip in (clip for clip in clips if clip.caption == caption):
-                if (video := _read_clip(clip, config, reference)) is not None:
+            for clip in [clip for clip in clips if clip.caption == caption]:
+                try:
+                    video = _read_clip(clip, config, reference)
+                except VideoError as error:
+                    clips.remove(clip)
+                    tqdm.write(f"left out of the retrieval: {error}")
+                    continue
+                if video is not None:
                     return video
         raise InputError(
             f"{train}: none of its clips holds {reference.frames} frames at {reference.frame_rate:g} a second; take "
@@ -269,7 +276,7 @@ def finished_videos(name: str, folder: Path, reference: ReferenceSet) -> tuple[M
 def parse_arguments(text: str) -> dict[str, Any]:
     """A JSON object of arguments for a pipeline; "" is none. Raises InputError."""
     try:
-        values = json.loads(text or "{}")
+        values = parse_json(text or "{}")
     except ValueError as error:
         raise InputError(f"pipeline-arguments: {text!r} is not JSON ({error}); write '{{\"fps\": 7}}'") from error
     if not isinstance(values, dict):

@@ -15,8 +15,8 @@ from typing import Any, Literal
 
 import dacite
 
-from contrastive_i2v.errors import InputError
-from contrastive_i2v.files import write_whole
+from contrastive_i2v.errors import InputError, one_line
+from contrastive_i2v.files import parse_json, write_whole
 
 Better = Literal["lower", "higher", "truth", "none"]
 """Which way is better; "truth" = closer to the value that the true videos have, "none" = only describes."""
@@ -99,6 +99,8 @@ class Training:
     """Of the loss."""
     seed: int
     """Of batches, noise and sampling: shared with the same seed of the other forms, so that they are paired."""
+    noise_loss: list[list[float]] = field(default_factory=list)
+    """[optimizer step, mean squared error of the prediction], which every form has, a mean since the entry before."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -206,18 +208,18 @@ def save_report(report: Report, path: Path) -> None:
 def load_report(path: Path) -> Report:
     """Read what `save_report` wrote. Raises InputError naming the file."""
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = parse_json(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise InputError(f"{path}: can't be read ({error.strerror}); expected a report.json of evaluate") from error
     except ValueError as error:
-        raise InputError(f"{path}: not JSON ({error})") from error
+        raise InputError(f"{path}: not JSON ({one_line(error)})") from error
     if not isinstance(values, Mapping) or values.get("format") != FORMAT:
         raise InputError(f"{path}: not a report of this version; expected a report.json of evaluate or compare")
     hooks = {float: lambda value: math.nan if value is None else float(value) if isinstance(value, int) else value}
     try:
         return dacite.from_dict(Report, values, dacite.Config(strict=True, type_hooks=hooks))
-    except dacite.DaciteError as error:
-        raise InputError(f"{path}: {error}") from error
+    except (dacite.DaciteError, ValueError, TypeError, OverflowError) as error:
+        raise InputError(f"{path}: {one_line(error)}") from error
 
 
 def finite_or_null(value: Any) -> Any:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from contrastive_i2v.data.frames import FramesConfig, skip_reason, valid_frames
 from contrastive_i2v.data.sources.folder import METADATA_NAMES, is_file, read_folder, read_rows
-from contrastive_i2v.data.types import Clip, Skipped
+from contrastive_i2v.data.types import Clip, NoClipLeft, Skipped
 from contrastive_i2v.data.video import (
     VIDEO_EXTENSIONS,
     VideoError,
@@ -69,7 +69,7 @@ class ReferenceSet:
     frame_rate: float
     """Frames a second."""
     skipped: list[Skipped]
-    """Videos without a caption, and clips shorter than F frames."""
+    """Videos without a caption, clips shorter than F frames, and files that can't be decoded."""
 
     @property
     def setting(self) -> dict[str, str]:
@@ -90,7 +90,8 @@ def read_reference_set(
     Clips that are too short, or whose file can't be opened, are left out, with the reason.
 
     Raises:
-        InputError: what `read_folder` raises; no clip that can be decoded and is long enough.
+        InputError: what `read_folder` raises.
+        NoClipLeft: no clip can be opened and is long enough.
     """
     if frames < 2:
         raise InputError(f"frames: expected at least 2, the given one and a generated one, got {frames}")
@@ -117,12 +118,18 @@ def read_reference_set(
         name += f"-{names[name]}" * (names[name] > 1)
         clips.append(ReferenceClip(name, clip, info, indices, file_hash(clip.path)))
     if not clips:
-        first = skipped[0]
-        raise InputError(
-            f"{folder}: none of its {len(found)} clips can be evaluated, the first: {first.path.name}: {first.reason}; "
-            "take fewer --frames, a higher --frame-rate, or longer videos"
-        )
+        raise none_left(Path(folder), skipped)
     return ReferenceSet(Path(folder), clips, frames, as_size(resolution), frame_rate, skipped)
+
+
+def none_left(folder: Path, skipped: Sequence[Skipped]) -> NoClipLeft:
+    """The error of a folder that has nothing to evaluate."""
+    first = skipped[0]
+    return NoClipLeft(
+        skipped,
+        f"{folder}: none of its {len(skipped)} clips can be evaluated, the first: {first.path.name}: {first.reason}; "
+        "take fewer --frames, a higher --frame-rate, or longer videos",
+    )
 
 
 def read_true_frames(clip: ReferenceClip, size: Size) -> Tensor:

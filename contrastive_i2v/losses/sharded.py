@@ -105,7 +105,8 @@ def sharded_contrastive_diffusion_loss(
     check.no_gradient(noisy=noisy, target=target, **row_vectors, **constants)
     if bank_weights is None:
         bank_weights = [1 / prediction[0].numel()] * len(banks)
-    check.length("bank_weights", bank_weights, banks)
+    weights = check.numbers("bank_weights", bank_weights, banks)
+    check.flag("normalize", normalize)
     positive_rows = check.index_lists(prediction, "positives", positives, banks, [size] * len(banks))
     check.default_positives(prediction, banks, positive_rows)
     group_rows = check.index_lists(prediction, "bank_groups", bank_groups, banks, [len(bank) for bank in banks])
@@ -122,7 +123,7 @@ def sharded_contrastive_diffusion_loss(
                 banks,
                 positive_rows,
                 _checked_temperature(temperature_tensor, temperature_value, prediction.new_empty(0, dtype=math)),
-                bank_weights,
+                weights,
                 mse_weights,
                 contrastive_weights,
                 query_groups,
@@ -225,14 +226,16 @@ def _loss_and_gradient(
         loss += bank_weights[k] * contrastive[k]
         if pull is not None:
             part = shard_gradient(scores, rows, local, maximum, rest, positive_logit, has_positive)
-            pull.add_(part, alpha=bank_weights[k])
+            pull += part.mul_(bank_weights[k])  # alpha= takes no weight that float32 can't hold
     if pull is None:
         return loss, mse, contrastive, f.new_empty(0)
+    grad = (mse_factor * (2 / f.shape[1])).to(tau.dtype)[:, None] * (f - y)
+    if not banks:  # 0 * NaN would reach the gradient
+        return loss, mse, contrastive, grad.to(gradient_dtype(prediction)).view_as(prediction)
 
     pull = reduce_scatter(pull.view(ranks, longest, -1).to(wire), group)[:size].to(tau.dtype)  # [B, D]
     if normalize:
         pull = x0_scale[:, None] * (pull - (pull * x0).sum(1, keepdim=True) * x0)
-    grad = (mse_factor * (2 / f.shape[1])).to(tau.dtype)[:, None] * (f - y)
     grad += (contrastive_factor * out.to(wide) / tau.to(wide)).to(tau.dtype)[:, None] * pull
     return loss, mse, contrastive, grad.to(gradient_dtype(prediction)).view_as(prediction)
 

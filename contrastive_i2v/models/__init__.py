@@ -17,7 +17,7 @@ from contrastive_i2v.errors import InputError, one_line
 from contrastive_i2v.models.consisti2v import ConsistI2V
 from contrastive_i2v.models.emu_video import EmuVideo
 from contrastive_i2v.models.instruct_pix2pix import InstructPix2Pix
-from contrastive_i2v.models.loading import locate, split_options
+from contrastive_i2v.models.loading import locate, reach, split_options
 from contrastive_i2v.system import DESCRIPTION, Description, System, SystemConfig, default_device
 
 SYSTEMS: dict[str, type[System]] = {
@@ -50,7 +50,7 @@ def load_system(
             that its weights can't have.
     """
     name, options = split_options(name)
-    source = locate(name)
+    source = reach(locate(name))
     saved = read_description(source)
     kind = config.kind if config else saved.system.kind if saved else _opens(Path(source)) or next(iter(SYSTEMS))
     if saved and saved.system.kind not in (kind, *SYSTEMS[kind].starts_from):

@@ -80,9 +80,6 @@ class ConsistI2VConfig(SystemConfig):
     """The timestep that the first frame is noised to for FrameInit; published: 850 of 1000."""
 
     def __post_init__(self) -> None:
-        check_fields(
-            self, {"frames": 2, "max_stride": 1, "noise_alpha": 0, "filter_order": 1, "frame_init_timestep": 0}
-        )
         least = {"frames": 2, "max_stride": 1, "noise_alpha": 0, "filter_order": 1, "frame_init_timestep": 0}
         check_fields(self, least, positive=("cutoff", "cutoff_time"))
         if self.start_alpha is not None and not 0 <= self.start_alpha <= 1:
@@ -173,6 +170,12 @@ class ConsistI2V(StableDiffusion):
         super().__init__(parts, network, scheduler, sampler)
         self.config, self.temporal = config, temporal
         self.window = Window(cast(int, config.frames))
+        most = schedule.num_train_timesteps - 1
+        if cast(int, config.frame_init_timestep) > most:
+            raise InputError(
+                f"frame_init_timestep: expected 0 to {most}, the timesteps of the model's scheduler, got "
+                f"{config.frame_init_timestep}"
+            )
 
     @classmethod
     def opens(cls, folder: Path) -> bool:
@@ -276,8 +279,9 @@ class ConsistI2V(StableDiffusion):
                 raise InputError("layout: the noise follows one by FrameInit, which is off; expected frame_init=True")
             return noise
         if layout is None:
-            layout = self.codec.normalize(given[:, :1])
-        still = layout.float().cpu().expand(-1, 1 + generated, -1, -1, -1)
+            layout = self.codec.normalize(given[:, :1]).expand(noise.shape)
+        elif layout.shape != noise.shape:
+            raise InputError(f"layout has shape {list(layout.shape)}; expected {list(noise.shape)}, a latent a frame")
         timesteps = torch.full((batch,), cast(int, config.frame_init_timestep))
         low = low_pass_filter(
             (1 + generated, *latent[1:]),
@@ -286,7 +290,7 @@ class ConsistI2V(StableDiffusion):
             cutoff_time=cast(float, config.cutoff_time),
             order=cast(int, config.filter_order),
         )
-        return frame_init(self.schedule.add_noise(still, noise, timesteps), noise, low)
+        return frame_init(self.schedule.add_noise(layout.float().cpu(), noise, timesteps), noise, low)
 
 
 def temporal_layers(unet: Any, rope: Rope, *, alpha: float = 1.0) -> TemporalLayers:
@@ -339,13 +343,22 @@ def _load_published(folder: Path) -> tuple[Any, TemporalLayers]:
     for part, module in (("unet", unet), ("temporal", temporal)):
         mine = {key.removeprefix(f"{part}."): value for key, value in weights.items() if key.startswith(f"{part}.")}
         expected = module.state_dict()
-        missing = [key for key in expected if key not in mine or mine[key].shape != expected[key].shape]
-        foreign = sorted(set(mine) - set(expected))
-        if missing or foreign:
-            what = f"lack {len(missing)}, such as {missing[0]}" if missing else f"have {foreign[0]}, which is foreign"
-            raise InputError(f"{file}: the weights of {part} {what}; expected ConsistI2V's as published")
+        if wrong := _misfit(expected, mine):
+            raise InputError(f"{file}: the weights of {part} {wrong}; expected ConsistI2V's as published")
         module.load_state_dict({key: value.float() for key, value in mine.items()}, assign=True)
     return unet, temporal
+
+
+def _misfit(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> str | None:
+    """How weights differ from those that a module has: a name that is missing or too many, or a shape."""
+    if missing := [key for key in expected if key not in found]:
+        return f"lack {len(missing)}, such as {missing[0]}"
+    if foreign := sorted(set(found) - set(expected)):
+        return f"have {foreign[0]}, which is foreign"
+    for key, value in expected.items():
+        if found[key].shape != value.shape:
+            return f"have {key} of shape {list(found[key].shape)}, not {list(value.shape)}"
+    return None
 
 
 def from_published(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -7,7 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import yaml
+from huggingface_hub.errors import HfHubHTTPError
 
 from contrastive_i2v.errors import InputError, one_line
 from contrastive_i2v.system import DESCRIPTION
@@ -68,6 +70,38 @@ def split_options(name: str | Path) -> tuple[str, dict[str, Any]]:
     return source, options
 
 
+def reach(source: str) -> str:
+    """What `locate` found, as it is: a folder, or an id that the hub answers for. Where the hub doesn't answer, the
+    folder of what was downloaded before.
+
+    One attempt says it: the hub's own downloads would repeat theirs for 24 s, each file anew.
+
+    Raises:
+        InputError: no answer, and nothing downloaded.
+    """
+    if Path(source).is_dir():
+        return source
+    try:
+        huggingface_hub.get_hf_file_metadata(huggingface_hub.hf_hub_url(source, DESCRIPTION), timeout=10)
+    except HfHubHTTPError:  # it does answer: no such file, no such model, or no right to see it
+        return source
+    except Exception as error:  # of whichever library the hub's connections are made with
+        try:
+            return str(huggingface_hub.snapshot_download(source, local_files_only=True))
+        except OSError:
+            raise not_fetched("any file", source, error) from error
+    return source
+
+
+def not_fetched(what: str, source: str, error: Exception) -> InputError:
+    """The error of a hub id."""
+    return InputError(
+        f"could not get {what} of model {source!r} from the hub: {one_line(error)}. Check the id and the "
+        "connection, or download it elsewhere (`hf download <id> --local-dir <folder>`) and pass that "
+        "folder; 'tiny' needs no download"
+    )
+
+
 def read_object(file: Path) -> dict[str, Any]:
     """The JSON object that a file of a model holds. Raises InputError naming the file."""
     try:
@@ -91,11 +125,7 @@ def load_part(load: Callable[..., Any], source: str, part: str, **kwargs: Any) -
         reason = one_line(error)
         if Path(source).is_dir():
             raise InputError(f"could not load {part} of model {source!r}: {reason}") from error
-        raise InputError(
-            f"could not get {part} of model {source!r} from the hub: {reason}. Check the id and the "
-            "connection, or download it elsewhere (`hf download <id> --local-dir <folder>`) and pass that "
-            "folder; 'tiny' needs no download"
-        ) from error
+        raise not_fetched(part, source, error) from error
 
 
 def load_weights(cls: Any, source: str, part: str, variant: str | None) -> Any:

@@ -302,8 +302,10 @@ class TemporalLayers(ModelMixin, ConfigMixin):  # type: ignore[misc]
             "attention": lambda width: ResidualTemporalAttention(width, heads=heads, rope=rope),
         }
         self.names = list(follows)
-        self.layers = nn.ModuleDict({_key(name): make[kind](width) for name, (kind, width) in follows.items()})
-        self.conv_condition = nn.Conv2d(inputs, first_channels, 3, padding=1, bias=False) if inputs else None
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(0)  # new layers are the same ones every time, as a folder's are
+            self.layers = nn.ModuleDict({_key(name): make[kind](width) for name, (kind, width) in follows.items()})
+            self.conv_condition = nn.Conv2d(inputs, first_channels, 3, padding=1, bias=False) if inputs else None
         if self.conv_condition is not None:
             nn.init.zeros_(self.conv_condition.weight)
         self.condition: Tensor | None = None
@@ -318,17 +320,29 @@ class TemporalLayers(ModelMixin, ConfigMixin):  # type: ignore[misc]
     def attach(self, unet: nn.Module) -> None:
         """Let the layers follow those of `unet`, whose class and weights stay. Raises InputError for another UNet."""
         modules = dict(unet.named_modules())
-        if unknown := [name for name in self.names if name not in modules]:
-            raise InputError(
-                f"the temporal layers follow {unknown[0]} of a UNet, and this one has none; expected the UNet that "
-                "they were made for: take unet/ and temporal/ from one model"
-            )
+        self._check_fit(unet, modules)
         for name in self.names:
             layer = cast(TemporalLayer, self.layers[_key(name)])
             modules[name].register_forward_hook(layer.after, with_kwargs=True)
         if self.conv_condition is not None:
             # before the layer that follows the same convolution
             modules["conv_in"].register_forward_hook(self._add_condition, prepend=True)
+
+    def _check_fit(self, unet: nn.Module, modules: Mapping[str, nn.Module]) -> None:
+        own = "; expected the UNet that they were made for: take unet/ and temporal/ from one model"
+        for name, (kind, width) in self.config.follows.items():
+            if name not in modules:
+                raise InputError(f"the temporal layers follow {name} of a UNet, and this one has none{own}")
+            has = getattr(modules[name], "out_dim" if kind == "attention" else "out_channels", width)
+            if has != width:
+                raise InputError(
+                    f"the temporal layers follow {name} of {width} channels, and this UNet's has {has}{own}"
+                )
+        text = getattr(getattr(unet, "config", None), "cross_attention_dim", self.config.text_width)
+        if text != self.config.text_width:
+            raise InputError(
+                f"the temporal layers read text of width {self.config.text_width}, and this UNet {text}{own}"
+            )
 
     def _add_condition(self, module: nn.Module, args: Any, output: Tensor) -> Tensor | None:
         if self.condition is None or self.conv_condition is None:
@@ -405,8 +419,7 @@ class VideoUNet(nn.Module):
         self.temporal.clip.frames = 0 if as_images else frames
         self.temporal.condition = None if condition is None else condition.flatten(0, 1)
         out: Tensor = self.unet(
-            # the layers' outputs take this layout over: half the time on a CPU, and no copies around temporal layers
-            like(self.unet, latents.flatten(0, 1)).contiguous(memory_format=torch.channels_last),
+            like(self.unet, latents.flatten(0, 1)),
             timesteps.repeat_interleave(frames, output_size=len(timesteps) * frames),
             encoder_hidden_states=like(self.unet, prompt_embeds).repeat_interleave(frames, dim=0),
             class_labels=None if label is None else label.repeat_interleave(frames),

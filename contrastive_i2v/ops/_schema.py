@@ -8,7 +8,7 @@ pass only scales it, through `scale_gradient`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -40,6 +40,7 @@ torch.library.define(f"{NAMESPACE}::scale_gradient", "(Tensor gradient, Tensor g
 
 @torch.library.impl(f"{NAMESPACE}::diffusion_loss", "CompositeExplicitAutograd")
 def _diffusion_loss(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    _require_strided(arguments)
     out = diffusion_loss_reference(*arguments)
     return out.loss, out.mse, out.contrastive, out.grad_prediction
 
@@ -72,14 +73,25 @@ def _diffusion_loss_fake(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tenso
     )
 
 
+def _require_strided(arguments: Sequence[Any]) -> None:
+    """A single sparse tensor among others brings a call here, past the kernel's checks."""
+    for tensor in _tensors(arguments):
+        if tensor.layout != torch.strided:
+            raise ValueError(f"an argument has the layout {tensor.layout}: expected torch.strided")
+
+
 def _require_one_device(prediction: Tensor, arguments: Sequence[Any]) -> None:
     """A single meta tensor among others brings a real call here, whose outputs nobody would ever fill."""
+    for tensor in _tensors(arguments):
+        if tensor.device != prediction.device:
+            raise ValueError(f"an argument is on {tensor.device}: expected prediction's device, {prediction.device}")
+
+
+def _tensors(arguments: Sequence[Any]) -> Iterator[Tensor]:
     for argument in arguments:
-        for tensor in argument if isinstance(argument, (list, tuple)) else (argument,):
-            if isinstance(tensor, Tensor) and tensor.device != prediction.device:
-                raise ValueError(
-                    f"an argument is on {tensor.device}: expected prediction's device, {prediction.device}"
-                )
+        for one in argument if isinstance(argument, (list, tuple)) else (argument,):
+            if isinstance(one, Tensor):
+                yield one
 
 
 def _diffusion_loss_reference_fake(*arguments: Any) -> tuple[Tensor, ...]:

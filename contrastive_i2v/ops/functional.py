@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -104,8 +103,10 @@ def contrastive_diffusion_loss(
         and type(prediction) in (Tensor, Parameter)
         and prediction.is_cpu
         and type(temperature) is float
-        and 0 < temperature < math.inf
+        and check.fits(temperature, torch.float32)
         and isinstance(banks, (list, tuple))
+        and banks  # without any the kernel doesn't look at the coefficients
+        and type(normalize) is bool
         and positives is None
         and query_groups is None
         and bank_groups is None
@@ -113,7 +114,8 @@ def contrastive_diffusion_loss(
         # The commonest call. The kernel checks it all again, in a tenth of the time that the checks below take,
         # which then say what is wrong, or find a backend that can.
         try:
-            weights = [prediction.shape[0] / prediction.numel()] * len(banks) if bank_weights is None else bank_weights
+            default = [prediction.shape[0] / prediction.numel()] * len(banks)
+            weights = default if bank_weights is None else check.numbers("bank_weights", bank_weights, banks)
             # fmt: off
             out = torch.ops.contrastive_i2v.diffusion_loss(
                 prediction, noisy, target, c_skip, c_out, banks, (), None, temperature, weights, mse_weights,
@@ -139,7 +141,7 @@ def contrastive_diffusion_loss(
 
     if bank_weights is None:
         bank_weights = [1 / (prediction.numel() // size)] * len(banks)
-    check.numbers("bank_weights", bank_weights, banks)
+    weights = check.numbers("bank_weights", bank_weights, banks)
     check.flag("normalize", normalize)
     matches = check.index_lists(prediction, "positives", positives, banks, [size] * len(banks))
     positive_rows: list[Tensor] = []
@@ -159,11 +161,14 @@ def contrastive_diffusion_loss(
     bank_gradient = with_grad and any(bank.requires_grad for bank in banks)
     temperature_gradient = with_grad and temperature_tensor is not None and temperature_tensor.requires_grad
     more_gradients = ("banks",) * bank_gradient + ("temperature",) * temperature_gradient
+    if not banks:  # nothing of x0 has a say, but 0 * NaN would reach the gradient
+        c_skip = c_out = torch.zeros_like(c_skip)
+        contrastive_weights, normalize = None, False
     dtypes = tuple(tensor.dtype for tensor in (prediction, noisy, target, *banks))
     # fmt: off
     arguments = (
         prediction, noisy, target, c_skip, c_out, list(banks), positive_rows, temperature_tensor,
-        temperature_value, [float(weight) for weight in bank_weights], mse_weights, contrastive_weights,
+        temperature_value, weights, mse_weights, contrastive_weights,
         query_groups, group_rows, normalize, prediction_gradient,
     )
     # fmt: on

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from contrastive_i2v.ops import _validation as check
 from contrastive_i2v.ops._backends import _say_once, available_backends
 
 BACKENDS = ("reference", "cpu", "triton")
@@ -55,21 +56,25 @@ def guided_step(
         x' [copies * B, *latent] in sample's dtype, contiguous.
 
     Raises:
-        ValueError: shapes, dtypes or devices disagree, copies < 1, or an input that requires a gradient.
+        ValueError: wrong types; shapes, dtypes or devices that disagree; copies < 1; an input that requires a gradient.
         RuntimeError: a named backend is missing or cannot do what is asked.
 
     Sources: Brooks et al., InstructPix2Pix (arXiv 2211.09800), equation 3; Song et al., DDIM (arXiv
     2010.02502), equation 12 with eta = 0, of which Euler's step is a case.
     """
+    sample_scale = check.number("sample_scale", sample_scale)
+    prediction_scale = check.number("prediction_scale", prediction_scale)
+    guidance_scale = check.number("guidance_scale", guidance_scale)
+    image_guidance_scale = check.number("image_guidance_scale", image_guidance_scale)
     branches = guidance_branches(guidance_scale, image_guidance_scale)
     _check(sample, predictions, branches, copies)
     # e as a walk e(0,0) -> e(I,0) -> e(I,T) over the branches that were run; reaching one costs its scale
-    scale_of = {"image": float(image_guidance_scale), "full": float(guidance_scale)}
+    scale_of = {"image": image_guidance_scale, "full": guidance_scale}
     if "image" not in branches:
-        scale_of["full"] = float(image_guidance_scale)  # s_I = s_T
+        scale_of["full"] = image_guidance_scale  # s_I = s_T
     walk = branches[::-1]
     scales = [scale_of[branch] for branch in walk[1:]]
-    arguments = (sample, predictions, float(sample_scale), float(prediction_scale), scales, copies)
+    arguments = (sample, predictions, sample_scale, prediction_scale, scales, copies)
     chosen = _choose(backend, sample, predictions)
     if chosen == "cpu":
         return torch.ops.contrastive_i2v.guided_step(*arguments)  # type: ignore[no-any-return]
@@ -137,6 +142,8 @@ def _guided_step_fake(
     guidance_scales: Sequence[float],
     copies: int,
 ) -> Tensor:
+    # else a meta tensor among others would bring back memory that nothing filled
+    check.same_device("predictions", predictions, sample, of="sample")
     return sample.new_empty((copies * sample.shape[0], *sample.shape[1:]))
 
 
@@ -147,23 +154,21 @@ for _name, _function in (("guided_step", guided_step_reference), ("guided_step_t
 
 
 def _check(sample: Tensor, predictions: Tensor, branches: tuple[str, ...], copies: int) -> None:
+    check.floating("sample", sample)
+    check.floating("predictions", predictions)
     if sample.dim() < 1 or sample.dtype not in (torch.float32, torch.float64):
         raise ValueError(
             f"sample is {sample.dtype} {list(sample.shape)}: expected float32 or float64 [B, *latent]; a sample that "
             "is rounded to less at every step drifts"
         )
-    if predictions.dtype not in (*_PREDICTION_DTYPES, torch.float64):
-        raise ValueError(f"predictions is {predictions.dtype}: expected float32, bfloat16, float16 or float64")
-    if predictions.device != sample.device:
-        raise ValueError(f"predictions is on {predictions.device}: expected sample's device, {sample.device}")
+    check.same_device("predictions", predictions, sample, of="sample")
     expected = (len(branches) * sample.shape[0], *sample.shape[1:])
     if predictions.shape != expected:
         raise ValueError(
             f"predictions has shape {list(predictions.shape)}: expected {list(expected)}, sample's "
             f"{list(sample.shape)} for each of the branches that these scales need ({', '.join(branches)})"
         )
-    if copies < 1:
-        raise ValueError(f"copies is {copies}: expected at least 1")
+    check.count("copies", copies)
     if torch.is_grad_enabled() and (sample.requires_grad or predictions.requires_grad):
         name = "sample" if sample.requires_grad else "predictions"
         raise ValueError(f"{name} requires a gradient, but sampling has none: detach it, or use torch.no_grad()")

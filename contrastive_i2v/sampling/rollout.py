@@ -146,18 +146,21 @@ def fill_in(
         [B, gap (K + 1) + 1, C, h, w] float32, normalised.
 
     Raises:
-        InputError: a system of another window, or too few keyframes.
+        InputError: a system of another window, or keyframes of another shape or too few.
 
     Source: Emu Video (arXiv 2311.10709), appendix A.
     """
-    window, total = system.window, given.shape[1]
-    count = len(window.given)
+    window, count = system.window, len(system.window.given)
     gap = window.given[0] if window.given else 0
-    if not gap or window.given != tuple(gap * (k + 1) for k in range(count)) or window.length != gap * (count + 1) + 1:
+    even = gap > 0 and window.given == tuple(gap * (k + 1) for k in range(count))
+    if not (even and window.length == gap * (count + 1) + 1 and window.regenerates):
         raise InputError(
             f"the windows of {system.config.kind} give frames {window.given} of {window.length}; expected keyframes "
-            "evenly apart, as an interpolation model has them"
+            "evenly apart, in windows that are generated whole, as an interpolation model has them"
         )
+    if given.ndim != 5:
+        raise InputError(f"given has shape {tuple(given.shape)}; expected [B, K, C, h, w]")
+    total = given.shape[1]
     if total < count:
         raise InputError(f"keyframes: expected at least {count}, those of a window, got {total}")
     sample = _Windows(system, text, len(given), seeds, sampler, None, None)

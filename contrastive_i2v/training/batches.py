@@ -11,6 +11,8 @@ from torch.utils.data import DataLoader
 
 from contrastive_i2v.data.examples import Example, ExampleDataset, encode_clips, report_skipped, write_skipped
 from contrastive_i2v.data.sources.folder import read_folder
+from contrastive_i2v.data.types import NoClipLeft
+from contrastive_i2v.errors import InputError
 from contrastive_i2v.randomness import seeded
 from contrastive_i2v.system import System
 from contrastive_i2v.training.config import DataConfig, TrainConfig
@@ -29,15 +31,20 @@ def encode_dataset(
     clips, uncaptioned = read_folder(config.path)
     if config.keep < 1:
         clips = select_clips(clips, config, file=skipped_file.with_name(SCORES), progress=progress)
-    dataset, unusable = encode_clips(
-        clips,
-        system,
-        cache_dir=config.cache_dir,
-        resolution=config.resolution,
-        frames=config.frames,
-        seed=seed,
-        progress=progress,
-    )
+    try:
+        dataset, unusable = encode_clips(
+            clips,
+            system,
+            cache_dir=config.cache_dir,
+            resolution=config.resolution,
+            frames=config.frames,
+            seed=seed,
+            progress=progress,
+        )
+    except NoClipLeft as error:
+        if progress:
+            write_skipped(skipped_file, [*uncaptioned, *error.skipped])
+        raise InputError(f"{error}; all of them are in {skipped_file}") from error
     skipped = [*uncaptioned, *unusable]
     if progress:
         write_skipped(skipped_file, skipped)

@@ -27,7 +27,7 @@ from torch.distributed.checkpoint.state_dict import (
 )
 
 from contrastive_i2v.errors import InputError, one_line
-from contrastive_i2v.files import digest, file_hash
+from contrastive_i2v.files import digest, file_hash, parse_json
 
 TensorGroups = dict[str, dict[str, Tensor]]
 
@@ -90,7 +90,7 @@ def load_checkpoint(path: Path) -> tuple[TensorGroups, dict[str, Any]]:
         InputError: an earlier version wrote it, without hashes.
     """
     try:
-        state: dict[str, Any] = json.loads((path / "state.json").read_text())
+        state: dict[str, Any] = parse_json((path / "state.json").read_text())
         if isinstance(state, dict) and not {"hash", "hashes"} & state.keys():
             raise InputError(f"{path}: an earlier version wrote this checkpoint; start again in a new --output")
         said = {name: value for name, value in state.items() if name != "hash"}
@@ -115,8 +115,11 @@ def load_last_checkpoint(folder: Path) -> tuple[Path, TensorGroups, dict[str, An
     for path in reversed(list_checkpoints(folder)):
         try:
             return path, *load_checkpoint(path)
-        except DamagedCheckpoint as error:
+        except InputError as error:
             reasons.append(str(error))
+            if not isinstance(error, DamagedCheckpoint):
+                print(f"{error}; the one before is used")
+                continue
             with suppress(OSError):  # another rank may have been first
                 path.rename(path.with_name(f"damaged-{path.name}"))
             print(f"{error}; put aside, and the one before is used")

@@ -205,21 +205,30 @@ def save_config(config: Any, path: Path) -> None:
     write_whole(path, lambda part: part.write_text(text))
 
 
+class _Loader(yaml.SafeLoader):
+    """Without aliases: ten lines of them stand for billions of values."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.events.AliasEvent):
+            raise yaml.YAMLError("holds an alias, which no config needs")
+        return super().compose_node(parent, index)
+
+
 def load_config(cls: type[T], path: Path) -> T:
     """Read a config that `save_config` wrote. Raises InputError naming the file and the field."""
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = yaml.load(path.read_text(encoding="utf-8"), _Loader)  # a safe loader
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: can't be read ({one_line(error)}); expected a run's config.yaml") from error
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a date that isn't in the calendar
         raise InputError(f"{path}: not YAML ({one_line(error)})") from error
     if not isinstance(values, dict):
         raise InputError(f"{path}: holds a {type(values).__name__}; expected a mapping, as a run's config.yaml is")
     rules = dacite.Config(strict=True, cast=[Path, tuple, float], type_hooks={SystemConfig: parse_config})
     try:
         return dacite.from_dict(cls, values, rules)
-    except (dacite.DaciteError, InputError) as error:
-        raise InputError(f"{path}: {error}; was it written by another version?") from error
+    except (dacite.DaciteError, ValueError, TypeError, OverflowError) as error:
+        raise InputError(f"{path}: {one_line(error)}; was it written by another version?") from error
 
 
 def differences(old: Any, new: Any, prefix: str = "", *, free: Collection[str] = _FREE) -> list[str]:

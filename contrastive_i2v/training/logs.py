@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
+from contrastive_i2v.files import parse_json
+
 Row: TypeAlias = Mapping[str, Tensor | float]
 """Figures by name. Tensors stay on their device until somebody reads them."""
 
@@ -38,13 +40,16 @@ class RunLog:
 
 
 def read_log(path: Path) -> list[dict[str, float]]:
-    """The rows of a `log.jsonl`; a last line that a kill cut short is left out."""
-    rows = []
-    for line in path.read_text().splitlines() if path.exists() else ():
+    """The rows of a `log.jsonl`; what follows a line that a kill cut short is left out."""
+    rows: list[dict[str, float]] = []
+    for line in path.read_text(errors="replace").splitlines() if path.exists() else ():
         try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
+            row = parse_json(line)
+        except ValueError:
             break
+        if not isinstance(row, dict) or not isinstance(row.get("step"), int):
+            break
+        rows.append(row)
     return rows
 
 

@@ -17,8 +17,9 @@ from torch.nn import functional as F
 from tqdm import tqdm
 from transformers import CLIPConfig, CLIPModel
 
-from contrastive_i2v.data.types import Clip
-from contrastive_i2v.data.video import probe, read_frames, resize_frames
+from contrastive_i2v.data.examples import report_skipped
+from contrastive_i2v.data.types import Clip, NoClipLeft, Skipped
+from contrastive_i2v.data.video import VideoError, probe, read_frames, resize_frames
 from contrastive_i2v.models import tiny
 from contrastive_i2v.training.checkpoint import (
     list_checkpoints,
@@ -69,15 +70,26 @@ def fit(
     module.eval()
 
 
-def load_frames(clips: Sequence[Clip], per_clip: int, step: int, size: int) -> Tensor:
-    """`per_clip` frames of each clip, `step` native frames apart: float `[N, per_clip, 3, size, size]` in [-1, 1]."""
-    frames = []
+def load_frames(clips: Sequence[Clip], per_clip: int, step: int, size: int) -> tuple[Tensor, list[Clip]]:
+    """`per_clip` frames of each clip, `step` native frames apart: float `[N, per_clip, 3, size, size]` in [-1, 1].
+
+    Beside them the N clips: those whose file can't be decoded are named and left out. Raises NoClipLeft without any.
+    """
+    frames, kept, skipped = [], [], []
     for number, clip in enumerate(tqdm(clips, desc="frames", unit="clip")):
-        last = probe(clip.path).frames - 1
-        first = number * 7 % max(1, last - (per_clip - 1) * step)
-        indices = [min(first + i * step, last) for i in range(per_clip)]
-        frames.append(resize_frames(read_frames(clip.path, indices), size))
-    return torch.stack(frames)
+        try:
+            last = probe(clip.path).frames - 1
+            first = number * 7 % max(1, last - (per_clip - 1) * step)
+            indices = [min(first + i * step, last) for i in range(per_clip)]
+            frames.append(resize_frames(read_frames(clip.path, indices), size))
+            kept.append(clip)
+        except VideoError as error:
+            skipped.append(Skipped.because(clip.path, error))
+    if not frames:
+        raise NoClipLeft(skipped)
+    if skipped:
+        print(report_skipped(skipped))
+    return torch.stack(frames), kept
 
 
 def train_autoencoder(frames: Tensor, *, folder: Path, steps: int, batch_size: int, seed: int) -> Any:

@@ -48,17 +48,18 @@ def train_tiny_base(config: TinyBaseConfig) -> Path:
 
     vae = _stage(root / "vae", AutoencoderKL)
     if vae is None:
-        frames = load_frames(clips, per_clip=2, step=40, size=tiny.RESOLUTION).flatten(0, 1)
+        frames, _ = load_frames(clips, per_clip=2, step=40, size=tiny.RESOLUTION)
         vae = train_autoencoder(
-            frames, folder=root / "stages" / "vae", steps=config.vae_steps, batch_size=8, seed=config.seed
+            frames.flatten(0, 1), folder=root / "stages" / "vae", steps=config.vae_steps, batch_size=8, seed=config.seed
         )
         vae.save_pretrained(root / "vae")
 
     text_encoder = _stage(root / "text_encoder", CLIPTextModel)
     if text_encoder is None:
+        pairs, seen = load_frames(clips, per_clip=2, step=5, size=tiny.RESOLUTION)
         tokenizer, text_encoder = train_text_encoder(
-            load_frames(clips, per_clip=2, step=5, size=tiny.RESOLUTION),
-            [clip.caption for clip in clips],
+            pairs,
+            [clip.caption for clip in seen],
             folder=root / "stages" / "text_encoder",
             steps=config.text_steps,
             batch_size=128,

@@ -69,7 +69,10 @@ class Trainer:
                 progress=self.main,
             )
         for fps in sorted({example.fps for example in self.dataset.examples}):
-            self.system.check_fps(fps)
+            try:
+                self.system.check_fps(fps)
+            except InputError as error:
+                raise InputError(f"data.frames: {error}; windows of those, with --data.frames.max-offset") from error
         if config.gradient_checkpointing:
             _enable_gradient_checkpointing(self.system)
         trainable = self.system.trainable()

@@ -1,7 +1,8 @@
-// See bf16_products.h. A slice of the depth at a time: the left rows are split into tiles once; then each
-// thread takes panels of columns, packs its panel of the bank in its own cache and runs down all the left
-// tiles. The slices and tiles are fixed and summed in order, so no bit depends on the number of threads. The
-// memory is a slice of the left side (2.3 MB for 1,024 rows) and 82 KB a thread.
+// See bf16_products.h. Some slices of the depth at a time: the left rows are made tiles once, where they have
+// to be; then each thread takes panels of columns, packs its panel of the bank in its own cache and runs down
+// all the left tiles. The slices are fixed and summed in order, so no bit depends on the number of threads.
+// The memory is a slice of the left side (2.3 MB for 1,024 rows of two parts) or 16 tiles, and 66 KB a
+// thread.
 
 #include "bf16_products.h"
 
@@ -9,8 +10,8 @@
 
 #include <algorithm>
 #include <bit>
-#include <cstring>
 #include <memory>
+#include <utility>
 
 namespace contrastive_i2v::cpu {
 
@@ -38,38 +39,35 @@ void split(const float* from, int64_t count, c10::BFloat16* high, c10::BFloat16*
   }
 }
 
-void fill_left(const Rows& a, Range rows, Range depth, Tile::Left& tile) {
-  constexpr int64_t stride = Tile::kStride;
-  for (int64_t i = 0; i < Tile::kRows; ++i) {
-    c10::BFloat16 *high = tile.data + i * stride, *low = high + Tile::kRows * stride;
+void fill_left(const TileProduct& product, const Rows& a, Range rows, Range depth, Tile::Left& tile) {
+  const int64_t end = product.whole ? Tile::kDepth : depth.count + depth.count % 2;
+  for (int64_t i = 0; i < (product.whole ? product.rows() : rows.count); ++i) {
+    c10::BFloat16 *high = tile.data + i * Tile::kStride, *low = high + Tile::kRows / 2 * Tile::kStride;
     const int64_t count = i < rows.count ? depth.count : 0;
-    if (count) split(a.data + (rows.begin + i) * a.stride + depth.begin, count, high, low);
-    std::fill(high + count, high + Tile::kDepth, c10::BFloat16(0));
-    std::fill(low + count, low + Tile::kDepth, c10::BFloat16(0));
+    const float* from = a.data + (rows.begin + i) * a.stride + depth.begin;
+    if (product.parts == 1) {
+      kernels().round(from, count, high);
+    } else {
+      split(from, count, high, low);
+      std::fill(low + count, low + end, c10::BFloat16(0));
+    }
+    std::fill(high + count, high + end, c10::BFloat16(0));
   }
 }
 
-// The right side of x0 bank^T: depth runs along a row of the bank, columns are its rows. A transpose of
-// pairs, a cache line of each row at a time.
+// The right side of x0 bank^T: depth runs along a row of the bank, columns are its rows.
 struct PackTransposed {
   const c10::BFloat16* bank;
   int64_t stride;
 
   void operator()(Range depth, Range columns, Tile::Right& tile) const {
-    constexpr int64_t kLines = 32;  // pairs
     const int64_t pairs = depth.count / 2;
     const c10::BFloat16* from = bank + columns.begin * stride + depth.begin;
-    for (int64_t begin = 0; begin < pairs; begin += kLines) {
-      const int64_t end = std::min(begin + kLines, pairs);
-      for (int64_t n = 0; n < columns.count; ++n) {
-        for (int64_t p = begin; p < end; ++p) {
-          std::memcpy(tile.data + 2 * (p * Tile::kColumns + n), from + n * stride + 2 * p,
-                      2 * sizeof(c10::BFloat16));
-        }
-      }
-    }
+    kernels().transpose_pairs(from, stride, columns.count, pairs, tile.data, Tile::kColumns);
     for (int64_t n = 0; n < columns.count && depth.count % 2; ++n) {
-      tile.data[2 * (pairs * Tile::kColumns + n)] = from[n * stride + 2 * pairs];
+      c10::BFloat16* pair = tile.data + 2 * (pairs * Tile::kColumns + n);
+      pair[0] = from[n * stride + 2 * pairs];
+      pair[1] = 0;
     }
   }
 };
@@ -80,53 +78,104 @@ struct PackRows {
   int64_t stride;
 
   void operator()(Range depth, Range columns, Tile::Right& tile) const {
-    const c10::BFloat16* __restrict even = bank + depth.begin * stride + columns.begin;
-    c10::BFloat16* __restrict to = tile.data;
+    const c10::BFloat16* even = bank + depth.begin * stride + columns.begin;
+    c10::BFloat16* to = tile.data;
     for (int64_t k = 0; k < depth.count; k += 2, even += 2 * stride, to += 2 * Tile::kColumns) {
-      const c10::BFloat16* __restrict odd = even + stride;
-      if (k + 1 < depth.count) {
-        for (int64_t n = 0; n < columns.count; ++n) {
-          to[2 * n] = even[n];
-          to[2 * n + 1] = odd[n];
-        }
-      } else {
-        for (int64_t n = 0; n < columns.count; ++n) to[2 * n] = even[n];
-      }
+      kernels().interleave(even, k + 1 < depth.count ? even + stride : nullptr, columns.count, to);
     }
   }
 };
 
-void store(const Tile::Sums& sums, Range rows, Range columns, bool add, float* out, int64_t stride) {
-  for (int64_t i = 0; i < rows.count; ++i) {
-    const float *high = sums.data + i * Tile::kColumns, *low = high + Tile::kRows * Tile::kColumns;
-    float* to = out + (rows.begin + i) * stride + columns.begin;
-    for (int64_t n = 0; n < columns.count; ++n) to[n] = (add ? to[n] : 0.0f) + (high[n] + low[n]);
-  }
+// Slices that are multiplied one panel at a time: what makes 16 tiles, which stay in cache for the next
+// panel.
+int64_t slices_together(int64_t tiles, int64_t slices) {
+  constexpr int64_t kLeftTiles = 16;
+  return std::clamp<int64_t>(kLeftTiles / tiles, 1, slices);
 }
 
-// out [a.count, columns] (+)= a [a.count, depth] b [depth, columns]
-template <typename Pack>
-void multiply(const TileProduct& product, const Rows& a, int64_t depth, int64_t columns, const Pack& pack,
-              bool add, float* out, int64_t out_stride) {
-  const int64_t row_tiles = tiles(a.count, Tile::kRows);
-  const auto left = std::make_unique_for_overwrite<Tile::Left[]>(row_tiles);
-  const auto row_range = [&](int64_t t) { return tile_range(t, Tile::kRows, a.count); };
-  for (int64_t s = 0; s < tiles(depth, Tile::kDepth); ++s) {
-    const Range slice = tile_range(s, Tile::kDepth, depth);
-    at::parallel_for(0, row_tiles, 1, [&](int64_t first, int64_t last) {
-      for (int64_t t = first; t < last; ++t) fill_left(a, row_range(t), slice, left[t]);
+// The left side from floats.
+class FilledLeft {
+ public:
+  FilledLeft(const TileProduct& product, const Rows& a, int64_t depth)
+      : product_(product), a_(a), depth_(depth), tiles_(tiles(a.count, product.rows())) {
+    together_ = slices_together(tiles_, tiles(depth, Tile::kDepth));
+    left_ = std::make_unique_for_overwrite<Tile::Left[]>(together_ * tiles_);
+  }
+  int64_t rows() const { return a_.count; }
+  int64_t together() const { return together_; }  // slices
+
+  void prepare(int64_t begin, int64_t end) {
+    begin_ = begin;
+    at::parallel_for(0, (end - begin) * tiles_, 1, [&](int64_t first, int64_t last) {
+      for (int64_t i = first; i < last; ++i) {
+        fill_left(product_, a_, tile_range(i % tiles_, product_.rows(), a_.count),
+                  tile_range(begin + i / tiles_, Tile::kDepth, depth_), left_[i]);
+      }
     });
-    at::parallel_for(0, tiles(columns, Tile::kColumns), 1, [&](int64_t first, int64_t last) {
+  }
+  Parts at(int64_t slice, int64_t tile) const {
+    return {left_[(slice - begin_) * tiles_ + tile].data, Tile::kStride};
+  }
+
+ private:
+  const TileProduct& product_;
+  const Rows& a_;
+  int64_t depth_, tiles_, together_, begin_ = 0;
+  std::unique_ptr<Tile::Left[]> left_;
+};
+
+// The left side where it is.
+class ReadyLeft {
+ public:
+  ReadyLeft(const Parts& a, int64_t count, int64_t depth)
+      : a_(a),
+        count_(count),
+        together_(slices_together(tiles(count, Tile::kRows), tiles(depth, Tile::kDepth))) {}
+  int64_t rows() const { return count_; }
+  int64_t together() const { return together_; }
+  void prepare(int64_t, int64_t) {}
+  Parts at(int64_t slice, int64_t tile) const {
+    return {a_.data + tile * Tile::kRows * a_.stride + slice * Tile::kDepth, a_.stride};
+  }
+
+ private:
+  Parts a_;
+  int64_t count_, together_;
+};
+
+// Columns of a panel: with `whole` all that a tile has, else such that panels are about as wide as each
+// other.
+int64_t panel_columns(bool whole, int64_t columns) {
+  constexpr int64_t lanes = 16;
+  return whole ? Tile::kColumns : tiles(tiles(columns, tiles(columns, Tile::kColumns)), lanes) * lanes;
+}
+
+// out [left.rows(), columns] (+)= left [left.rows(), depth] b [depth, columns]
+template <typename Left, typename Pack>
+void multiply(const TileProduct& product, Left left, int64_t depth, int64_t columns, const Pack& pack,
+              bool add, float* out, int64_t out_stride) {
+  const int64_t row_tiles = tiles(left.rows(), product.rows()), slices = tiles(depth, Tile::kDepth);
+  const int64_t width = panel_columns(product.whole, columns);
+  for (int64_t begin = 0; begin < slices; begin += left.together()) {
+    const int64_t end = std::min(begin + left.together(), slices);
+    left.prepare(begin, end);
+    // Panel by panel; a thread may begin or end in the middle of one.
+    at::parallel_for(0, tiles(columns, width) * row_tiles, 1, [&](int64_t first, int64_t last) {
       const auto right = std::make_unique_for_overwrite<Tile::Right>();
-      const auto sums = std::make_unique_for_overwrite<Tile::Sums>();
-      for (int64_t p = first; p < last; ++p) {
-        const Range panel = tile_range(p, Tile::kColumns, columns);
-        if (slice.count < Tile::kDepth || panel.count < Tile::kColumns) *right = {};
-        pack(slice, panel, *right);
-        for (int64_t t = 0; t < row_tiles; ++t) {
-          *sums = {};
-          product.multiply(left[t], *right, *sums);
-          store(*sums, row_range(t), panel, add || s > 0, out, out_stride);
+      for (int64_t i = first, next; i < last; i = next) {
+        const int64_t p = i / row_tiles;
+        next = std::min(last, (p + 1) * row_tiles);
+        const Range panel = tile_range(p, width, columns);
+        for (int64_t s = begin; s < end; ++s) {
+          const Range slice = tile_range(s, Tile::kDepth, depth);
+          if (product.whole && (slice.count < Tile::kDepth || panel.count < width)) *right = {};
+          pack(slice, panel, *right);
+          for (int64_t t = i % row_tiles; t < next - p * row_tiles; ++t) {
+            const Range rows = tile_range(t, product.rows(), left.rows());
+            product.multiply(left.at(s, t), *right,
+                             {out + rows.begin * out_stride + panel.begin, out_stride, rows.count,
+                              panel.count, slice.count, add || s > 0});
+          }
         }
       }
       product.release();
@@ -134,18 +183,29 @@ void multiply(const TileProduct& product, const Rows& a, int64_t depth, int64_t 
   }
 }
 
+template <typename Left>
+void logits(const TileProduct& product, Left left, const Matrix& bank, float* out, int64_t out_stride) {
+  const PackTransposed pack{static_cast<const c10::BFloat16*>(bank.data), bank.columns};
+  multiply(product, std::move(left), bank.columns, bank.rows, pack, false, out, out_stride);
+}
+
 }  // namespace
 
 void tiled_logits(const TileProduct& product, const Rows& x0, const Matrix& bank, float* out,
                   int64_t out_stride) {
-  const PackTransposed pack{static_cast<const c10::BFloat16*>(bank.data), bank.columns};
-  multiply(product, x0, bank.columns, bank.rows, pack, false, out, out_stride);
+  logits(product, FilledLeft(product, x0, bank.columns), bank, out, out_stride);
+}
+
+void tiled_logits(const TileProduct& product, const Parts& x0, int64_t count, const Matrix& bank, float* out,
+                  int64_t out_stride) {
+  logits(product, ReadyLeft(x0, count, bank.columns), bank, out, out_stride);
 }
 
 void tiled_weighted_sums(const TileProduct& product, const Rows& coefficients, const Matrix& bank, bool add,
                          float* out) {
   const PackRows pack{static_cast<const c10::BFloat16*>(bank.data), bank.columns};
-  multiply(product, coefficients, bank.rows, bank.columns, pack, add, out, bank.columns);
+  multiply(product, FilledLeft(product, coefficients, bank.rows), bank.rows, bank.columns, pack, add, out,
+           bank.columns);
 }
 
 }  // namespace contrastive_i2v::cpu

@@ -1,5 +1,5 @@
-// Who multiplies a tile of bfloat16: torch's own kernel for the processor's matrix instructions, which has to
-// earn trust first, or a plain loop over the same tile.
+// Who multiplies a tile of bfloat16: torch's own kernel for the processor's matrix instructions or ours for
+// AVX512-BF16, which have to earn trust first, or plain loops over the same tiles.
 
 #include <ATen/TensorOperators.h>
 #include <ATen/ops/arange.h>
@@ -24,58 +24,88 @@ namespace contrastive_i2v::cpu {
 
 namespace {
 
-void multiply_emulated(const Tile::Left& left, const Tile::Right& right, Tile::Sums& sums) {
+struct alignas(64) Sums {  // of a whole tile
+  float data[Tile::kRows * Tile::kColumns];
+};
+
+// `sum(left, right, block, sums)` sums the tile, and what of it is there goes where it belongs.
+template <int64_t parts, auto sum>
+void multiply_tile(const Parts& left, const Tile::Right& right, const Block& block) {
+  Sums sums = {};
+  sum(left, right, block, sums);
+  for (int64_t i = 0; i < block.rows; ++i) {
+    const float* high = sums.data + i * Tile::kColumns;
+    const float* low = high + Tile::kRows / 2 * Tile::kColumns;
+    float* to = block.out + i * block.stride;
+    for (int64_t n = 0; n < block.columns; ++n) {
+      to[n] = (block.add ? to[n] : 0.0f) + (parts == 2 ? high[n] + low[n] : high[n]);
+    }
+  }
+}
+
+void sum_emulated(const Parts& left, const Tile::Right& right, const Block& block, Sums& sums) {
   constexpr int64_t columns = Tile::kColumns;
-  for (int64_t k = 0; k < Tile::kDepth; k += 2) {
+  for (int64_t k = 0; k < block.depth; k += 2) {
     float even[columns], odd[columns];
     for (int64_t n = 0; n < columns; ++n) {
       even[n] = right.data[k * columns + 2 * n];
       odd[n] = right.data[k * columns + 2 * n + 1];
     }
-    for (int64_t i = 0; i < 2 * Tile::kRows; ++i) {
-      const float a = left.data[i * Tile::kStride + k], b = left.data[i * Tile::kStride + k + 1];
+    for (int64_t i = 0; i < block.rows; ++i) {
+      const float a = left.data[i * left.stride + k], b = left.data[i * left.stride + k + 1];
       float* to = sums.data + i * columns;
       for (int64_t n = 0; n < columns; ++n) to[n] += a * even[n] + b * odd[n];
     }
   }
 }
 
-constexpr TileProduct kEmulated = {multiply_emulated, [] {}};
+void sum_emulated_whole(const Parts& left, const Tile::Right& right, const Block&, Sums& sums) {
+  sum_emulated(left, right, {nullptr, 0, Tile::kRows, Tile::kColumns, Tile::kDepth, false}, sums);
+}
+
+void nothing() {}
+
+constexpr TileProduct kEmulated = {2, true, multiply_tile<2, sum_emulated_whole>, nothing};
+constexpr TileProduct kEmulatedAvx512 = {1, false, multiply_tile<1, sum_emulated>, nothing};
 
 // For the test of the check: one pair that neighbours the wrong way.
-constexpr TileProduct kBroken = {[](const Tile::Left& left, const Tile::Right& right, Tile::Sums& sums) {
-                                   Tile::Right other = right;
-                                   std::swap(other.data[1], other.data[2]);
-                                   multiply_emulated(left, other, sums);
-                                 },
-                                 [] {}};
+void sum_broken(const Parts& left, const Tile::Right& right, const Block& block, Sums& sums) {
+  Tile::Right other = right;
+  std::swap(other.data[1], other.data[2]);
+  sum_emulated_whole(left, other, block, sums);
+}
+
+constexpr TileProduct kBroken = {2, true, multiply_tile<2, sum_broken>, nothing};
 
 #ifdef CPUBLAS_BRGEMM_BF16BF16F32  // newer than brgemm's is_vnni
 namespace blas = at::native::cpublas;
 
-constexpr TileProduct kHardware = {
-    [](const Tile::Left& left, const Tile::Right& right, Tile::Sums& sums) {
-      blas::brgemm(2 * Tile::kRows, Tile::kColumns, Tile::kDepth, Tile::kStride, Tile::kColumns,
-                   Tile::kColumns, /*add_C=*/true, left.data, right.data, sums.data, /*is_vnni=*/true);
-    },
-    [] { blas::brgemm_release(); }};
+void sum_amx(const Parts& left, const Tile::Right& right, const Block&, Sums& sums) {
+  blas::brgemm(Tile::kRows, Tile::kColumns, Tile::kDepth, left.stride, Tile::kColumns, Tile::kColumns,
+               /*add_C=*/true, left.data, right.data, sums.data, /*is_vnni=*/true);
+}
 
-// AMX. AVX512-BF16 alone is twice as fast as float32, which the two parts of a float use up.
-bool has_hardware() { return blas::could_pack(at::kBFloat16); }
+constexpr TileProduct kAmx = {2, true, multiply_tile<2, sum_amx>, [] { blas::brgemm_release(); }};
+
+bool has_amx() { return blas::could_pack(at::kBFloat16); }
 #else
-constexpr TileProduct kHardware = kEmulated;
-bool has_hardware() { return false; }
+constexpr TileProduct kAmx = kEmulated;
+bool has_amx() { return false; }
 #endif
 
 // |result - float32's| / |float32's| of both products on a problem that is ragged in every direction and
 // takes several tiles.
 double disagreement(const TileProduct& product) {
-  constexpr int64_t queries = Tile::kRows + 1, rows = Tile::kDepth + 3, elements = Tile::kDepth + 5;
+  constexpr int64_t rows = Tile::kDepth + 3, elements = Tile::kDepth + 5;
+  const int64_t queries = product.rows() + 1;
   const auto numbers = [](int64_t height, int64_t width) {
     return at::arange(height * width, at::kDouble).square_().mul_(0.37).sin_().view({height, width});
   };
-  const at::Tensor x0 = numbers(queries, elements).to(at::kFloat);
-  const at::Tensor coefficients = numbers(queries, rows).to(at::kFloat);
+  const auto floats = [&](int64_t height, int64_t width) {  // that `parts` parts hold
+    const at::Tensor exact = numbers(height, width).to(at::kFloat);
+    return product.parts == 1 ? exact.to(at::kBFloat16).to(at::kFloat) : exact;
+  };
+  const at::Tensor x0 = floats(queries, elements), coefficients = floats(queries, rows);
   const at::Tensor bank = numbers(rows, elements).to(at::kBFloat16), wide = bank.to(at::kFloat);
   const Matrix matrix = {bank.const_data_ptr(), at::kBFloat16, rows, elements};
   const at::Tensor logits = at::empty({queries, rows}, at::kFloat);
@@ -120,7 +150,7 @@ bool is_worth_filling(int64_t queries, int64_t rows, int64_t elements) {
   const auto full = [](int64_t size, int64_t tile) {
     return static_cast<double>((size + tile - 1) / tile * tile) / static_cast<double>(size);
   };
-  return full(queries, Tile::kRows) * (full(rows, Tile::kColumns) * full(elements, Tile::kDepth) +
+  return full(queries, kAmx.rows()) * (full(rows, Tile::kColumns) * full(elements, Tile::kDepth) +
                                        full(rows, Tile::kDepth) * full(elements, Tile::kColumns)) <=
          8;
 }
@@ -132,10 +162,24 @@ const TileProduct* find_tile_product(int64_t queries, int64_t rows, int64_t elem
   const std::string_view mode = variable ? variable : "auto";
   if (mode == "off") return nullptr;
   if (mode == "emulated") return verified<kEmulated>();
+  if (mode == "emulated-avx512") return verified<kEmulatedAvx512>();
   if (mode == "broken") return verified<kBroken>();
-  TORCH_CHECK_VALUE(mode == "auto", "CI2V_CPU_BF16 is ", mode, ": expected auto, off or emulated");
-  if (!has_hardware() || !is_worth_filling(queries, rows, elements)) return nullptr;
-  return verified<kHardware>();
+  if (mode == "avx512") {
+    TORCH_CHECK_VALUE(has_avx512_bf16(), "CI2V_CPU_BF16 is avx512, but this processor has no AVX512-BF16");
+    return verified<avx512_bf16>();
+  }
+  TORCH_CHECK_VALUE(mode == "auto", "CI2V_CPU_BF16 is ", mode,
+                    ": expected auto, off, avx512, emulated or emulated-avx512");
+  if (has_amx()) return is_worth_filling(queries, rows, elements) ? verified<kAmx>() : nullptr;
+  return gains_from_avx512_bf16() ? verified<avx512_bf16>() : nullptr;
+}
+
+const TileProduct* find_rounding_product(const Problem& problem) {
+  bool is_bf16 = problem.prediction.dtype == at::kBFloat16 && !problem.banks.empty();
+  for (const Bank& bank : problem.banks) is_bf16 = is_bf16 && bank.rows.dtype == at::kBFloat16;
+  if (!is_bf16) return nullptr;
+  const TileProduct* product = find_tile_product(problem.queries, problem.candidates(), problem.elements);
+  return product && product->parts == 1 ? product : nullptr;
 }
 
 }  // namespace contrastive_i2v::cpu

@@ -11,14 +11,16 @@
 #include <memory>
 #include <new>
 
+#include "bf16_products.h"
 #include "kernels.h"
 
 namespace contrastive_i2v::cpu {
 
 namespace {
 
-constexpr int64_t kMaxDots = 1 << 14;    // above, the library's matrix product wins
-constexpr int64_t kMaxFloats = 1 << 21;  // of packed latents: what stays in cache
+constexpr int64_t kMaxDots = 1 << 14;      // above, the library's matrix product wins
+constexpr int64_t kMaxWideDots = 1 << 10;  // where AVX512-BF16 wins from there on
+constexpr int64_t kMaxFloats = 1 << 21;    // of packed latents: what stays in cache
 constexpr int64_t kSlice = 512;
 constexpr int64_t kStride = kSlice + 16;  // rows a power of two apart would share a few sets of the cache
 constexpr int64_t kSerial = 1 << 12;      // softmax weights that are not worth waking threads for
@@ -35,8 +37,9 @@ Buffer buffer(int64_t size) { return Buffer(new (std::align_val_t(64)) float[siz
 
 bool fits_fused(const Problem& problem) {
   const int64_t candidates = problem.candidates();
-  return problem.queries * candidates <= kMaxDots &&
-         (problem.queries + candidates) * problem.elements <= kMaxFloats;
+  const int64_t dots = problem.queries * candidates;
+  return dots <= kMaxDots && (problem.queries + candidates) * problem.elements <= kMaxFloats &&
+         (dots <= kMaxWideDots || !find_rounding_product(problem));
 }
 
 void run_fused(const Problem& problem) {

@@ -114,6 +114,72 @@ void read(const Matrix& matrix, int64_t row, int64_t begin, int64_t count, float
   });
 }
 
+void round(const float* from, int64_t count, c10::BFloat16* to) {
+  for_vectors(count, [&](int64_t d, auto lanes) { store(load(from + d, lanes), to + d, lanes); });
+}
+
+// Rows of a bank are far apart: what lies behind these columns is what the next panel will ask for.
+void interleave(const c10::BFloat16* __restrict even, const c10::BFloat16* __restrict odd, int64_t count,
+                c10::BFloat16* __restrict to) {
+  for (int64_t n = 0; n < count; n += 32) {
+    __builtin_prefetch(even + count + n);
+    if (odd) __builtin_prefetch(odd + count + n);
+  }
+  for (int64_t n = 0; n < count; ++n) {  // of their bits, so that the compiler finds vectors
+    to[2 * n].x = even[n].x;
+    to[2 * n + 1].x = odd ? odd[n].x : 0;
+  }
+}
+
+#if defined(CPU_CAPABILITY_AVX512)
+// A block of 16 rows and 16 pairs: first within 128 bits, then whole quarters.
+void transpose_block(const c10::BFloat16* from, int64_t stride, c10::BFloat16* to, int64_t to_stride) {
+  __m512i a[16], b[16];
+  for (int i = 0; i < 16; ++i) a[i] = _mm512_loadu_si512(from + i * stride);
+  for (int i = 0; i < 16; i += 2) {
+    b[i] = _mm512_unpacklo_epi32(a[i], a[i + 1]);
+    b[i + 1] = _mm512_unpackhi_epi32(a[i], a[i + 1]);
+  }
+  for (int i = 0; i < 16; i += 4) {  // quarter q of a[i + c]: pair 4 q + c of rows i to i + 3
+    a[i] = _mm512_unpacklo_epi64(b[i], b[i + 2]);
+    a[i + 1] = _mm512_unpackhi_epi64(b[i], b[i + 2]);
+    a[i + 2] = _mm512_unpacklo_epi64(b[i + 1], b[i + 3]);
+    a[i + 3] = _mm512_unpackhi_epi64(b[i + 1], b[i + 3]);
+  }
+  for (int c = 0; c < 4; ++c) {
+    const auto put = [&](int pair, __m512i row) { _mm512_storeu_si512(to + 2 * pair * to_stride, row); };
+    const __m512i even_low = _mm512_shuffle_i32x4(a[c], a[4 + c], 0x88);
+    const __m512i even_high = _mm512_shuffle_i32x4(a[8 + c], a[12 + c], 0x88);
+    const __m512i odd_low = _mm512_shuffle_i32x4(a[c], a[4 + c], 0xdd);
+    const __m512i odd_high = _mm512_shuffle_i32x4(a[8 + c], a[12 + c], 0xdd);
+    put(c, _mm512_shuffle_i32x4(even_low, even_high, 0x88));
+    put(4 + c, _mm512_shuffle_i32x4(odd_low, odd_high, 0x88));
+    put(8 + c, _mm512_shuffle_i32x4(even_low, even_high, 0xdd));
+    put(12 + c, _mm512_shuffle_i32x4(odd_low, odd_high, 0xdd));
+  }
+}
+#endif
+
+void transpose_pairs(const c10::BFloat16* from, int64_t stride, int64_t rows, int64_t pairs,
+                     c10::BFloat16* to, int64_t to_stride) {
+  constexpr int64_t block = 16;
+  for (int64_t n = 0; n < rows; n += block) {
+    for (int64_t p = 0; p < pairs; p += block) {
+#if defined(CPU_CAPABILITY_AVX512)
+      if (n + block <= rows && p + block <= pairs) {
+        transpose_block(from + n * stride + 2 * p, stride, to + 2 * (p * to_stride + n), to_stride);
+        continue;
+      }
+#endif
+      for (int64_t i = n; i < std::min(n + block, rows); ++i) {
+        for (int64_t j = p; j < std::min(p + block, pairs); ++j) {
+          std::copy_n(from + i * stride + 2 * j, 2, to + 2 * (j * to_stride + i));
+        }
+      }
+    }
+  }
+}
+
 double squared_norm(const float* row, int64_t count) {
   Sum sum;
   for_vectors(count, [&](int64_t d, auto lanes) {
@@ -397,7 +463,8 @@ void weighted_sums(const float* weights, int64_t rows, const std::vector<Rows>& 
 
 extern const Kernels CI2V_CONCATENATE(kernels_, CPU_CAPABILITY);
 const Kernels CI2V_CONCATENATE(kernels_, CPU_CAPABILITY) = {
-    read, squared_norm, softmax, add, reconstruct, finish, dot_products, weighted_sums,
+    read, round,       transpose_pairs, interleave,   squared_norm,  softmax,
+    add,  reconstruct, finish,          dot_products, weighted_sums,
 };
 
 }  // namespace contrastive_i2v::cpu

@@ -3,6 +3,8 @@
 // one).
 #pragma once
 
+#include <c10/util/BFloat16.h>
+
 #include "problem.h"
 
 namespace contrastive_i2v::cpu {
@@ -24,6 +26,16 @@ struct Rows {
 struct Kernels {
   // to = row[begin : begin + count] as float
   void (*read)(const Matrix& matrix, int64_t row, int64_t begin, int64_t count, float* to);
+
+  // to[n] = from[n], rounded to nearest
+  void (*round)(const float* from, int64_t count, c10::BFloat16* to);
+
+  // Pairs of bfloat16 as one unit: to[p * to_stride + n] = from[n, p], with from's stride in bfloat16
+  void (*transpose_pairs)(const c10::BFloat16* from, int64_t stride, int64_t rows, int64_t pairs,
+                          c10::BFloat16* to, int64_t to_stride);
+
+  // to[2 n] = even[n], to[2 n + 1] = odd[n], or 0 when `odd` is null
+  void (*interleave)(const c10::BFloat16* even, const c10::BFloat16* odd, int64_t count, c10::BFloat16* to);
 
   double (*squared_norm)(const float* row, int64_t count);
 

@@ -79,7 +79,24 @@ int64_t strip_rows(int64_t queries, int64_t floats_each) {
 // A float prediction keeps products in float.
 const TileProduct* tile_product(const Problem& problem, const Matrix& bank, int64_t strip) {
   const bool is_bf16 = problem.prediction.dtype == at::kBFloat16 && bank.dtype == at::kBFloat16;
-  return is_bf16 ? find_tile_product(strip, bank.rows, bank.columns) : nullptr;
+  const TileProduct* product = is_bf16 ? find_tile_product(strip, bank.rows, bank.columns) : nullptr;
+  return product && product->parts == 2 ? product : nullptr;
+}
+
+// x0 of query i, rounded, with the 0 that follows a row of odd length.
+RowSums reconstruct_rounded(const Problem& problem, int64_t i, c10::BFloat16* to) {
+  constexpr int64_t count = 512;
+  float x0[count];
+  RowSums sums;
+  for (int64_t begin = 0; begin < problem.elements; begin += count) {
+    const int64_t n = std::min(count, problem.elements - begin);
+    const RowSums part = kernels().reconstruct(problem, i, begin, n, x0);
+    sums.squared_error += part.squared_error;
+    sums.squared_norm += part.squared_norm;
+    kernels().round(x0, n, to + begin);
+  }
+  if (problem.elements % 2) to[problem.elements] = 0;
+  return sums;
 }
 
 }  // namespace
@@ -92,11 +109,12 @@ void run_strips(const Problem& problem) {
   at::Tensor scratch;
   std::vector<Blocks> blocks;
   std::vector<std::vector<float>> bank_scales;
+  const TileProduct* rounding = find_rounding_product(problem);
   std::vector<const TileProduct*> tiles;
   for (const Bank& bank : problem.banks) {
     blocks.emplace_back(bank.rows, scratch);
     bank_scales.push_back(problem.normalize ? inverse_norms(blocks.back(), bank.rows) : std::vector<float>());
-    tiles.push_back(tile_product(problem, bank.rows, strip));
+    tiles.push_back(rounding ? rounding : tile_product(problem, bank.rows, strip));
     if (tiles.back()) scratch.reset();  // was for the norms only
   }
   const at::Tensor work_strip = in_place ? at::Tensor() : at::empty({strip, elements}, at::kFloat);
@@ -110,9 +128,14 @@ void run_strips(const Problem& problem) {
                           ? view(static_cast<float*>(problem.gradient) + begin * elements, count, elements)
                           : work_strip.narrow(0, 0, count);
     float* work_data = work.mutable_data_ptr<float>();
+    // Rounded, x0 takes half of the same memory. Rows a power of two apart would share sets of the cache.
+    auto* rounded = reinterpret_cast<c10::BFloat16*>(work_data);
+    const int64_t stride = std::min(2 * elements, elements + elements % 2 + 32);
     at::parallel_for(0, count, 1, [&](int64_t first, int64_t last) {
       for (int64_t i = first; i < last; ++i) {
-        const RowSums sums = run.reconstruct(problem, begin + i, 0, elements, work_data + i * elements);
+        const RowSums sums = rounding
+                                 ? reconstruct_rounded(problem, begin + i, rounded + i * stride)
+                                 : run.reconstruct(problem, begin + i, 0, elements, work_data + i * elements);
         problem.mse[begin + i] = static_cast<float>(sums.squared_error / static_cast<double>(elements));
         x0_scale[i] = problem.normalize ? inverse_norm(sums.squared_norm) : 1;
         projection[i] = 0;
@@ -124,7 +147,12 @@ void run_strips(const Problem& problem) {
     for (size_t k = 0; k < problem.banks.size(); ++k) {
       const int64_t rows = problem.banks[k].rows.rows;
       logits.push_back(view(next, count, rows));
-      if (tiles[k]) tiled_logits(*tiles[k], {work_data, elements, count}, problem.banks[k].rows, next, rows);
+      const Matrix& bank = problem.banks[k].rows;
+      if (rounding) {
+        tiled_logits(*rounding, Parts{rounded, stride}, count, bank, next, rows);
+      } else if (tiles[k]) {
+        tiled_logits(*tiles[k], Rows{work_data, elements, count}, bank, next, rows);
+      }
       for (int64_t j = 0; j < rows && !tiles[k]; j += blocks[k].size()) {
         const at::Tensor block = blocks[k].at(j);
         at::Tensor out = logits[k].narrow(1, j, block.size(0));

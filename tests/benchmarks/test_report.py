@@ -11,7 +11,7 @@ import pytest
 
 from benchmarks import __main__ as cli
 from benchmarks import plots, report
-from benchmarks.goals import CPU_GOALS, GPU_GOALS
+from benchmarks.goals import CPU_GOALS, GPU_GOALS, goals_for
 from benchmarks.problems import Case
 from benchmarks.results import Results, case_of
 
@@ -92,6 +92,13 @@ def test_goals_are_read_off_the_file() -> None:
     assert outcomes[Case(size=4096), "extra memory over eager's"] == ("0.020", "met")
 
 
+def test_cpu_goals_are_for_two_threads() -> None:
+    alone = results()
+    alone.about["threads"] = 1
+    assert goals_for(results()) == CPU_GOALS
+    assert goals_for(alone) == []
+
+
 def test_gpu_goals_read_replays_and_kernels() -> None:
     case = Case(size=16, dtype="bfloat16", cache="cold", device="cuda")
     one = results()
@@ -162,7 +169,7 @@ def run(path: Path, *more: str) -> Results:
 def test_resuming_measures_only_what_is_missing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(cli.measure, "ceilings", lambda device, dtypes: {"bytes_per_s": 1.0})
+    monkeypatch.setattr(cli.measure, "ceilings", lambda *about: {"bytes_per_s": 1.0})
     path = tmp_path / "one.json"
     whole = run(path)
     assert [(row["case"]["size"], row["provider"]) for row in whole.rows] == [
@@ -185,7 +192,7 @@ def test_resuming_measures_only_what_is_missing(
 
 
 def test_an_interrupt_keeps_the_cases_before_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cli.measure, "ceilings", lambda device, dtypes: {"bytes_per_s": 1.0})
+    monkeypatch.setattr(cli.measure, "ceilings", lambda *about: {"bytes_per_s": 1.0})
     real = cli.run_case
 
     def interrupted(case: Case, *rest: Any) -> Any:
@@ -200,6 +207,6 @@ def test_an_interrupt_keeps_the_cases_before_it(tmp_path: Path, monkeypatch: pyt
 
 
 def test_no_case_begins_after_the_budget(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
-    monkeypatch.setattr(cli.measure, "ceilings", lambda device, dtypes: {"bytes_per_s": 1.0})
+    monkeypatch.setattr(cli.measure, "ceilings", lambda *about: {"bytes_per_s": 1.0})
     assert run(tmp_path / "one.json", "--budget", "0").rows == []
     assert "not measured, out of time: B=N=6" in capsys.readouterr().out

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Callable
 
 import pytest
@@ -10,11 +11,14 @@ import torch
 from torch import Tensor
 
 from benchmarks import measure, peers, run
+from benchmarks.environment import device_name
 from benchmarks.problems import Case, Problem
-from benchmarks.registry import EAGER, GEMM, Provider, Step, eager, providers, with_gradient
+from benchmarks.registry import BF16_SWITCH, EAGER, GEMM, Provider, Step, eager, providers, with_gradient
 from benchmarks.run import Effort, run_case
+from contrastive_i2v.ops import available_backends
 
 CASE = Case(size=12, elements=64)
+CASE_BF16 = Case(size=48, elements=64, dtype="bfloat16")
 QUICK = Effort(rounds=2, seconds=0.1, memory=False)
 
 
@@ -125,6 +129,23 @@ def test_cold_copies_are_used_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
     sample()
     sample()
     assert all(one is problems[index % 3] for index, one in enumerate(used))
+
+
+@pytest.mark.skipif(available_backends()["cpu"] != "available", reason="needs the extension")
+def test_ours_takes_part_again_with_each_switch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(BF16_SWITCH, "off")
+    contenders = {name: one for name, one in providers("cpu", ["on"]).items() if name.startswith("ours:cpu")}
+    rows = {row["provider"]: row for row in run_case(CASE_BF16, contenders, QUICK)}  # type: ignore[arg-type]
+    assert rows["ours:cpu"]["status"] == "timed"
+    assert "is on: expected auto" in rows[f"ours:cpu {BF16_SWITCH}=on"]["reason"]  # so it was set
+    assert os.environ[BF16_SWITCH] == "off"
+
+
+def test_a_library_that_is_held_back_is_another_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("ONEDNN_MAX_CPU_ISA", raising=False)
+    free = device_name("cpu")
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
+    assert device_name("cpu") == f"{free[:-1]}, held to AVX2)"
 
 
 def test_the_bare_gemm_does_the_flop_that_are_counted() -> None:

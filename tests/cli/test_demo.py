@@ -20,6 +20,7 @@ from contrastive_i2v.cli.main import main
 from contrastive_i2v.data.video import read_frames
 from contrastive_i2v.errors import InputError
 from contrastive_i2v.evaluation.results import Report, Training, load_report
+from contrastive_i2v.training.logs import read_log
 
 SMALL = "--train-clips 3 --test-clips 2 --resolution 16 --steps 4 --batch-size 4 --frames 4 --sampler-steps 2"
 
@@ -50,7 +51,12 @@ def weights(folder: Path, run: str) -> str:
 
 def test_the_report_holds_every_method_and_agrees_with_the_clips(folder: Path) -> None:
     report = load_report(folder / "report.json")
-    assert {one.name: one.training for one in report.methods} == {
+    trainings = {one.name: one.training for one in report.methods}
+    for name in ("contrastive-seed0", "baseline-seed0"):
+        logged = [[row["step"], row["mse"]] for row in read_log(folder / "runs" / name / "log.jsonl")]
+        assert trainings[name].noise_loss == logged and len(logged) == 4
+        trainings[name] = replace(trainings[name], noise_loss=[])
+    assert trainings == {
         "contrastive-seed0": Training(form="contrastive", seed=0),
         "baseline-seed0": Training(form="baseline", seed=0),
         "no-fine-tuning": None,
@@ -84,6 +90,10 @@ def test_forms_differ_in_the_loss_alone(folder: Path) -> None:
 def test_the_page_is_the_evaluation_report(folder: Path) -> None:
     page = (folder / "index.html").read_text()
     assert page.count('<script type="text/plain" data-kind="video/mp4"') == 2 * 5  # clips, and truth and four methods
+    training = page.partition('<section id="training">')[2].partition("</section>")[0]
+    assert (
+        training.count('<path class="line tone') == 2 + 2 and 'aria-label="Noise loss by step"' in training
+    )  # + legend
     assert "Trained with one seed" in page and 'id="seeds"' not in page
     for clip in load_report(folder / "report.json").methods[0].clips:
         assert clip.caption in page

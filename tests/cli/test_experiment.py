@@ -73,6 +73,35 @@ def test_goes_on_without_repeating_and_refuses_other_options(
         experiment.run(["--output", str(folder), *shlex.split(SMALL), "--steps", "3"])
 
 
+@pytest.mark.fault("an experiment is interrupted", "its report has what was measured, and the same command goes on")
+def test_interrupted_it_has_a_report_of_what_was_measured_and_goes_on(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = tmp_path / "run"
+    command = ["--output", str(output), *shlex.split(SMALL), "--forms", "baseline", "contrastive"]
+    trained: list[str] = []
+
+    class Interrupted(trainings.Trainer):
+        def run(self) -> Path:
+            trained.append(self.config.output.name)
+            if len(trained) == 3:
+                raise KeyboardInterrupt
+            return super().run()
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(trainings, "Trainer", Interrupted)
+        experiment.run(command)
+    assert trained == ["start", "baseline-seed0", "contrastive-seed0"]
+    report = load_report(output / "report.json")
+    assert [one.name for one in report.methods] == ["baseline-seed0", "first-frame"]
+    assert report.warnings[0] == "1 of 2 trainings are still to come: the same command goes on."
+    assert "1 of 2 trainings are still to come" in (output / "report.html").read_text()
+    experiment.run(command)
+    after = load_report(output / "report.json")
+    assert after.over_seeds == load_report(folder / "report.json").over_seeds
+    assert not any("still to come" in text for text in after.warnings)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

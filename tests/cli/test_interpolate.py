@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import re
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -89,16 +91,18 @@ def test_an_awkward_rate_still_meets_the_given_frames() -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("changes", "message"),
     [
-        (["--fps-out", "0"], r"--fps-out 0: expected a number > 0"),
-        (["--factor", "nan"], r"--factor nan: expected a number > 0"),
-        (["--factor", "2", "--fps-out", "9"], "expected one of the two, got both"),
+        ({"fps_out": 0.0}, "fps_out: expected a number > 0, got 0"),
+        ({"factor": math.nan}, "factor: expected a number > 0, got nan"),
+        ({"factor": 2.0, "fps_out": 9.0}, "fps_out, factor: expected one of the two, got 9 and 2"),
+        ({"formats": ("mp4", "mp4")}, "formats: expected one at least, and none twice, got mp4 mp4"),
+        ({"input": ()}, "input: expected one at least, and none twice, got none"),
     ],
 )
-def test_wrong_rates(rollout: Path, pipeline_folder: Path, arguments: list[str], message: str) -> None:
-    with pytest.raises(InputError, match=message):
-        interpolate(pipeline_folder, "--input", rollout, *arguments)
+def test_options_are_checked(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=re.escape(message)):
+        replace(cli.Options(input=(Path("a.mp4"),)), **changes)
 
 
 @pytest.mark.parametrize("arguments", [["--fps-out", "1e9"], ["--factor", "1e300"]])

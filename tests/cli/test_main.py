@@ -93,7 +93,8 @@ def test_sample_writes_every_format(tmp_path: Path, pipeline_folder: Path, clips
     assert main(arguments) == 0
     out = tmp_path / "out"
     assert sorted(path.name for path in out.iterdir()) == [
-        f"0000{i}.{kind}" for i in (0, 1) for kind in ("gif", "mp4", "png", "safetensors")
+        ".lock",
+        *(f"0000{i}.{kind}" for i in (0, 1) for kind in ("gif", "mp4", "png", "safetensors")),
     ]
     assert probe(out / "00001.mp4").frames == 3
     with Image.open(out / "00000.gif") as gif:

@@ -105,7 +105,7 @@ def test_bad_input_is_one_line(
     assert main(command) == 2
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     assert len(lines) == 1 and message in lines[0]
-    assert not list(tmp_path.glob("out/*"))
+    assert not list(tmp_path.glob("out/[!.]*"))
 
 
 def test_options_in_a_name(folders: dict[str, Path]) -> None:

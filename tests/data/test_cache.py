@@ -112,7 +112,32 @@ def test_no_flipped_byte_is_read_as_if_it_were_written(clips: list[Clip], tmp_pa
     assert refused > len(content) // 8
 
 
-@pytest.mark.parametrize("damage", ["truncate", "empty", "noise", "other tensors", "rows missing"])
+@pytest.mark.fault("the header of a cached clip is damaged in any way", "the entry is encoded again")
+@pytest.mark.parametrize(
+    "said", ["[" * 3000, '"text"', "{}", '{"sums": []}', "null", '{"sums": {"clip": "", "text": []}}']
+)
+def test_a_header_of_any_kind_is_damage(clips: list[Clip], tmp_path: Path, said: str) -> None:
+    file = encode(clips[:1], Toy(), tmp_path)[0].files[0]
+    whole = load_clip(file)
+    assert whole is not None
+    save_file(load_file(file), file, {"clip": said})
+    assert load_clip(file) is None and load_clip(file, whole.rows[:1]) is None
+
+
+def test_a_changed_header_is_not_read_with_single_rows_either(clips: list[Clip], tmp_path: Path) -> None:
+    file = encode(clips[:1], Toy(), tmp_path)[0].files[0]
+    whole, content = load_clip(file), file.read_bytes()
+    assert whole is not None
+    old = rb"\"frames\": 60"
+    assert content.count(old) == 1
+    file.write_bytes(content.replace(old, rb"\"frames\": 61"))
+    assert load_clip(file, whole.rows[:1]) is None
+
+
+@pytest.mark.fault("a cached clip claims a header or tensors of exabytes", "the entry is encoded again")
+@pytest.mark.parametrize(
+    "damage", ["truncate", "empty", "noise", "other tensors", "rows missing", "huge header", "huge tensor"]
+)
 def test_a_damaged_cache_file_is_encoded_again(clips: list[Clip], tmp_path: Path, damage: str) -> None:
     cache = tmp_path / "cache"
     before, _ = encode(clips[:1], Toy(), cache)
@@ -125,6 +150,14 @@ def test_a_damaged_cache_file_is_encoded_again(clips: list[Clip], tmp_path: Path
         file.write_bytes(b"")
     elif damage == "noise":
         file.write_bytes(bytes(range(256)) * 8)
+    elif damage == "huge header":
+        file.write_bytes((1 << 60).to_bytes(8, "little") + content[8:])
+    elif damage == "huge tensor":
+        size = int.from_bytes(content[:8], "little")
+        header = json.loads(content[8 : 8 + size])
+        header["moments"] |= {"shape": [1 << 40, 6, 2, 2], "data_offsets": [0, 1 << 60]}
+        claimed = json.dumps(header).encode()
+        file.write_bytes(len(claimed).to_bytes(8, "little") + claimed + content[8 + size :])
     elif damage == "other tensors":
         save_file({"x": torch.zeros(2)}, file)
     else:

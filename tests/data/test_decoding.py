@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 import struct
 import subprocess
 import sys
@@ -59,6 +60,7 @@ def turn(path: Path, matrix: tuple[int, int, int, int]) -> Path:
     return patch(path, b"tkhd", same, struct.pack(">9i", a, b, 0, c, d, 0, 0, 0, 1 << 30))
 
 
+@pytest.mark.fault("a video is stored turned or mirrored", "its frames come upright")
 @pytest.mark.parametrize("name", TURNS)
 def test_turned_videos_come_upright(tmp_path: Path, decoder: str, name: str) -> None:
     matrix, upright = TURNS[name]
@@ -84,6 +86,9 @@ def write_liar(path: Path) -> Path:
     return claim_frames(path, 15, 2**32 - 1)
 
 
+@pytest.mark.fault(
+    "a header claims 4 billion frames, over which decord ends the process", "those that are there are read"
+)
 def test_a_header_that_claims_billions_of_frames_is_not_believed(tmp_path: Path, decoder: str) -> None:
     """In a process of its own, which must live to tell."""
     path = write_liar(tmp_path / "liar.mp4")
@@ -154,6 +159,7 @@ def test_a_seek_decodes_from_the_keyframe_before(tmp_path: Path, monkeypatch: py
     assert len(steps) <= 80  # 40 packets looked at, and those of 16 frames and of the few that the decoder holds back
 
 
+@pytest.mark.fault("decoding a video takes too long", "it is refused after `CI2V_DECODE_SECONDS`, by name")
 def test_decoding_stops_at_its_time_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "slow.mp4"
     write_video(path, asymmetric(12), 10.0)
@@ -184,6 +190,38 @@ def test_another_decoder_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         probe(tmp_path / "a.mp4")
 
 
+@pytest.mark.fault("a video is a script that names other files or addresses", "it is not followed")
+@pytest.mark.parametrize("suffix", ["mp4", "mkv", "avi"])
+def test_a_script_is_no_video(tmp_path: Path, suffix: str) -> None:
+    write_video(tmp_path / "other.mp4", asymmetric(2), 10.0)
+    path = tmp_path / f"a.{suffix}"
+    path.write_text("ffconcat version 1.0\nfile 'other.mp4'\n")
+    with pytest.raises(VideoError, match=rf"a\.{suffix}: can't be decoded"):
+        probe(path)
+    with pytest.raises(VideoError, match=rf"a\.{suffix}: can't be decoded"):
+        read_frames(path, [0])
+
+
+@pytest.mark.fault(
+    "a video claims frames of billions of pixels", "one line that names it, before their memory is taken"
+)
+def test_a_header_that_claims_billions_of_pixels_is_refused(tmp_path: Path) -> None:
+    import av
+
+    path = tmp_path / "bomb.avi"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("rawvideo", rate=10)
+        stream.height, stream.width, stream.pix_fmt = 48, 96, "bgr24"
+        container.mux(stream.encode(av.VideoFrame(96, 48, "bgr24")))
+    patch(path, b"strf", struct.pack("<ii", 96, -48), struct.pack("<ii", 100_000, 100_000))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    for call in (lambda: probe(path), lambda: read_frames(path, [0])):
+        with pytest.raises(VideoError, match=r"bomb\.avi: can't be decoded"):
+            call()
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100 << 10
+
+
+@pytest.mark.fault("a video claims frames of an absurd size", "it is refused by name, before they are held")
 def test_frames_of_an_absurd_size_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "wide.mp4"
     write_video(path, asymmetric(2), 10.0)

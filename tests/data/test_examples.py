@@ -15,9 +15,15 @@ from torch.utils.data import DataLoader, default_collate
 from toy import BlockMeans, Toy
 
 from contrastive_i2v.data import examples
-from contrastive_i2v.data.examples import SKIPPED, Example, encode_clip_frames, report_skipped, write_skipped
+from contrastive_i2v.data.examples import (
+    SKIPPED,
+    Example,
+    encode_clip_frames,
+    report_skipped,
+    write_skipped,
+)
 from contrastive_i2v.data.frames import FramesConfig, clip_rng, sample_windows, valid_frames
-from contrastive_i2v.data.types import Clip, Skipped
+from contrastive_i2v.data.types import Clip, NoClipLeft, Skipped
 from contrastive_i2v.data.video import probe, read_frames, resize_frames
 from contrastive_i2v.errors import InputError
 from contrastive_i2v.system import Text, Window
@@ -239,14 +245,15 @@ def test_everything_left_out_is_in_a_file(tmp_path: Path) -> None:
     assert file.read_text() == "path,reason\n"
 
 
-def test_when_no_clip_is_left_the_file_names_all(tmp_path: Path) -> None:
+def test_when_no_clip_is_left_the_error_has_all(tmp_path: Path) -> None:
     bad = []
     for n in range(7):
         (tmp_path / f"{n}.mp4").write_bytes(b"none")
         bad.append(Clip(tmp_path / f"{n}.mp4", "a"))
-    with pytest.raises(InputError, match=r"none of the 7 clips .* and 2 more, all of them in .*cache/skipped\.csv"):
+    with pytest.raises(NoClipLeft, match=r"none of the 7 clips .*0\.mp4: .*4\.mp4: .*; and 2 more$") as raised:
         encode(bad, Toy(), tmp_path / "cache")
-    assert len((tmp_path / "cache" / SKIPPED).read_text().splitlines()) >= 8
+    assert [one.path for one in raised.value.skipped] == [clip.path for clip in bad]
+    assert not list((tmp_path / "cache").rglob(SKIPPED))
 
 
 def test_clips_too_short_for_the_systems_window_are_left_out(clips: list[Clip], tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +27,7 @@ def both(path: Path) -> Tensor:
     return pixels[0]
 
 
+@pytest.mark.fault("a picture is turned or mirrored by EXIF", "it is read upright")
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_the_orientation_that_exif_gives_is_applied(tmp_path: Path, orientation: int) -> None:
     upright = torch.from_numpy(COLOURS)
@@ -49,6 +51,7 @@ GREY16 = [[0, 257, 128 * 257], [65535, 300, 200 * 257 + 100]]
 GREY8 = [[0, 1, 128], [255, 1, 200]]
 
 
+@pytest.mark.fault("a PNG of 16 bits", "scaled, not clipped")
 def test_16_bits_are_scaled(tmp_path: Path) -> None:
     Image.fromarray(np.array(GREY16, np.uint16)).save(tmp_path / "a.png")
     with Image.open(tmp_path / "a.png") as image:
@@ -120,6 +123,7 @@ def test_a_file_that_is_none_is_named(tmp_path: Path) -> None:
         read_image(tmp_path / "a.png")
 
 
+@pytest.mark.fault("a picture is cut off", "an error that names it")
 @pytest.mark.parametrize("suffix", ["png", "jpg", "gif", "webp", "tiff", "bmp"])
 def test_a_truncated_file_is_named(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"cut.{suffix}"
@@ -139,6 +143,17 @@ def test_a_truncated_file_is_named(tmp_path: Path, suffix: str) -> None:
             as_frame(opened)
 
 
+@pytest.mark.fault("a picture claims more pixels than are read", "one line that names it, before its memory is taken")
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+def test_a_picture_of_more_pixels_than_are_read_is_named(tmp_path: Path) -> None:
+    Image.new("1", (11600, 11600)).save(tmp_path / "bomb.png")  # 17 kB that Pillow only warns of
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(InputError, match=r"bomb\.png: holds 11600x11600 pixels, at most 134217728 are read: scale it"):
+        read_image(tmp_path / "bomb.png")
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100 << 10
+
+
+@pytest.mark.fault("a decompression bomb", "refused by name, before it is unpacked")
 def test_a_decompression_bomb_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Image.new("L", (100, 100)).save(tmp_path / "bomb.png")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)

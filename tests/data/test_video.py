@@ -105,6 +105,7 @@ def test_no_such_file_and_no_such_frame(noisy: Path, tmp_path: Path) -> None:
             read_frames(noisy, indices)
 
 
+@pytest.mark.fault("a file that is no video", "an error that names it")
 @pytest.mark.parametrize("content", [b"", b"not a video" * 100, b"\0" * 4096])
 def test_a_file_that_is_no_video_is_named(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "bad.mp4"
@@ -115,6 +116,7 @@ def test_a_file_that_is_no_video_is_named(tmp_path: Path, content: bytes) -> Non
         assert isinstance(error.value, InputError) and "\n" not in str(error.value)
 
 
+@pytest.mark.fault("a video is cut off", "an error that names it")
 @pytest.mark.parametrize("share", [0.3, 0.9, None])
 def test_a_truncated_file_is_named(noisy: Path, tmp_path: Path, share: float | None) -> None:
     content = noisy.read_bytes()
@@ -144,6 +146,7 @@ def test_a_truncated_file_with_its_index_in_front(noisy: Path, tmp_path: Path) -
         read_frames(path, [0, 38])
 
 
+@pytest.mark.fault("writing a video fails", "no file, nor part of one")
 def test_a_failed_write_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "a.mp4"
     path.write_bytes(b"the old file")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -119,6 +119,27 @@ def test_retrieval_takes_the_nearest_caption_that_is_long_enough(
     videos = retrieval(tmp_path, Letters(), reference).load()(batch)
     assert torch.equal(videos[0], read_frames(tmp_path / "near.mp4", [0, 5, 10, 15]))
     assert torch.equal(videos[1], read_frames(tmp_path / "other.mp4", [0, 5, 10, 15]))
+
+
+@pytest.mark.fault("a clip that retrieval would answer with can't be decoded", "it is named, and the next one answers")
+def test_retrieval_passes_over_clips_that_break(
+    clips: Path,
+    reference: ReferenceSet,
+    batch: Batch,
+    tmp_path: Path,
+    break_later: Callable[[Path], None],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for name, text in (("near", batch.prompts[0]), ("next", batch.prompts[0] + "s"), ("gone", batch.prompts[0][::-1])):
+        shutil.copy(clips / "train" / "00000.mp4", tmp_path / f"{name}.mp4")
+        (tmp_path / f"{name}.txt").write_text(text)
+    break_later(tmp_path / "near.mp4")
+    (tmp_path / "gone.mp4").write_bytes(b"no video")
+    videos = retrieval(tmp_path, Letters(), reference).load()(batch)
+    assert torch.equal(videos[0], read_frames(tmp_path / "next.mp4", [0, 5, 10, 15]))
+    said = capsys.readouterr().out
+    for name in ("near", "gone"):
+        assert said.count(f"left out of the retrieval: {tmp_path / name}.mp4: can't be decoded") == 1
 
 
 def test_retrieval_does_not_answer_with_the_evaluated_clips(clips: Path, reference: ReferenceSet) -> None:

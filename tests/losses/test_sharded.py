@@ -82,3 +82,28 @@ def test_bad_input_is_refused() -> None:
         sharded_contrastive_diffusion_loss(**arguments, query_groups=torch.arange(3))
     with pytest.raises(ValueError, match="temperature is 0"):
         sharded_contrastive_diffusion_loss(**{**arguments, "temperature": 0.0})
+    for name, value, said in (
+        ("bank_weights", 0.5, "bank_weights is 0.5: expected a sequence"),
+        ("bank_weights", [torch.ones(2)], r"bank_weights\[0\] has shape \[2\]: expected one number"),
+        ("normalize", [], "normalize is list: expected True or False"),
+        ("c_skip", torch.ones(3).to_sparse(), "c_skip has the layout torch.sparse_coo"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            sharded_contrastive_diffusion_loss(**{**arguments, name: value})
+
+
+def test_a_weight_that_float32_cannot_hold_is_no_foreign_error() -> None:
+    arguments = make(3, [2], (5,))
+    arguments["prediction"].requires_grad_()
+    out = sharded_contrastive_diffusion_loss(**arguments, bank_weights=[1e300])
+    assert not out.loss.isfinite()
+
+
+@pytest.mark.parametrize("name", ["noisy", "c_skip", "c_out", "contrastive_weights"])
+def test_without_banks_what_makes_x0_has_no_say(name: str) -> None:
+    arguments = make(3, [], (5,)) | {"contrastive_weights": torch.ones(3)}
+    arguments["prediction"].requires_grad_()
+    arguments[name] = torch.full_like(arguments[name], torch.nan)
+    out = sharded_contrastive_diffusion_loss(**arguments)
+    out.loss.backward()
+    assert out.loss.isfinite() and arguments["prediction"].grad.isfinite().all()

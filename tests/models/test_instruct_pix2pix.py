@@ -251,16 +251,36 @@ def test_a_missing_path_is_not_looked_up(name: str) -> None:
         load_system(name)
 
 
+def offline(*args: Any, **kwargs: Any) -> Any:
+    raise OSError("We couldn't connect to the hub")
+
+
 def test_an_id_that_cannot_be_fetched_names_the_way_out(monkeypatch: pytest.MonkeyPatch) -> None:
     from diffusers import AutoencoderKL
 
-    def offline(*args: Any, **kwargs: Any) -> None:
-        raise OSError("We couldn't connect to the hub")
-
+    monkeypatch.setattr(huggingface_hub, "get_hf_file_metadata", lambda *args, **kwargs: None)
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", offline)
     monkeypatch.setattr(AutoencoderKL, "from_pretrained", offline)
     with pytest.raises(InputError, match="someone/some-model.*couldn't connect.*pass that folder; 'tiny' needs no"):
         load_system("someone/some-model")
+
+
+@pytest.mark.fault("a hub id without a connection", "one attempt: what was downloaded before opens, else one line")
+def test_without_a_connection_there_is_one_attempt(
+    pipeline_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr(huggingface_hub, "get_hf_file_metadata", lambda url, **options: asked.append(url) or offline())
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", lambda *names: pytest.fail("asked again"))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(InputError, match="any file of model 'someone/some-model' from the hub: We couldn't connect"):
+        load_system("someone/some-model")
+    assert len(asked) == 1 and asked[0].endswith("someone/some-model/resolve/main/system.json")
+    cached = tmp_path / "models--someone--some-model"
+    (cached / "refs").mkdir(parents=True)
+    (cached / "refs" / "main").write_text("abc")
+    shutil.copytree(pipeline_folder, cached / "snapshots" / "abc")
+    assert load_system("someone/some-model").fingerprint == load_system(pipeline_folder).fingerprint
 
 
 def test_the_description_of_a_hub_id_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -28,7 +28,10 @@ SHAPES = [
 @pytest.mark.parametrize("backend", BACKENDS_BUT_SLOW)
 @pytest.mark.parametrize(("shape", "dtype"), list(itertools.product(SHAPES, DTYPES)))
 @pytest.mark.parametrize(("normalize", "options"), list(itertools.product([False, True], repeat=2)))
-def test_agrees_with_float64(backend: str, shape: Any, dtype: Any, normalize: bool, options: bool) -> None:
+def test_agrees_with_float64(
+    backend: str, shape: Any, dtype: Any, normalize: bool, options: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CI2V_CPU_BF16", "off")  # which may round x0; test_cpu_bf16.py holds it to eager's error
     queries, candidates, latent = shape
     arguments = make(queries, candidates, latent, dtype=dtype, options=options) | {"normalize": normalize}
     if normalize:
@@ -87,6 +90,17 @@ def test_no_bank_leaves_the_diffusion_loss(backend: str) -> None:
     assert out.contrastive.shape == (0,)
     torch.testing.assert_close(out.loss, difference.square().mean())
     torch.testing.assert_close(gradient, 2 * difference / difference.numel())
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("normalize", [False, True])
+@pytest.mark.parametrize("name", ["noisy", "c_skip", "c_out", "contrastive_weights"])
+def test_without_banks_what_makes_x0_has_no_say(backend: str, normalize: bool, name: str) -> None:
+    arguments = make(3, [], [9], options=True) | {"normalize": normalize, "positives": []}
+    loss, expected = run(arguments, backend)
+    broken = arguments | {name: torch.full_like(arguments[name], torch.nan)}
+    out, gradient = run(broken, backend)
+    assert torch.equal(out.loss, loss.loss) and torch.equal(gradient, expected)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -288,6 +302,17 @@ BAD_INPUTS: dict[str, tuple[dict[str, Any], str]] = {
     "bank_groups of a list": (
         {"query_groups": torch.zeros(3).long(), "bank_groups": [[0] * 4]}, "bank_groups[0] is list",
     ),
+    "prediction is sparse": ({"prediction": torch.zeros(3, 6).to_sparse()}, "prediction has the layout torch.sparse"),
+    "bank is sparse": ({"banks": [torch.zeros(4, 6).to_sparse()]}, "banks[0] has the layout torch.sparse_coo"),
+    "mse_weights is sparse": ({"mse_weights": torch.ones(3).to_sparse()}, "mse_weights has the layout torch.sparse"),
+    "banks is a mapping": ({"banks": {}}, "banks is dict: expected a sequence of tensors"),
+    "no banks and a bad coefficient": (
+        {"banks": [], "positives": None, "c_out": torch.ones(3).bool()}, "c_out is torch.bool",
+    ),
+    "temperature float32 can't hold": ({"temperature": 1e300}, "temperature is 1e+300: expected a finite number > 0"),
+    "temperature float32 rounds to 0": ({"temperature": 1e-300}, "temperature is 1e-300: expected a finite number > 0"),
+    "bank_weights of complex": ({"bank_weights": [torch.tensor(1j)]}, "bank_weights[0] is a torch.complex64 on cpu"),
+    "normalize is a number": ({"normalize": -1}, "normalize is -1: expected True or False"),
     "normalize is text": ({"normalize": "yes"}, "normalize is 'yes': expected True or False"),
     "normalize is None": ({"normalize": None}, "normalize is NoneType: expected True or False"),
     "backend is a number": ({"backend": 3}, "backend is 3"),
@@ -302,6 +327,16 @@ def test_bad_input_is_a_value_error_that_says_what(backend: str, case: str) -> N
     change, message = BAD_INPUTS[case]
     with pytest.raises(ValueError, match=re.escape(message)):
         contrastive_diffusion_loss(**{**make(3, [4], [6]), "backend": backend, **change})
+
+
+@pytest.mark.parametrize("backend", [*BACKENDS, None])
+@pytest.mark.parametrize("case", [name for name, (change, _) in BAD_INPUTS.items() if "positives" not in change])
+def test_bad_input_of_the_commonest_call_is_the_same(backend: str, case: str) -> None:
+    """Without positives the kernel is asked first, and checks for itself."""
+    change, message = BAD_INPUTS[case]
+    arguments = {**make(3, [4], [6]), "temperature": 1.0, "backend": backend, **change}
+    with pytest.raises(ValueError, match=re.escape(message)):
+        contrastive_diffusion_loss(**{name: value for name, value in arguments.items() if name != "positives"})
 
 
 @pytest.mark.fault("an argument of the op is on another device", "an error that names it")

@@ -193,6 +193,26 @@ BAD_INPUTS: dict[str, tuple[dict[str, Any], str]] = {
     "another latent": ({"predictions": torch.zeros(6, 4)}, "predictions has shape [6, 4]"),
     "copies": ({"copies": 0}, "copies is 0: expected at least 1"),
     "gradient": ({"predictions": torch.zeros(6, 3, requires_grad=True)}, "predictions requires a gradient"),
+    "sample is a list": ({"sample": [[0.0] * 3] * 2}, "sample is list: expected a tensor"),
+    "sample is None": ({"sample": None}, "sample is NoneType: expected a tensor"),
+    "sample is 0-d": ({"sample": torch.tensor(1.0)}, "sample is torch.float32 []: expected float32 or float64 [B,"),
+    "sample device": ({"sample": SAMPLE.to("meta")}, "predictions is on cpu: expected sample's device, meta"),
+    "predictions is an array": ({"predictions": PREDICTIONS.numpy()}, "predictions is ndarray: expected a tensor"),
+    "predictions is 0-d": ({"predictions": torch.tensor(1.0)}, "predictions has shape []: expected [6, 3]"),
+    "sample_scale is text": ({"sample_scale": "1.0"}, "sample_scale is '1.0': expected a number"),
+    "sample_scale is None": ({"sample_scale": None}, "sample_scale is NoneType: expected a number"),
+    "prediction_scale is a row": (
+        {"prediction_scale": torch.ones(2)},
+        "prediction_scale has shape [2]: expected one number",
+    ),
+    "prediction_scale is huge": ({"prediction_scale": 10**400}, "prediction_scale is 1000"),
+    "guidance_scale is a list": ({"guidance_scale": [7.5]}, "guidance_scale is list: expected a number"),
+    "image_guidance_scale is text": ({"image_guidance_scale": "1.5"}, "image_guidance_scale is '1.5': expected"),
+    "copies is a fraction": ({"copies": 1.5}, "copies is 1.5: expected a whole number >= 1"),
+    "copies is True": ({"copies": True}, "copies is True: expected a whole number >= 1"),
+    "copies is a tensor": ({"copies": torch.tensor(2)}, "copies is Tensor: expected a whole number >= 1"),
+    "backend is a list": ({"backend": ["cpu"]}, "backend is ['cpu']: expected None or one of"),
+    "backend is a tensor": ({"backend": SAMPLE}, "backend is tensor"),
     "backend": ({"backend": "cuda"}, "backend is 'cuda': expected None or one of reference, cpu, triton"),
 }
 
@@ -206,6 +226,20 @@ def test_bad_input_is_a_value_error_that_says_what(case: str) -> None:
     }  # fmt: skip
     with pytest.raises(ValueError, match=re.escape(message)):
         guided_step(**given | change)
+    if "backend" not in change:
+        for backend in ("reference", "cpu", "triton"):
+            with pytest.raises(ValueError, match=re.escape(message)):
+                guided_step(**given | change, backend=backend)
+
+
+@pytest.mark.fault(
+    "guided_step's tensors are on several devices", "an error that names the one, by the registered op too"
+)
+def test_the_op_itself_refuses_arguments_on_several_devices() -> None:
+    for given in ((SAMPLE, PREDICTIONS.to("meta")), (SAMPLE.to("meta"), PREDICTIONS)):
+        for name in ("guided_step", "guided_step_triton"):
+            with pytest.raises(ValueError, match="predictions is on .*: expected sample's device"):
+                getattr(torch.ops.contrastive_i2v, name)(*given, *SCALES, [1.5, 7.5], 1)
 
 
 @needs_extension

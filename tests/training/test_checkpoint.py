@@ -97,9 +97,19 @@ def test_a_flipped_byte_anywhere_is_found_and_the_checkpoint_before_is_used(
     assert (tmp_path / "damaged-step-00000002").is_dir(), "what is damaged is put aside, not deleted"
     save_checkpoint(tmp_path, 2, tensors(2), {}, keep=1)
     assert [one.name for one in list_checkpoints(tmp_path)] == ["step-00000002"]
-    (tmp_path / "step-00000002" / "state.json").write_text("[]")
+    (tmp_path / "step-00000002" / "state.json").write_text("[" * 3000)
     with pytest.raises(InputError, match="no checkpoint is whole"):
         load_last_checkpoint(tmp_path)
+
+
+def test_damage_that_looks_like_an_earlier_version_falls_back_too(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for step in (1, 2):
+        path = save_checkpoint(tmp_path, step, tensors(step), {}, keep=2)
+    (path / "state.json").write_text("{}")
+    assert load_last_checkpoint(tmp_path)[0].name == "step-00000001"
+    assert "step-00000002: an earlier version wrote this" in capsys.readouterr().out
 
 
 def test_an_optimizer_goes_on_exactly() -> None:

@@ -97,6 +97,12 @@ def test_settings_out_of_range(make: Callable[[], object], message: str) -> None
         (b"", "holds a NoneType; expected a mapping"),
         (b"output: \xff\xfe\n", "can't be read .*utf-8"),
         (b"steps: [", "not YAML"),
+        (b"steps: " + b"[" * 3000, "not YAML"),
+        (b"output: 2026-99-99\n", "not YAML .*month must be in"),
+        (b"a: &a [x, x]\nsteps: *a\n", "not YAML .*holds an alias"),
+        (b"optimizer: {learning_rate: fast}\n", "could not convert string to float: 'fast'"),
+        (b"output: null\n", ".*NoneType"),
+        (b"seed: " + b"9" * 5000, "not YAML"),
     ],
 )
 def test_a_file_that_is_no_config_is_named(tmp_path: Path, content: bytes, said: str) -> None:

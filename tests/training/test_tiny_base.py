@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 import torch
 
 from contrastive_i2v.data.shapes import ShapesConfig
+from contrastive_i2v.data.sources.folder import read_folder
+from contrastive_i2v.data.types import NoClipLeft
 from contrastive_i2v.models import load_system
-from contrastive_i2v.training.pretrain import PatchComponents, fit
+from contrastive_i2v.training.pretrain import PatchComponents, fit, load_frames
 from contrastive_i2v.training.tiny_base import TinyBaseConfig, train_tiny_base
 
 
@@ -54,6 +59,23 @@ def test_a_stage_goes_on_exactly_where_it_stopped(tmp_path: Path) -> None:
     except KeyboardInterrupt:
         resumed = run("broken")
     assert torch.equal(resumed.weight, whole.weight)
+
+
+@pytest.mark.fault("clips that the tiny base learns from can't be decoded", "they are named and left out")
+def test_frames_of_clips_that_can_be_read(
+    clips: Path, tmp_path: Path, break_later: Callable[[Path], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    found, _ = read_folder(shutil.copytree(clips / "train", tmp_path / "clips"))
+    whole, kept = load_frames(found, per_clip=2, step=5, size=16)
+    assert kept == found and whole.shape == (6, 2, 3, 16, 16)
+    break_later(found[1].path)
+    found[4].path.write_bytes(b"no video")
+    frames, kept = load_frames(found, per_clip=2, step=5, size=16)
+    assert kept == [found[n] for n in (0, 2, 3, 5)] and torch.equal(frames, whole[[0, 2, 3, 5]])
+    said = capsys.readouterr().out
+    assert "left out 2 clips" in said and f"{found[1].path}: can't" in said and f"{found[4].path}: can't" in said
+    with pytest.raises(NoClipLeft, match="none of the 1 clips can be used: .*00004.mp4: can't be decoded"):
+        load_frames(found[4:5], per_clip=2, step=5, size=16)
 
 
 def test_patch_components_are_the_best_linear_code() -> None:

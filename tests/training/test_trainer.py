@@ -18,6 +18,7 @@ import torch
 from runs import assert_same_run, beside, last_step, train_until
 from safetensors.torch import load_file
 
+from contrastive_i2v.data.examples import SKIPPED
 from contrastive_i2v.diffusion import NoiseSchedule
 from contrastive_i2v.errors import DivergedError, InputError
 from contrastive_i2v.models import load_system
@@ -326,15 +327,32 @@ def test_a_damaged_checkpoint_is_passed_over_and_the_run_ends_with_the_same_bits
     assert_same_run(whole.output, broken.output)
 
 
+@pytest.mark.fault(
+    "training clips can't be read, some or all",
+    "`skipped.csv` in the run's folder names each with the reason; without any left, one line",
+)
+@pytest.mark.parametrize("count", [1, 6])
 def test_every_clip_that_is_left_out_is_named_in_the_run_s_folder(
-    train_config: TrainConfig, clips: Path, tmp_path: Path
+    train_config: TrainConfig, clips: Path, tmp_path: Path, count: int
 ) -> None:
     folder = Path(shutil.copytree(clips / "train", tmp_path / "clips"))
-    broken = sorted(folder.glob("*.mp4"))[1]
-    broken.write_bytes(b"no video" * 50)
-    Trainer(replace(train_config, data=replace(train_config.data, path=folder)))
-    lines = (train_config.output / "skipped.csv").read_text().splitlines()
-    assert lines[0] == "path,reason" and len(lines) == 2 and lines[1].startswith(str(broken))
+    (folder / "uncaptioned.mp4").write_bytes(b"no video")
+    videos = sorted(folder.glob("0*.mp4"))
+    for broken in videos[:count]:
+        broken.write_bytes(b"no video" * 50)
+    config, file = replace(train_config, data=replace(train_config.data, path=folder)), train_config.output / SKIPPED
+    if count == len(videos):
+        with pytest.raises(InputError, match=f"none of the 6 clips can be used: .*all of them are in {file}"):
+            Trainer(config)
+    else:
+        Trainer(config)
+    lines = file.read_text().splitlines()
+    assert [line.split(",")[0] for line in lines] == [
+        "path",
+        str(folder / "uncaptioned.mp4"),
+        *map(str, videos[:count]),
+    ]
+    assert [path.name for path in tmp_path.rglob(SKIPPED)] == [SKIPPED]  # and nowhere else
 
 
 def test_a_folder_of_the_user_s_among_the_checkpoints_stays(train_config: TrainConfig) -> None:

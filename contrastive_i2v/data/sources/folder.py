@@ -26,7 +26,7 @@ CAPTION_COLUMNS = ("text", "caption")
 MAX_SECONDS = 1e6
 """The latest start or end: eleven days, which no video lasts, and few enough to count frames of."""
 MAX_CELL = 1 << 24
-"""Characters of a cell of a CSV file; the csv module stops at 131,072 otherwise."""
+"""Characters of a cell of a CSV file, where the csv module stops at 131,072 otherwise, and bytes of a text file."""
 
 
 def read_folder(root: str | Path, *, outside: bool = False) -> tuple[list[Clip], list[Skipped]]:
@@ -139,6 +139,8 @@ def read_rows(metadata: Path, *, captions: bool = False) -> list[tuple[int, Mapp
     Raises:
         InputError: the file can't be read, or a line of it; it names the line.
     """
+    if not is_file(metadata):  # a pipe or a device may never end
+        raise InputError(f"{metadata}: is no regular file; expected rows of captions")
     try:
         content = metadata.read_bytes()
         text = content.decode("utf-8-sig")
@@ -240,13 +242,25 @@ def _seconds(row: Mapping[str, object], key: str, where: str) -> float | None:
 def _caption_beside(path: Path) -> tuple[str, str]:
     """The caption in `NAME.txt`, on one line, or "" and why there is none."""
     beside = path.with_suffix(".txt")
-    try:
-        caption = " ".join(beside.read_text(encoding="utf-8-sig").split())
-    except FileNotFoundError:
+    if not os.path.lexists(beside):
         return "", f"no caption: no {beside.name} beside it and no metadata row"
-    except (UnicodeDecodeError, OSError) as error:
-        return "", f"no caption: {beside.name} can't be read as UTF-8 ({error})"
+    try:
+        caption = read_caption(beside)
+    except InputError as error:
+        return "", f"no caption: {str(error).replace(f'{beside}:', beside.name, 1)}"
     return caption, "" if caption else f"no caption: {beside.name} is empty"
+
+
+def read_caption(file: Path) -> str:
+    """The caption that a text file holds, on one line. Raises InputError naming the file."""
+    if not is_file(file):
+        raise InputError(f"{file}: is no regular file; expected a text")
+    try:
+        if file.stat().st_size > MAX_CELL:
+            raise InputError(f"{file}: holds {file.stat().st_size} bytes; expected a caption, at most {MAX_CELL} bytes")
+        return " ".join(file.read_text(encoding="utf-8-sig").split())
+    except (UnicodeDecodeError, OSError) as error:
+        raise InputError(f"{file}: can't be read as UTF-8 ({error})") from error
 
 
 def _some(items: list[str], show: int = 3) -> str:

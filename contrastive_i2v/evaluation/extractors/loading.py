@@ -4,6 +4,7 @@
     videos   transnetv2 | i3d:FILE
     texts    minilm
     flow     dis | raft:FILE
+    I2V background    dreamsim:FILE
 
 The names without a colon work offline from installed packages; the others load what the user has.
 """
@@ -18,6 +19,7 @@ from contrastive_i2v.errors import InputError
 from contrastive_i2v.evaluation.extractors import base
 from contrastive_i2v.evaluation.extractors.clip import CLIP
 from contrastive_i2v.evaluation.extractors.dino import DINO
+from contrastive_i2v.evaluation.extractors.dreamsim import DreamSim
 from contrastive_i2v.evaluation.extractors.efficientnet import EfficientNetLite0
 from contrastive_i2v.evaluation.extractors.i3d import I3D
 from contrastive_i2v.evaluation.extractors.inception import Inception
@@ -75,6 +77,12 @@ def load_flow(name: str = FLOW, device: Device = "cpu") -> base.FlowExtractor:
     """An optical flow; "dis" runs on the CPU whatever `device`. Raises InputError as `load_image_extractor` does."""
     kind, source = _parse(name, "flow", (FLOW, "raft:FILE"))
     return RAFT(source, device) if kind == "raft" else DISFlow()
+
+
+def load_background(name: str, device: Device = "cpu") -> base.ImageExtractor:
+    """An image extractor for VBench's I2V background. Raises InputError as `load_image_extractor` does."""
+    _, source = _parse(name, "I2V background", ("dreamsim:FILE",))
+    return DreamSim(source, device)
 
 
 def _parse(name: str, what: str, forms: Sequence[str]) -> tuple[str, str]:

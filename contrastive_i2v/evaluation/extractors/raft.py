@@ -16,7 +16,6 @@ Two kinds of file are, both taking frames as torchvision's RAFT does (float in [
 from __future__ import annotations
 
 import math
-import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +27,7 @@ from contrastive_i2v.errors import InputError
 from contrastive_i2v.evaluation.extractors.optical_flow import check_pair
 from contrastive_i2v.evaluation.extractors.preparation import frames_at_once, in_chunks
 from contrastive_i2v.evaluation.extractors.weights import (
+    archive_records,
     describe_file,
     existing_file,
     load_script,
@@ -136,7 +136,4 @@ def _load(path: Path, device: torch.device) -> Any:
 
 def _is_script(path: Path) -> bool:
     """Both kinds of torch file are zip archives; TorchScript has its program under code/."""
-    if not zipfile.is_zipfile(path):
-        return False
-    with zipfile.ZipFile(path) as archive:
-        return any("/code/" in name for name in archive.namelist())
+    return any("/code/" in name for name in archive_records(path))

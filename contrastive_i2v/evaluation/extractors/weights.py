@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.resources
+import zipfile
 from collections.abc import Callable, Mapping
 from importlib import metadata
 from pathlib import Path
@@ -72,12 +73,35 @@ def read_state_dict(path: Path) -> Mapping[str, Tensor]:
 
             state: Any = load_file(path)
         else:
+            _check_not_packed(path)
             state = torch.load(path, map_location="cpu", weights_only=True)
+    except InputError:
+        raise
     except Exception as error:  # pickle, zip and safetensors errors share no base class
         raise InputError(f"{path}: not readable as a state dict ({one_line(error)})") from error
     if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
         raise InputError(f"{path}: expected a state dict (name -> tensor), got {type(state).__name__}")
     return state
+
+
+def archive_records(path: Path) -> dict[str, int]:
+    """The records of a torch file's zip archive and their sizes; none where it is no such archive. Raises InputError
+    for a damaged one."""
+    if not zipfile.is_zipfile(path):
+        return {}
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return {record.filename: record.file_size for record in archive.infolist()}
+    except (OSError, ValueError, NotImplementedError, zipfile.BadZipFile) as error:
+        raise InputError(f"{path}: not readable as a torch file ({one_line(error)})") from error
+
+
+def _check_not_packed(path: Path) -> None:
+    """torch.save stores its tensors as they are. Records that are compressed, or share their bytes, make gigabytes of
+    kilobytes."""
+    holds, size = sum(archive_records(path).values()), path.stat().st_size
+    if holds > size:
+        raise InputError(f"{path}: its {size} bytes unpack to {holds}; expected a state dict as torch.save writes it")
 
 
 def load_state_dict(network: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:

@@ -79,6 +79,14 @@ def charts_of(rows: Sequence[Row], styles: Styles) -> list[Curve]:
     return found
 
 
+def training_chart(report: Report, styles: Styles) -> tuple[LineChart, list[tuple[str, str]]] | None:
+    """The noise loss of every training over its steps, and style and name of each form; None where none was logged."""
+    trained = [(styles[method.name], method.training) for method in report.methods if method.training]
+    lines = [Series(name="", style=style, points=[(x, y) for x, y in one.noise_loss]) for style, one in trained]
+    chart = line_chart(lines)
+    return (chart, list(dict.fromkeys((style, one.form) for style, one in trained))) if chart else None
+
+
 def latent_maps(report: Report, styles: Styles, order: Mapping[str, int]) -> Maps | None:
     """The maps of every method; `order` gives a clip's number by its name. None where there is no map."""
     kinds: dict[str, list[Map]] = {one.method: [] for method in report.methods for one in method.maps}

@@ -56,6 +56,7 @@ def build_page(report: Report, folder: Path, *, video_bytes: int = 40_000_000) -
         seeds=seeds.seeds_table(report, styles),
         forest=tables.forest(report, rows, styles),
         curves=drawn,
+        training=curves.training_chart(report, styles),
         maps=curves.latent_maps(seen, styles, {clip.name: index for index, clip in enumerate(clips)}),
         grid=grid,
         provenance=_provenance(report, styles),

@@ -11,6 +11,7 @@ import ipaddress
 import json
 import re
 import socket
+import sqlite3
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -150,10 +151,19 @@ class Handler(BaseHTTPRequestHandler):
                     HTTPStatus.FORBIDDEN,
                     "This address isn't known to the study; whoever serves it can allow it with --allowed-hosts NAME.",
                 )
-            serve()
+            try:
+                serve()
+            except sqlite3.Error as error:  # a full disk, say
+                self.server.say(f"an answer could not be saved or read: {error}")
+                raise Refused(
+                    HTTPStatus.INTERNAL_SERVER_ERROR, "This could not be saved. Please tell whoever runs the study."
+                ) from error
         except Refused as refused:
             self.close_connection = self.command == "POST"  # its body may be unread
-            self._send_json({"error": refused.message}, refused.status)
+            if "text/html" in (self.headers["Accept"] or ""):  # a person's address bar
+                self._send(refused.message.encode(), "text/plain; charset=utf-8", refused.status)
+            else:
+                self._send_json({"error": refused.message}, refused.status)
         finally:
             self.server.waits(self.connection, waits=True)
 
@@ -196,13 +206,16 @@ class Handler(BaseHTTPRequestHandler):
     def _json(self) -> Any:
         if self.headers.get_content_type() != "application/json":
             raise Refused(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "Expected application/json.")
-        length = self.headers["Content-Length"] or ""
-        if not re.fullmatch(r"[0-9]{1,9}", length):
-            raise Refused(HTTPStatus.LENGTH_REQUIRED, "Expected a Content-Length.")
-        if int(length) > MAX_BODY:
+        lengths = self.headers.get_all("Content-Length", [])
+        if len(lengths) != 1 or not re.fullmatch(r"[0-9]{1,9}", lengths[0]) or "Transfer-Encoding" in self.headers:
+            raise Refused(HTTPStatus.LENGTH_REQUIRED, "Expected one Content-Length.")
+        if int(lengths[0]) > MAX_BODY:
             raise Refused(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"Expected at most {MAX_BODY} bytes.")
+        body = self.rfile.read(int(lengths[0]))
+        if len(body) < int(lengths[0]):
+            raise Refused(HTTPStatus.BAD_REQUEST, "The request was cut short; send it again.")
         try:
-            return json.loads(self.rfile.read(int(length)))
+            return json.loads(body)
         except (ValueError, RecursionError):
             raise Refused(HTTPStatus.BAD_REQUEST, "Expected JSON in UTF-8.") from None
 

@@ -12,6 +12,7 @@ from contrastive_i2v.evaluation.distribution import Moments
 from contrastive_i2v.evaluation.suite.store import load_kept
 from contrastive_i2v.evaluation.suite.work import Job
 from contrastive_i2v.evaluation.videos import ReferenceClip
+from contrastive_i2v.files import digest
 
 ROWS_HELD = 8192
 """Features of one set in memory at most; beyond, moments stream and the rest sees a subset."""
@@ -27,6 +28,12 @@ class MeasuredVideos:
     @property
     def name(self) -> str:
         return self.jobs[0].method.name
+
+    @property
+    def stamp(self) -> str:
+        """Changes with whatever `read` reads."""
+        of_jobs = [[job.shelf.key, [m.key for m in job.measures.values()]] for job in self.jobs]
+        return digest([of_jobs, [[job.seed, *map(job.stamp, self.clips)] for job in self.jobs]])
 
     def has(self, role: str) -> bool:
         return role in self.jobs[0].measures

@@ -53,6 +53,8 @@ class Networks:
     """FID, KID and, where it classifies, the Inception Score; the subject's consistency unless `subject` is there."""
     subject: ImageExtractor | None = None
     """Subject consistency and I2V subject, DINO by the benchmark's definition."""
+    i2v_background: ImageExtractor | None = None
+    """I2V background, DreamSim by the benchmark's definition; else `clip`, or `image`."""
     video: VideoExtractor | None = None
     clip: TextImageExtractor | None = None
     flow: FlowExtractor | None = None
@@ -111,6 +113,7 @@ def networks_by_role(networks: Networks) -> dict[str, Any]:
     if isinstance(background, ResizableNetwork):
         given["background"] = background.resized(VBENCH_BACKGROUND)
         given["i2v_background"] = background.resized(VBENCH_I2V_BACKGROUND)
+    given["i2v_background"] = networks.i2v_background or given.get("i2v_background")
     return {role: network for role, network in given.items() if network is not None}
 
 

@@ -7,10 +7,11 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
 from itertools import combinations
 from pathlib import Path
+from typing import TypeAlias
 
 from tqdm import tqdm
 
-from contrastive_i2v.data.examples import SKIPPED, write_skipped
+from contrastive_i2v.data.examples import SKIPPED
 from contrastive_i2v.errors import InputError
 from contrastive_i2v.evaluation.generators import Method
 from contrastive_i2v.evaluation.report import build_page
@@ -34,7 +35,10 @@ from contrastive_i2v.evaluation.suite.scored import FEW_CLIPS, Scored, differenc
 from contrastive_i2v.evaluation.suite.training_seeds import over_seeds
 from contrastive_i2v.evaluation.suite.work import Work
 from contrastive_i2v.evaluation.videos import ReferenceSet
-from contrastive_i2v.files import write_whole
+from contrastive_i2v.files import locked_folder, write_whole
+
+Known: TypeAlias = dict[tuple[str, str], list[Scored]]
+"""The scores of a method's videos beside the truth, by the stamps of both."""
 
 
 def evaluate(
@@ -52,6 +56,7 @@ def evaluate(
     page: str = "report.html",
     about: dict[str, str] | None = None,
     warnings: Sequence[str] = (),
+    known: Known | None = None,
     progress: bool = True,
 ) -> Report:
     """Evaluate methods on the same clips; writes `output/report.json`, the page, the videos, and
@@ -67,61 +72,66 @@ def evaluate(
         page: the page's file name in `output`.
         about: more provenance of the whole evaluation.
         warnings: said in the report before its own.
+        known: what earlier calls scored, which isn't scored again; this one's is added.
 
     Raises:
-        InputError: two methods of one name, and what generators and measures raise; what is finished stays.
+        InputError: two methods of one name, another process at work in `output`, and what generators and measures
+            raise; what is finished stays.
     """
     began = time.perf_counter()
     names = [method.name for method in methods]
     if twice := sorted({name for name in names if names.count(name) > 1 or name == "truth"}):
         raise InputError(f"methods: {', '.join(twice)} is taken already; name them apart with NAME=...")
     measures = build_measures(networks, frame_rate=reference.frame_rate)
-    write_skipped(output / SKIPPED, reference.skipped)
-    work = Work(output, reference, methods, measures, batch_size, progress)
-    extractors = _extractors(networks)
-    truth = MeasuredVideos(work.jobs["truth"], reference.clips)
-    maps = {}
+    with locked_folder(output):
+        work = Work(output, reference, methods, measures, batch_size, progress)
+        extractors = _extractors(networks)
+        maps: dict[str, Background[list[LatentMap]]] = {}
 
-    def start_maps(method: Method) -> None:  # UMAP takes 20 s of one core to compile: meanwhile the work goes on
-        maps[method.name] = Background(
-            latent.maps, MeasuredVideos(work.jobs[method.name], reference.clips), truth, umap
+        def measured(name: str) -> MeasuredVideos:
+            return MeasuredVideos(work.jobs[name], work.reference.clips)
+
+        def start_maps(method: Method) -> None:  # UMAP takes 20 s of one core to compile: meanwhile the work goes on
+            maps[method.name] = Background(latent.maps, measured(method.name), measured("truth"), umap)
+
+        work.run(start_maps)
+        reference, truth = work.reference, measured("truth")
+        known, scored = {} if known is None else known, {}
+        evaluated = []
+        for method in tqdm(methods, desc="metrics", unit="method", disable=not progress):
+            ours = measured(method.name)
+            with work.clock("metrics"), work.clock(method.name):
+                if (key := (ours.stamp, truth.stamp)) not in known:
+                    known[key] = _score(ours, truth)
+            scored[method.name] = known[key]
+            with work.clock("maps"):
+                found = maps[method.name].result()
+            training = (trainings or {}).get(method.name)
+            evaluated.append(_evaluated(work, method, [one.metric for one in scored[method.name]], found, training))
+        with work.clock("differences"):
+            differences = _differences(scored, trainings or {}, baseline)
+        parts = {name: spent for name, spent in work.seconds.items() if name not in work.jobs}
+        report = Report(
+            title=title,
+            command=command,
+            created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            methods=evaluated,
+            extractors={one.name: one for one in extractors.values()},
+            provenance={
+                **provenance.data(reference),
+                **provenance.environment(),
+                **(about or {}),
+                "seconds": f"{time.perf_counter() - began:.1f}",
+                "seconds by part": ", ".join(f"{name} {spent:.1f}" for name, spent in parts.items()),
+            },
+            differences=differences,
+            over_seeds=over_seeds(evaluated, baseline),
+            warnings=[*warnings, *_warnings(reference, networks)],
         )
-
-    work.run(start_maps)
-    scored: dict[str, list[Scored]] = {}
-    evaluated = []
-    for method in tqdm(methods, desc="metrics", unit="method", disable=not progress):
-        ours = MeasuredVideos(work.jobs[method.name], reference.clips)
-        with work.clock("metrics"), work.clock(method.name):
-            scored[method.name] = _score(ours, truth)
-        with work.clock("maps"):
-            found = maps[method.name].result()
-        training = (trainings or {}).get(method.name)
-        evaluated.append(_evaluated(work, method, [one.metric for one in scored[method.name]], found, training))
-    with work.clock("differences"):
-        differences = _differences(scored, trainings or {}, baseline)
-    parts = {name: spent for name, spent in work.seconds.items() if name not in work.jobs}
-    report = Report(
-        title=title,
-        command=command,
-        created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        methods=evaluated,
-        extractors={one.name: one for one in extractors.values()},
-        provenance={
-            **provenance.data(reference),
-            **provenance.environment(),
-            **(about or {}),
-            "seconds": f"{time.perf_counter() - began:.1f}",
-            "seconds by part": ", ".join(f"{name} {spent:.1f}" for name, spent in parts.items()),
-        },
-        differences=differences,
-        over_seeds=over_seeds(evaluated, baseline),
-        warnings=[*warnings, *_warnings(reference, networks)],
-    )
-    save_report(report, output / "report.json")
-    html = build_page(report, output)
-    write_whole(output / page, lambda part: part.write_text(html, encoding="utf-8"))
-    return report
+        save_report(report, output / "report.json")
+        html = build_page(report, output)
+        write_whole(output / page, lambda part: part.write_text(html, encoding="utf-8"))
+        return report
 
 
 def _score(ours: MeasuredVideos, truth: MeasuredVideos) -> list[Scored]:
@@ -191,7 +201,8 @@ def _warnings(reference: ReferenceSet, networks: Networks) -> list[str]:
     if reference.skipped:
         shown = "; ".join(f"{one.path.name}: {one.reason}" for one in reference.skipped[:3])
         more = f" and {len(reference.skipped) - 3} more, all of them in {SKIPPED}" if len(reference.skipped) > 3 else ""
-        found.append(f"Left out of {reference.folder}: {shown}{more}.")
+        clips = f"{len(reference.skipped)} clip{'s' * (len(reference.skipped) > 1)}"
+        found.append(f"{clips} left out of {reference.folder}: {shown}{more}.")
     if networks.clip is None:
         found.append(
             "CLIP scores and CLIPSIM are left out, and backgrounds are compared on the image extractor's features: no "

@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NoReturn
 
@@ -16,12 +16,14 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from contrastive_i2v.data.video import write_video
+from contrastive_i2v.data.examples import SKIPPED, write_skipped
+from contrastive_i2v.data.types import Skipped
+from contrastive_i2v.data.video import VideoError, write_video
 from contrastive_i2v.errors import InputError
 from contrastive_i2v.evaluation.generators import Batch, Generator, Method, true_videos
 from contrastive_i2v.evaluation.suite.measures import Measure
 from contrastive_i2v.evaluation.suite.store import Shelf, has_tensors, load_kept, load_tensors, open_shelf, save_tensors
-from contrastive_i2v.evaluation.videos import ReferenceClip, ReferenceSet
+from contrastive_i2v.evaluation.videos import ReferenceClip, ReferenceSet, none_left, read_true_frames
 from contrastive_i2v.files import digest
 
 
@@ -54,6 +56,11 @@ class Job:
         is_first = self.seed is None or self.seed == self.method.seeds[0]
         return self.shelf.video(clip.name if is_first else self.sample(clip))
 
+    def keep(self, clip: ReferenceClip, frames: Tensor) -> None:
+        """Write a clip's frames, uint8 `[F, 3, H, W]`."""
+        self.video(clip).unlink(missing_ok=True)  # of older frames
+        save_tensors(self.frames(clip), {"frames": frames}, self.stamp(clip))
+
     def done(self, clip: ReferenceClip) -> bool:
         files = [self.frames(clip), *(self.features(role, clip) for role in self.measures)]
         return self.video(clip).is_file() and all(has_tensors(file, self.stamp(clip)) for file in files)
@@ -65,6 +72,7 @@ class Work:
 
     output: Path
     reference: ReferenceSet
+    """When `run` has read the true videos, without the clips that broke."""
     methods: Sequence[Method]
     measures: Mapping[str, Measure]
     batch_size: int = 8
@@ -105,7 +113,10 @@ class Work:
         last = {job.method.name: job for job in jobs[1:]}  # of each method, the job of its last seed
         bar = tqdm(total=total, initial=total - todo, unit="video", disable=not self.progress, smoothing=0.05)
         with bar:
+            broken = self._keep_truth(pending[0], bar)
+            bar.total = total - len(broken) * len(jobs)
             for job, missing in zip(jobs, pending, strict=True):
+                missing = [clip for clip in missing if clip not in broken]
                 bar.set_description(job.method.name)
                 generator: list[Generator] = []
                 for start in range(0, len(missing), self.batch_size):
@@ -118,6 +129,30 @@ class Work:
                     finished(job.method)
             bar.set_description("done")
             bar.set_postfix_str("")
+
+    def _keep_truth(self, missing: Sequence[ReferenceClip], bar: tqdm[NoReturn]) -> list[ReferenceClip]:
+        """Decode and keep the true videos; returns the clips whose file opens and breaks later.
+
+        Those are left out of `reference`, with the reason. Raises NoClipLeft where no other is left.
+        """
+        broken, skipped = [], list(self.reference.skipped)
+        bar.set_description(self.truth.method.name)
+        with self.clock(self.truth.method.name), self.clock("making"):
+            for clip in missing:
+                if not has_tensors(self.truth.frames(clip), self.truth.stamp(clip)):
+                    try:
+                        frames = read_true_frames(clip, self.reference.size)
+                    except VideoError as error:
+                        broken.append(clip)
+                        skipped.append(Skipped.because(clip.clip.path, error))
+                        continue
+                    self.truth.keep(clip, frames)
+        clips = [clip for clip in self.reference.clips if clip not in broken]
+        self.reference = replace(self.reference, clips=clips, skipped=skipped)
+        write_skipped(self.output / SKIPPED, skipped)
+        if not clips:
+            raise none_left(self.reference.folder, skipped)
+        return broken
 
     def _get_videos(
         self, job: Job, clips: Sequence[ReferenceClip], generator: list[Generator], bar: tqdm[NoReturn]
@@ -134,8 +169,7 @@ class Work:
                     Batch(missing, self._true, self.reference.frames, job.seed or 0, bar.set_postfix_str)
                 )
             for clip, frames in zip(missing, made, strict=True):
-                job.video(clip).unlink(missing_ok=True)  # of older frames
-                save_tensors(job.frames(clip), {"frames": frames}, job.stamp(clip))
+                job.keep(clip, frames)
                 videos[clip.name] = frames
         job.shelf.claim([job.video(clip) for clip in clips])
         for clip in clips:

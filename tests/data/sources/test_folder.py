@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -225,3 +226,24 @@ def test_blank_lines_and_long_cells_of_a_csv(tmp_path: Path) -> None:
     clips, skipped = read_folder(tmp_path)
     assert [c.caption for c in clips] == [long.strip(), "b"] and not skipped
     assert csv.field_size_limit() == before
+
+
+@pytest.mark.fault("a caption or a metadata file is a pipe, a device, or of gigabytes", "it is named, and not read")
+def test_what_never_ends_is_not_read(tmp_path: Path) -> None:
+    for name in "abcd":
+        (tmp_path / f"{name}.mp4").touch()
+    (tmp_path / "a.txt").write_text("a dog")
+    os.mkfifo(tmp_path / "b.txt")
+    (tmp_path / "c.txt").symlink_to("/dev/zero")
+    with (tmp_path / "d.txt").open("wb") as file:
+        file.truncate(1 << 33)  # holds no block
+    clips, skipped = read_folder(tmp_path)
+    assert [clip.caption for clip in clips] == ["a dog"]
+    assert [one.reason for one in skipped] == [
+        "no caption: b.txt is no regular file; expected a text",
+        "no caption: c.txt is no regular file; expected a text",
+        "no caption: d.txt holds 8589934592 bytes; expected a caption, at most 16777216 bytes",
+    ]
+    (tmp_path / "metadata.jsonl").symlink_to("/dev/zero")
+    with pytest.raises(InputError, match=r"metadata\.jsonl: is no regular file"):
+        read_folder(tmp_path)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -34,6 +35,28 @@ def test_a_pickle_with_a_program_is_refused_and_not_run(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"evil\.pth: not readable as a state dict"):
         weights.read_state_dict(file)
     assert not victim.exists()
+
+
+@pytest.mark.fault("a weights file of kilobytes unpacks to gigabytes", "it is named, and not unpacked")
+def test_a_packed_torch_file_is_refused(tmp_path: Path) -> None:
+    torch.save({"weight": torch.zeros(1 << 20)}, tmp_path / "stored.pt")
+    with (
+        zipfile.ZipFile(tmp_path / "stored.pt") as stored,
+        zipfile.ZipFile(tmp_path / "bomb.pt", "w", zipfile.ZIP_DEFLATED) as packed,
+    ):
+        for name in stored.namelist():
+            packed.writestr(name, stored.read(name))
+    assert torch.load(tmp_path / "bomb.pt", weights_only=True)["weight"].shape == (1 << 20,), "torch unpacks it"
+    with pytest.raises(InputError, match=r"bomb\.pt: its \d+ bytes unpack to 4\d+; expected a state dict"):
+        weights.read_state_dict(tmp_path / "bomb.pt")
+
+
+def test_a_damaged_archive_is_named(tmp_path: Path) -> None:
+    torch.save({"weight": torch.zeros(4)}, tmp_path / "a.pt")
+    content = (tmp_path / "a.pt").read_bytes()
+    (tmp_path / "a.pt").write_bytes(content.replace(b"PK\1\2", b"PK\0\0"))
+    with pytest.raises(InputError, match=r"a\.pt: not readable as a torch file"):
+        weights.archive_records(tmp_path / "a.pt")
 
 
 def test_state_dicts_of_both_formats_are_read(tmp_path: Path) -> None:

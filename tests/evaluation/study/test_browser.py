@@ -6,14 +6,19 @@ import hashlib
 import math
 import os
 import shutil
+import socket
+import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from contrastive_i2v.evaluation.study.questions import QUESTIONS
+from contrastive_i2v.evaluation.study.server import StudyServer
+from contrastive_i2v.evaluation.study.session import Session
 from contrastive_i2v.evaluation.study.statistics import analyse
 from contrastive_i2v.evaluation.study.store import Store
 
@@ -261,6 +266,203 @@ def test_what_is_missing_is_asked_for(chromium: Any, store: Store, serve: Callab
     page.click("#leave")
     page.wait_for_selector("#start:visible")
     person.context.close()
+
+
+UNREACHED = "The study can’t be reached. Nothing is lost; try again in a moment."
+UNKNOWN = "The study didn’t answer as it should. Nothing is lost; try again in a moment."
+ANSWERS: dict[str, tuple[dict[str, Any] | None, str]] = {
+    "a connection that is cut": (None, UNREACHED),
+    "400": ({"status": 400, "json": {"error": "side is 'up'; expected left or right."}}, "side is 'up'; expected left"),
+    "403": ({"status": 403, "json": {"error": "Another page may not vote here."}}, "Another page may not vote here."),
+    "404": ({"status": 404, "json": {"error": "No pair 9; the study has 4."}}, "No pair 9; the study has 4."),
+    "413": ({"status": 413, "json": {"error": "Expected at most 4096 bytes."}}, "Expected at most 4096 bytes."),
+    "a proxy's page": ({"status": 502, "body": "<h1>Bad gateway</h1>", "content_type": "text/html"}, UNKNOWN),
+    "half an answer": ({"status": 200, "body": '{"name": "Ra', "content_type": "application/json"}, UNKNOWN),
+    "an error without words": ({"status": 500, "json": {}}, UNKNOWN),
+}
+
+
+def spoil(page: Any, path: str, answer: dict[str, Any] | None) -> None:
+    """Let requests for a path fail like this."""
+    page.route(f"**{path}", lambda route: route.abort() if answer is None else route.fulfill(**answer))
+
+
+def choose(page: Any) -> None:
+    page.keyboard.press("ArrowLeft")
+    page.keyboard.press("1")
+
+
+def assert_kept(page: Any) -> None:
+    """What was chosen is still marked."""
+    assert page.is_checked(".choice input[value=left]") and page.is_checked(".reason input >> nth=0")
+
+
+@pytest.mark.fault(
+    "a rater's browser gets any error for an answer: a limit, a refusal, a proxy's page, no connection",
+    "one message on the page, the answer still marked; Next sends it again",
+)
+def test_an_answer_that_is_not_taken_is_kept_and_sent_again(
+    chromium: Any, store: Store, serve: Callable[[Store], int]
+) -> None:
+    person = Person(chromium, f"http://127.0.0.1:{serve(store)}", 1, {}, plays=False)
+    page = person.page
+    person.join()
+    choose(page)
+    for answer, said in ANSWERS.values():
+        spoil(page, "/vote", answer)
+        page.keyboard.press("Enter")
+        page.wait_for_selector(f'#rate #problem:has-text("{said}")')
+        assert page.locator(".problem:visible").count() == 1
+        assert_kept(page)
+        page.unroute_all()
+    assert store.votes() == []
+    page.keyboard.press("Enter")
+    page.wait_for_selector("#where:has-text('Faithfulness')")
+    assert [vote.question for vote in store.votes()] == ["quality"]
+    assert page.inner_text("#problem") == ""
+
+    choose(page)  # the answer is taken, and the next pair can't be had
+    spoil(page, "/pair/1", ANSWERS["404"][0])
+    page.keyboard.press("Enter")
+    page.wait_for_selector('#problem:has-text("No pair 9")')
+    assert_kept(page)
+    assert len(store.votes()) == 2
+    page.unroute_all()
+    page.keyboard.press("Enter")
+    page.wait_for_selector("#where:has-text('2 of 4')")
+    assert len(store.votes()) == 2
+    assert not [problem for problem in person.problems if "Failed to load resource" not in problem]
+    person.context.close()
+
+
+@pytest.mark.parametrize("case", ANSWERS)
+def test_an_error_at_the_start_is_one_message(
+    chromium: Any, store: Store, serve: Callable[[Store], int], case: str
+) -> None:
+    answer, said = ANSWERS[case]
+    person = Person(chromium, f"http://127.0.0.1:{serve(store)}", 1, {}, plays=False)
+    page = person.page
+    message = f'#join .problem:has-text("{said}")'
+    spoil(page, "/join", answer)
+    page.fill("#name", "Ana")
+    page.keyboard.press("Enter")
+    page.wait_for_selector(message)
+    assert page.input_value("#name") == "Ana"
+    page.unroute_all()
+    page.keyboard.press("Enter")
+    person.ready()
+    for path in ("/welcome", "/progress"):
+        spoil(page, path, answer)
+        page.reload()
+        page.wait_for_selector(message)
+        page.unroute_all()
+    page.reload()
+    person.ready()
+    assert page.inner_text("#rater") == "Ana"
+    assert not [problem for problem in person.problems if "Failed to load resource" not in problem]
+    person.context.close()
+
+
+def test_a_rater_who_is_not_known_any_more_enters_their_name_and_keeps_the_answer(
+    chromium: Any, store: Store, serve: Callable[[Store], int]
+) -> None:
+    person = Person(chromium, f"http://127.0.0.1:{serve(store)}", 1, {}, plays=False)
+    page = person.page
+    person.join()
+    choose(page)
+    spoil(page, "/vote", {"status": 401, "json": {"error": "Please enter your name."}})
+    page.keyboard.press("Enter")
+    page.wait_for_selector('#join .problem:has-text("Please enter your name.")')
+    page.unroute_all()
+    person.join("rater 1")
+    assert_kept(page)
+    page.click("#leave")
+    person.join("Another")
+    assert page.locator(":checked").count() == 0
+    person.context.close()
+
+
+@pytest.mark.fault("somebody enters a known rater's name in a study beyond this machine", "they are told it is taken")
+def test_a_taken_name_and_a_full_study_are_said(chromium: Any, pairs: list[Any], design: Any, tmp_path: Path) -> None:
+    store = Store(tmp_path / "small.sqlite", replace(design, raters=2))
+    server = StudyServer(Session(store, pairs), ("127.0.0.1", 0))
+    server.trusts_names = False  # as beyond loopback
+    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
+    people = [Person(chromium, f"http://127.0.0.1:{server.server_port}", 1, {}, plays=False) for _ in range(3)]
+    first, second, third = (person.page for person in people)
+    people[0].join("Ana")
+    choose(first)
+    first.keyboard.press("Enter")
+    first.wait_for_selector("#where:has-text('Faithfulness')")
+    for page, name, said in (
+        (second, " ANA", "This name is taken. If it is yours, go on in the browser you began in"),
+        (second, "Ben", ""),
+        (third, "Cy", "This study already has its 2 raters."),
+    ):
+        page.fill("#name", name)
+        page.keyboard.press("Enter")
+        page.wait_for_selector(f'#join .problem:has-text("{said}")' if said else "#rate:visible")
+    first.reload()  # its own key goes on
+    people[0].ready()
+    assert people[0].where() == "1 of 4 · Faithfulness" and len(store.votes()) == 1
+    for person in people:
+        person.context.close()
+    server.shutdown()
+    server.server_close()
+    store.close()
+
+
+def test_a_video_that_cannot_be_loaded_is_not_judged(
+    chromium: Any, store: Store, serve: Callable[[Store], int]
+) -> None:
+    person = Person(chromium, f"http://127.0.0.1:{serve(store)}", 1, {}, plays=False)
+    page = person.page
+    spoil(page, "/video/*", {"status": 404, "json": {"error": "This video is gone."}})
+    person.join()
+    said = '#problem:has-text("A video can’t be played here. Please tell whoever runs the study.")'
+    page.wait_for_selector(said)
+    choose(page)
+    page.keyboard.press("Enter")
+    page.wait_for_selector(said)
+    assert store.votes() == []
+    page.unroute_all()
+    page.keyboard.press("Enter")  # loads them again
+    page.wait_for_selector("#videos:not(.loading)")
+    choose(page)
+    page.keyboard.press("Enter")
+    page.wait_for_selector("#where:has-text('Faithfulness')")
+    assert len(store.votes()) == 1
+    person.context.close()
+
+
+@pytest.mark.fault(
+    "a study's server is stopped while somebody rates", "the page says so; started again it takes the answer"
+)
+def test_a_server_that_comes_back_takes_the_answer(chromium: Any, store: Store, pairs: list[Any]) -> None:
+    def start(port: int) -> StudyServer:
+        server = StudyServer(Session(store, pairs), ("127.0.0.1", port))
+        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
+        return server
+
+    server = start(0)
+    person = Person(chromium, f"http://127.0.0.1:{server.server_port}", 1, {}, plays=False)
+    page = person.page
+    person.join()
+    choose(page)
+    server.shutdown()
+    for connection in list(server._connections):
+        connection.shutdown(socket.SHUT_RDWR)
+    server.server_close()
+    page.keyboard.press("Enter")
+    page.wait_for_selector(f'#problem:has-text("{UNREACHED}")')
+    assert_kept(page)
+    server = start(server.server_port)
+    page.keyboard.press("Enter")
+    page.wait_for_selector("#where:has-text('Faithfulness')")
+    assert len(store.votes()) == 1
+    person.context.close()
+    server.shutdown()
+    server.server_close()
 
 
 def test_everything_fits_a_phone_and_a_desk(chromium: Any, store: Store, serve: Callable[[Store], int]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -75,11 +76,18 @@ def test_bad_input_is_named(copies: tuple[Path, Path], tmp_path: Path) -> None:
         find_pairs(a, b)
     assert find_pairs(a, b, need_captions=False)[0][3].caption == ""
     (b / "00001.mp4").write_bytes(b"not a video")
-    with pytest.raises(InputError, match=r"quagga/00001\.mp4: can't be opened"):
+    with pytest.raises(InputError, match=r"quagga/00001\.mp4: can't be decoded"):
         find_pairs(a, b, need_captions=False)
     shutil.copy(a / "00000.mp4", a / "00000.webm")
     with pytest.raises(InputError, match=r"00000\.webm: 00000\.mp4 has the same stem"):
         find_pairs(a, b)
+
+
+@pytest.mark.fault("a video of a study opens and breaks later", "serve refuses it by name, before anybody votes")
+def test_a_video_that_breaks_later_is_refused(copies: tuple[Path, Path], break_later: Callable[[Path], None]) -> None:
+    break_later(copies[1] / "00002.mp4")
+    with pytest.raises(InputError, match=r"quagga/00002\.mp4: can't be decoded"):
+        find_pairs(*copies)
 
 
 def folder_image(folder: Path) -> Path:

@@ -6,6 +6,7 @@ import http.client
 import io
 import json
 import socket
+import sqlite3
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -138,6 +139,7 @@ def test_votes_that_make_no_sense(client: Client, store: Store, change: dict[str
     assert store.votes() == []
 
 
+@pytest.mark.fault("a stranger enters a known rater's name on a network", "they don't get that rater's key")
 @pytest.mark.parametrize("options", [{"host": "0.0.0.0"}, {"host": "127.0.0.1", "allowed_hosts": ["lab.example"]}])
 def test_beyond_this_machine_a_name_is_no_key(store: Store, pairs: list[Any], options: dict[str, Any]) -> None:
     server = StudyServer(Session(store, pairs), (options.pop("host"), 0), **options)
@@ -167,6 +169,7 @@ def test_on_this_machine_a_name_is_enough(store: Store, pairs: list[Any], host: 
     server.server_close()
 
 
+@pytest.mark.fault("connections are opened and kept silent", "the most silent ones are dropped; raters get in")
 def test_silent_connections_do_not_keep_raters_out(
     store: Store, pairs: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -213,6 +216,7 @@ def test_busy_connections_are_not_dropped(store: Store, pairs: list[Any], monkey
         late.close()
 
 
+@pytest.mark.fault("50 browsers come at once", "they are queued")
 def test_a_burst_of_connections_is_queued(store: Store, pairs: list[Any]) -> None:
     server = StudyServer(Session(store, pairs), ("127.0.0.1", 0))  # nobody accepts yet
     assert server.request_queue_size == 128
@@ -243,6 +247,7 @@ def test_strangers_are_asked_who_they_are(client: Client) -> None:
         assert client.refused("GET", "/progress")[0] == 401
 
 
+@pytest.mark.fault("another page, or another name of this machine, asks a study", "refused with 403")
 def test_other_pages_may_neither_vote_nor_read(client: Client, store: Store) -> None:
     client.join("Ana")
     for origin in ("http://[", "http://[::1", "http://evil.example", "null", f"http://127.0.0.1:{client.port + 1}"):
@@ -261,6 +266,9 @@ def test_further_names_can_be_allowed(store: Store, pairs: list[Any]) -> None:
     server.server_close()
 
 
+@pytest.mark.fault(
+    "a study is sent what is too large, or no JSON", "refused by its kind, and nothing is read beyond the limit"
+)
 def test_bodies_are_bounded_json(client: Client) -> None:
     client.join("Ana")
     kind = {"Content-Type": "application/json"}
@@ -271,6 +279,23 @@ def test_bodies_are_bounded_json(client: Client) -> None:
     assert client.refused("POST", "/vote", b" " * 4097, **kind) == (413, "Expected at most 4096 bytes.")
     assert client.refused("POST", "/vote", b"position=0", **{"Content-Type": "text/plain"})[0] == 415
     assert client.refused("POST", "/vote", **{**kind, "Content-Length": "-1"})[0] == 411
+
+
+@pytest.mark.fault("a vote's request is cut short or says its length twice", "it is refused and counts for nothing")
+@pytest.mark.parametrize(
+    ("more", "status"),
+    [("Content-Length: {0}1\r\n", 400), ("Content-Length: {0}\r\nContent-Length: 4\r\n", 411), ("", 411),
+     ("Content-Length: {0}\r\nTransfer-Encoding: chunked\r\n", 411)],
+)  # fmt: skip
+def test_a_request_that_is_not_whole_does_not_count(client: Client, store: Store, more: str, status: int) -> None:
+    client.join("Ana")
+    body = json.dumps(GOOD)
+    head = f"POST /vote HTTP/1.1\r\nHost: localhost\r\nRater: {client.key}\r\nContent-Type: application/json\r\n"
+    with socket.create_connection(("127.0.0.1", client.port), timeout=10) as connection:
+        connection.sendall(f"{head}{more.format(len(body))}\r\n{body}".encode())
+        connection.shutdown(socket.SHUT_WR)
+        assert connection.recv(1 << 16).startswith(f"HTTP/1.1 {status} ".encode())
+    assert store.votes() == []
 
 
 @pytest.mark.parametrize(
@@ -322,6 +347,34 @@ def test_pages_and_images_say_nothing_but_themselves(client: Client, folders: tu
     assert Image.open(io.BytesIO(received[-1][2])).size == (72, 48)
 
 
+@pytest.mark.fault(
+    "the disk is full while somebody votes", "the rater and whoever serves are told; no vote is said to be saved"
+)
+def test_a_vote_that_cannot_be_saved_is_said(store: Store, pairs: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    server = StudyServer(Session(store, pairs), ("127.0.0.1", 0), say=said.append)
+    with running(server):
+        rater = Client(server.server_port)
+        rater.join("Ana")
+
+        def full(vote: Any) -> None:
+            raise sqlite3.OperationalError("database or disk is full")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(store, "record", full)
+            status, message = rater.refused("POST", "/vote", GOOD)
+        assert (status, message) == (500, "This could not be saved. Please tell whoever runs the study.")
+        assert said[-1] == "an answer could not be saved or read: database or disk is full"
+        assert rater.ask("/vote", GOOD)["done"] == 1
+
+
+def test_a_refusal_in_an_address_bar_is_plain_text(client: Client) -> None:
+    status, headers, body = client.send("GET", "/", Host="evil.example", Accept="text/html,*/*")
+    assert (status, headers["Content-Type"]) == (403, "text/plain; charset=utf-8")
+    assert body.decode().startswith("This address isn't known to the study") and b"{" not in body
+
+
+@pytest.mark.fault("a study's video is deleted while it is served", "404, and the page says so")
 def test_a_video_that_went_missing(client: Client, pairs: list[Any], tmp_path: Path, store: Store) -> None:
     session = Session(store, pairs)
     token = next(iter(session._files))

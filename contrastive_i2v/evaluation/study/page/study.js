@@ -12,6 +12,7 @@ let pair; // the pair on show
 let question; // the question on show, of study.questions
 let key = recall();
 let saving = false;
+let unsaved; // an answer that was given and not taken, of a rater who has to enter their name again
 
 function recall() {
   try { return localStorage.getItem("rater"); } catch { return null; }
@@ -50,9 +51,10 @@ async function ask(path, body) {
   } catch {
     throw new Refusal(0, "The study can’t be reached. Nothing is lost; try again in a moment.");
   }
-  const answer = await response.json();
-  if (!response.ok) throw new Refusal(response.status, answer.error);
-  return answer;
+  const answer = await response.json().catch(() => null); // not the study's: a proxy's page, or a connection that broke
+  if (response.ok && answer) return answer;
+  const unknown = "The study didn’t answer as it should. Nothing is lost; try again in a moment.";
+  throw new Refusal(response.status, answer?.error || unknown);
 }
 
 function view(id) {
@@ -135,10 +137,12 @@ function whenever(video, source) {
 }
 
 async function show(step) {
-  const known = pair?.position === step.position;
+  const known = pair?.position === step.position && pair.isLoaded;
   if (!known) pair = await ask(`/pair/${step.position}`);
   question = study.questions.find((one) => one.name === step.question);
-  const answer = pair.answers[question.name];
+  const isUnsaved = unsaved?.position === step.position && unsaved.question === step.question;
+  const answer = isUnsaved && unsaved.rater === $("#rater").textContent ? unsaved : pair.answers[question.name];
+  unsaved = undefined;
   const number = study.questions.indexOf(question);
   const done = step.position * study.questions.length + number;
 
@@ -182,6 +186,7 @@ async function show(step) {
     $("#problem").textContent = error.message;
     return;
   }
+  pair.isLoaded = true;
   arrange();
   group.classList.remove("loading");
   if (!matchMedia("(prefers-reduced-motion: reduce)").matches) player.play();
@@ -211,7 +216,7 @@ async function guarded(action) {
     await action();
   } catch (error) {
     if (!(error instanceof Refusal)) throw error;
-    if (error.status === 401) leave();
+    if (error.status === 401) leave(error.message);
     else $("#problem").textContent = error.message;
   } finally {
     saving = false;
@@ -220,13 +225,18 @@ async function guarded(action) {
 }
 
 const next = () => guarded(async () => {
+  if (!pair.isLoaded) return await show(step(0)); // nobody judges what they haven't seen
   const side = form.elements.side.value;
   const reasons = [...form.querySelectorAll(".reason :checked")].map((input) => input.value);
   if (!side || !reasons.length) {
     $("#problem").textContent = side ? "Choose at least one reason." : "Choose a video first.";
     return;
   }
-  const progress = await ask("/vote", { position: pair.position, question: question.name, side, reasons });
+  const vote = { position: pair.position, question: question.name, side, reasons };
+  const progress = await ask("/vote", vote).catch((error) => {
+    if (error.status === 401) unsaved = { ...vote, rater: $("#rater").textContent };
+    throw error;
+  });
   pair.answers[question.name] = { side, reasons };
   const last = pair.position === study.pairs - 1 && question === study.questions.at(-1);
   if (!last) await show(step(1));
@@ -250,10 +260,11 @@ async function resume(progress) {
   else finish(progress);
 }
 
-function leave() {
+function leave(message = "") {
   remember(null);
   pair = undefined;
   view("start");
+  $("#join .problem").textContent = message;
   $("#name").focus();
 }
 
@@ -273,8 +284,8 @@ $("#join").addEventListener("submit", async (event) => {
 form.addEventListener("submit", (event) => { event.preventDefault(); next(); });
 form.addEventListener("change", update);
 $("#back").addEventListener("click", back);
-$("#leave").addEventListener("click", leave);
-$("#other").addEventListener("click", leave);
+$("#leave").addEventListener("click", () => leave());
+$("#other").addEventListener("click", () => leave());
 $("#again").addEventListener("click", () => guarded(async () => {
   await show({ position: study.pairs - 1, question: study.questions.at(-1).name });
 }));

@@ -173,6 +173,8 @@ def _first(ours: MeasuredVideos, *roles: str) -> str:
 
 def _stand_in(ours: MeasuredVideos, role: str, about: About) -> str:
     """What keeps the number from being VBench's beside a stand-in network, which the report marks itself."""
+    if ours.extractor(role).startswith("dreamsim"):
+        return ""
     background = about in (BACKGROUND, I2V_BACKGROUND, LATER_BACKGROUND)
     if background and not ours.has("clip"):
         return "on the same network as the subject's, for want of CLIP"
