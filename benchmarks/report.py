@@ -1,4 +1,4 @@
-"""docs/performance.md from benchmarks/results/*.json and results/frechet/*.json: `python -m benchmarks report`.
+"""docs/performance.md and the costs in docs/systems.md from benchmarks/results: `python -m benchmarks report`.
 
 What lies between the two markers is generated, the rest of the page is written by hand. The newest file of each device
 is shown. Every figure comes from a file; nothing is rounded up and nothing is left out.
@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks import environment, plots
+from benchmarks import environment, plots, video_report
 from benchmarks.goals import bytes_text, goals_for, microseconds
 from benchmarks.problems import Case
 from benchmarks.results import Results, Row, case_of
@@ -181,13 +181,20 @@ def table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(cells) + " |" for cells in rows)
 
 
-def replace_generated(page: str, generated: str) -> str:
+def replace_generated(page: str, generated: str, markers: tuple[str, str] = (BEGIN, END)) -> str:
     """`page` with what lies between the markers replaced."""
-    before, begin, rest = page.partition(BEGIN)
-    _, end, after = rest.partition(END)
+    before, begin, rest = page.partition(markers[0])
+    _, end, after = rest.partition(markers[1])
     if not begin or not end:
-        raise ValueError(f"the page lacks the markers {BEGIN} and {END}")
-    return f"{before}{BEGIN}\n\n{generated}\n\n{END}{after}"
+        raise ValueError(f"the page lacks the markers {markers[0]} and {markers[1]}")
+    return f"{before}{begin}\n\n{generated}\n\n{end}{after}"
+
+
+def write_costs(page: Path, results: Path) -> None:
+    """Put the costs of the systems into their page."""
+    markers = (video_report.BEGIN, video_report.END)
+    text = replace_generated(page.read_text(encoding="utf-8"), video_report.costs(results), markers)
+    page.write_text(text, encoding="utf-8")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -195,12 +202,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks report", description=__doc__)
     parser.add_argument("--results", type=Path, default=root / "benchmarks" / "results", help="folder of JSON files")
     parser.add_argument("--page", type=Path, default=root / "docs" / "performance.md")
+    parser.add_argument("--systems", type=Path, default=root / "docs" / "systems.md")
     parser.add_argument("--images", type=Path, default=root / "docs" / "images" / "performance")
     options = parser.parse_args(arguments)
     parts = [render(newest(options.results), options.images, options.page), frechet(options.results / "frechet")]
+    parts.append(video_report.performance(options.results / "video"))
     generated = "\n\n".join(filter(None, parts))
     options.page.write_text(replace_generated(options.page.read_text(encoding="utf-8"), generated), encoding="utf-8")
     print(options.page)
+    if options.systems.exists():
+        write_costs(options.systems, options.results / "video")
+        print(options.systems)
 
 
 if __name__ == "__main__":

@@ -211,17 +211,19 @@ class TemporalBlock(nn.Module):
 
     def forward(self, x: Tensor, text: Tensor, size: tuple[int, int]) -> Tensor:
         """x [B, h w, T, channels], text [B, L, text_width]."""
-        around = partial(first_frame_window, size=size, window=self.window) if self.window > 1 else None
+        around = partial(first_frame_window, size=size, window=self.window)
         x = x + self.attn1.over_time(self.norm1(x), around)
         x = x + self.attn2.to_text(self.norm2(x), text)
         return cast(Tensor, x + self.ff(self.norm3(x)))
 
 
 def first_frame_window(first: Tensor, size: tuple[int, int], window: int) -> Tensor:
-    """The K x K - 1 neighbours of every position in the first frame, edges repeated.
+    """The K x K - 1 neighbours of every position in the first frame, edges repeated; none for K = 1.
 
     `first [B, h w, channels]` -> `[B, h w, K K - 1, channels]`.
     """
+    if window == 1:
+        return first[:, :, None][:, :, :0]
     side, (height, width) = window // 2, size
     image = unflatten(first, 1, size)  # [B, h, w, channels]
     for dim in (1, 2):
