@@ -150,10 +150,7 @@ def test_the_window_repeats_edges_and_leaves_out_the_middle() -> None:
     assert around.shape == (1, 6, 8, 1)
     assert around[0, 0, :, 0].tolist() == [0, 0, 1, 0, 1, 3, 3, 4]
     assert around[0, 4, :, 0].tolist() == [0, 1, 2, 3, 5, 3, 4, 5]
-<<<<<<< HEAD
-=======
     assert first_frame_window(image, (2, 3), 1).shape == (1, 6, 0, 1)
->>>>>>> vbench
 
 
 def test_attention_knows_distances_alone_but_for_the_first_frames_window() -> None:
