@@ -202,7 +202,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks report", description=__doc__)
     parser.add_argument("--results", type=Path, default=root / "benchmarks" / "results", help="folder of JSON files")
     parser.add_argument("--page", type=Path, default=root / "docs" / "performance.md")
-    parser.add_argument("--systems", type=Path, default=root / "docs" / "systems.md")
+    parser.add_argument("--systems", type=Path, help="None = systems.md beside the page, where there is one")
     parser.add_argument("--images", type=Path, default=root / "docs" / "images" / "performance")
     options = parser.parse_args(arguments)
     parts = [render(newest(options.results), options.images, options.page), frechet(options.results / "frechet")]
@@ -210,9 +210,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     generated = "\n\n".join(filter(None, parts))
     options.page.write_text(replace_generated(options.page.read_text(encoding="utf-8"), generated), encoding="utf-8")
     print(options.page)
-    if options.systems.exists():
-        write_costs(options.systems, options.results / "video")
-        print(options.systems)
+    systems = options.systems or options.page.with_name("systems.md")
+    if systems.exists():
+        write_costs(systems, options.results / "video")
+        print(systems)
 
 
 if __name__ == "__main__":

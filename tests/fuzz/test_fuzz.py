@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 import random
 import signal
@@ -46,7 +47,8 @@ class Harmful:
         elif case == b"hang":
             time.sleep(60)
         elif case == b"memory":
-            bytearray(64 << 20)
+            block = mmap.mmap(-1, 64 << 20)  # of new pages, whatever the allocator kept of freed ones
+            block[:: mmap.PAGESIZE] = bytes(len(block) // mmap.PAGESIZE)
         assert case != b"break", "a promise"
 
 

@@ -21,7 +21,7 @@ from contrastive_i2v.training.config import (
     save_config,
 )
 from contrastive_i2v.training.forms import FORMS
-from contrastive_i2v.training.recipes import RECIPES
+from contrastive_i2v.training.recipes import RECIPES, stages
 
 
 @pytest.mark.parametrize("config", RECIPES.values(), ids=RECIPES)
@@ -31,14 +31,27 @@ def test_a_saved_config_starts_the_same_run(config: TrainConfig, tmp_path: Path)
 
 
 def test_recipes_train_with_the_registered_forms() -> None:
-    assert list(RECIPES) == [
-        f"{size}{form}" for size in ("", "tiny-") for form in ("contrastive", "baseline", "literal")
-    ]
-    for name, config in RECIPES.items():
-        form = name.removeprefix("tiny-")
-        assert config.loss == FORMS[form].loss
-        assert config.output == Path("runs") / form
+    for form in ("contrastive", "baseline", "literal"):
+        for name in (form, f"tiny-{form}"):
+            assert RECIPES[name].loss == FORMS[form].loss
+            assert RECIPES[name].output == Path("runs") / form
     assert RECIPES["contrastive"] == TrainConfig()
+
+
+def test_a_staged_recipe_is_its_stages_each_from_the_model_before() -> None:
+    order = ["image", "low", "high", "fine-tune", "interpolation"]
+    before = {"low": "image", "high": "low", "fine-tune": "high", "interpolation": "high"}
+    for staged in ("emu-video", "tiny-emu-video"):
+        found = stages(staged)
+        assert list(found) == [f"{staged}/{name}" for name in order]
+        for name in order:
+            config = found[f"{staged}/{name}"]
+            assert config.output == Path("runs") / staged / name
+            if name in before:
+                assert config.model == f"runs/{staged}/{before[name]}"
+    assert stages("tiny-consisti2v") == {"tiny-consisti2v": RECIPES["tiny-consisti2v"]}
+    assert stages("tiny") == {}
+    assert all(config.loss == FORMS["baseline"].loss for name, config in RECIPES.items() if "emu" in name)
 
 
 @pytest.mark.parametrize(
