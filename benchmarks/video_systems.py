@@ -50,6 +50,8 @@ RUNS: dict[str, Run] = {
     "emu-image": Run(f"{STAGE}/image", 500),
     "emu-low": Run(f"{STAGE}/low", 250, "emu-image"),
     "emu": Run(f"{STAGE}/high", 350, "emu-low"),
+    # about as long as a ConsistI2V takes
+    "emu-long": Run(f"{STAGE}/high", 1000, "emu-low"),
     "emu-tuned": Run(f"{STAGE}/fine-tune", 80, "emu"),
     "emu-longer": Run(f"{STAGE}/fine-tune", 80, "emu", ("--data.keep", "1")),
     # a step at 32 pixels takes a third of one at 64: 250 of them are 80
@@ -73,7 +75,7 @@ SYSTEMS = {
     "consisti2v-seed2": "consisti2v-seed2",
     "consisti2v-seed2-no-frameinit": "consisti2v-seed2?frame_init=false",
     "consisti2v-contrastive": "consisti2v-contrastive",
-    "emu-video": "emu",
+    "emu-video": "emu-long",
 }
 EMU = {
     "emu-video": "emu",
