@@ -9,6 +9,7 @@ trains those runs alone (several processes may share the work), `--compare` meas
     WORK/clips               shapes, 800 to train on and 64 held out
     WORK/runs/NAME           the trainings
     WORK/systems, WORK/emu   the two comparisons: report.html, report.json
+    WORK/real-footage        the systems on the seconds of real clips that docs/real_footage.py holds out
     WORK/between.json        the interpolation model beside paths through latents, on true keyframes
 """
 
@@ -112,15 +113,21 @@ def train(work: Path, name: str) -> None:
     )
 
 
-def compare(work: Path, output: str, methods: dict[str, str]) -> None:
+def compare(work: Path, output: str, methods: dict[str, str], data: str = "clips", frames: int = FRAMES) -> None:
     """Measure what is trained of the methods, and the two baselines that need no training."""
     trained = {
         name: spec for name, spec in methods.items() if (work / "runs" / spec.partition("?")[0] / "model").exists()
     }
     specs = [f"{name}={work / 'runs' / spec}" for name, spec in trained.items()]
-    options = ["--data", work / "clips/test", "--train-data", work / "clips/train", "--frames", FRAMES]
+    options = ["--data", work / data / "test", "--train-data", work / data / "train", "--frames", frames]
     options += ["--output", work / output]
     call("compare", *options, "--methods", *specs, "first-frame", "retrieval")
+
+
+def real_clips(folder: Path) -> None:
+    """Three real clips, and the seconds of them that are held out."""
+    if not folder.exists():
+        subprocess.run([sys.executable, Path(__file__).parents[1] / "docs/real_footage.py", folder], check=True)
 
 
 @torch.no_grad()
@@ -182,6 +189,8 @@ def main() -> None:
     if options.compare or not options.only:
         compare(work, "systems", SYSTEMS)
         compare(work, "emu", EMU)
+        real_clips(work / "real")
+        compare(work, "real-footage", SYSTEMS, "real", frames=5)
         if (work / "runs/emu-interpolation/model").exists():
             between(work)
 
