@@ -11,6 +11,7 @@ trains those runs alone (several processes may share the work), `--compare` meas
     WORK/systems, WORK/emu   the two comparisons: report.html, report.json
     WORK/real-footage        the systems on the seconds of real clips that docs/real_footage.py holds out
     WORK/between.json        the interpolation model beside paths through latents, on true keyframes
+    WORK/interpolated        Emu Video's own 8 frames at 5 a second as 16 of 20 a second, by the model and by a path
 """
 
 from __future__ import annotations
@@ -173,6 +174,36 @@ def between(work: Path) -> None:
         print(name, row)
 
 
+@torch.no_grad()
+def interpolate(work: Path, clips: int = 32) -> None:
+    """Videos of 20 frames a second from Emu Video's 5, by the interpolation model and by a path, compared."""
+    from contrastive_i2v.data.frames import FramesConfig, valid_frames
+    from contrastive_i2v.data.sources.folder import read_folder
+    from contrastive_i2v.data.video import probe, read_frames, resize_frames, to_uint8, write_video
+    from contrastive_i2v.models import load_system
+    from contrastive_i2v.sampling import fill_in, resample_trajectory, rollout
+
+    folders = {name: work / "interpolated" / "videos-of" / name for name in ("interpolation-model", "path")}
+    if not folders["path"].exists():
+        video, between = (load_system(work / "runs" / name, device="cpu") for name in ("emu-long", "emu-interpolation"))
+        gap, codec = between.window.given[0], video.codec
+        for number, clip in enumerate(read_folder(work / "clips/test")[0][:clips]):
+            first = valid_frames(probe(clip.path), clip, FramesConfig())[:1]
+            pixels = resize_frames(read_frames(clip.path, first), video.size)
+            text, count = video.encode_text([clip.caption]), len(between.window.given)
+            own = codec.sample(codec.encode(pixels[None]))[:, 0]
+            keys = rollout(video, own, text, frames=count, seeds=[number])
+            made = fill_in(between, codec.denormalize(keys), text, seeds=[number])[:, gap:-gap]
+            path = resample_trajectory(keys[0], (count - 1) * gap + 1)[None]
+            for folder, latents in zip(folders.values(), (made, path), strict=True):
+                frames = to_uint8(codec.decode(latents[:, :16])[0])
+                write_video(folder / f"{clip.path.stem}.mp4", frames, fps=20.0)
+    specs = [f"{name}={folder}" for name, folder in folders.items()]
+    options = ["--data", work / "clips/test", "--frames", 16, "--frame-rate", 20, "--clips", clips]
+    options += ["--latents", "tiny", "--output", work / "interpolated"]
+    call("compare", *options, "--methods", *specs, "first-frame")
+
+
 def main() -> None:
     """Draw the clips, train, compare."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -193,6 +224,7 @@ def main() -> None:
         compare(work, "real-footage", SYSTEMS, "real", frames=5)
         if (work / "runs/emu-interpolation/model").exists():
             between(work)
+            interpolate(work)
 
 
 if __name__ == "__main__":
