@@ -125,6 +125,46 @@ def compare(work: Path, output: str, methods: dict[str, str], data: str = "clips
     call("compare", *options, "--methods", *specs, "first-frame", "retrieval")
 
 
+def table(report: Path) -> list[str]:
+    """A comparison as a markdown table: error over the frames and at some of them, video distance, motion, and error
+    against the first frame repeated, paired by clip."""
+    from contrastive_i2v.evaluation.results import load_report
+    from contrastive_i2v.evaluation.statistics import paired_bootstrap
+
+    methods = {one.name: {m.name: m for m in one.metrics} for one in load_report(report).methods}
+    frames = len(methods["first-frame"]["frame_mse"].per_frame)
+    shown = [0, frames // 2, frames - 1]
+    heads = ["", "mean error", *(f"frame {k + 1}" for k in shown), "error - first frame's", "video distance", "motion"]
+    lines = [f"| {' | '.join(heads)} |", f"|{'---|' * len(heads)}"]
+    still = torch.tensor(methods["first-frame"]["frame_mse"].per_clip)
+    for name, found in methods.items():
+        error, distance, motion = found["frame_mse"], found["fvd"].estimate, found["motion_ratio"].estimate
+        gap = paired_bootstrap(torch.tensor(error.per_clip), still)
+        cells = [f"{error.estimate.value:.4f}", *(f"{error.per_frame[k]:.4f}" for k in shown)]
+        cells.append("" if name == "first-frame" else f"{gap.value:+.4f} [{gap.low:+.4f}, {gap.high:+.4f}]")
+        cells += [f"{distance.value:.1f} [{distance.low:.0f}, {distance.high:.0f}]", f"{motion.value:.2f}"]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return lines
+
+
+def frame_init_effect(report: Path) -> list[str]:
+    """What FrameInit changes in ConsistI2V, paired over training seeds with Student's t."""
+    from contrastive_i2v.evaluation.results import load_report
+    from contrastive_i2v.evaluation.statistics import paired_difference
+
+    methods = {one.name: {m.name: m for m in one.metrics} for one in load_report(report).methods}
+    names = [name for name in ("consisti2v", "consisti2v-seed1", "consisti2v-seed2") if name in methods]
+    lines = []
+    for metric in ("frame_mse", "fvd", "kvd", "motion_ratio", "subject_consistency"):
+        if metric in methods[names[0]]:
+            values = [[methods[n + end][metric].estimate.value for n in names] for end in ("", "-no-frameinit")]
+            gap = paired_difference(*values)
+            lines.append(
+                f"{metric}: {values[0]} with, {values[1]} without: {gap.value:+.4g} [{gap.low:.4g}, {gap.high:.4g}]"
+            )
+    return lines
+
+
 def real_clips(folder: Path) -> None:
     """Three real clips, and the seconds of them that are held out."""
     if not folder.exists():
@@ -225,6 +265,9 @@ def main() -> None:
         if (work / "runs/emu-interpolation/model").exists():
             between(work)
             interpolate(work)
+        for name in ("systems", "emu", "real-footage", "interpolated"):
+            print(f"\n{name}", *table(work / name / "report.json"), sep="\n")
+        print("", *frame_init_effect(work / "systems/report.json"), sep="\n")
 
 
 if __name__ == "__main__":
