@@ -125,23 +125,23 @@ def compare(work: Path, output: str, methods: dict[str, str], data: str = "clips
     call("compare", *options, "--methods", *specs, "first-frame", "retrieval")
 
 
-def table(report: Path) -> list[str]:
+def table(report: Path, against: str = "first-frame") -> list[str]:
     """A comparison as a markdown table: error over the frames and at some of them, video distance, motion, and error
-    against the first frame repeated, paired by clip."""
+    less that of another method, paired by clip. Frame 1 is the given one."""
     from contrastive_i2v.evaluation.results import load_report
     from contrastive_i2v.evaluation.statistics import paired_bootstrap
 
     methods = {one.name: {m.name: m for m in one.metrics} for one in load_report(report).methods}
     frames = len(methods["first-frame"]["frame_mse"].per_frame)
-    shown = [0, frames // 2, frames - 1]
-    heads = ["", "mean error", *(f"frame {k + 1}" for k in shown), "error - first frame's", "video distance", "motion"]
+    shown = [1, frames // 2, frames - 1]
+    heads = ["", "mean error", *(f"frame {k + 1}" for k in shown), f"error - {against}'s", "video distance", "motion"]
     lines = [f"| {' | '.join(heads)} |", f"|{'---|' * len(heads)}"]
-    still = torch.tensor(methods["first-frame"]["frame_mse"].per_clip)
+    other = torch.tensor(methods[against]["frame_mse"].per_clip)
     for name, found in methods.items():
         error, distance, motion = found["frame_mse"], found["fvd"].estimate, found["motion_ratio"].estimate
-        gap = paired_bootstrap(torch.tensor(error.per_clip), still)
+        gap = paired_bootstrap(torch.tensor(error.per_clip), other)
         cells = [f"{error.estimate.value:.4f}", *(f"{error.per_frame[k]:.4f}" for k in shown)]
-        cells.append("" if name == "first-frame" else f"{gap.value:+.4f} [{gap.low:+.4f}, {gap.high:+.4f}]")
+        cells.append("" if name == against else f"{gap.value:+.4f} [{gap.low:+.4f}, {gap.high:+.4f}]")
         cells += [f"{distance.value:.1f} [{distance.low:.0f}, {distance.high:.0f}]", f"{motion.value:.2f}"]
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return lines
@@ -266,7 +266,8 @@ def main() -> None:
             between(work)
             interpolate(work)
         for name in ("systems", "emu", "real-footage", "interpolated"):
-            print(f"\n{name}", *table(work / name / "report.json"), sep="\n")
+            against = "emu-video" if name == "emu" else "first-frame"
+            print(f"\n{name}", *table(work / name / "report.json", against), sep="\n")
         print("", *frame_init_effect(work / "systems/report.json"), sep="\n")
 
 
