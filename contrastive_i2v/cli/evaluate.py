@@ -51,10 +51,14 @@ def evaluate_methods(options: SuiteOptions, specs: Sequence[str], *, command: st
         methods,
         networks,
         options.output,
-        title=f"{' against '.join(method.name for method in methods)} on {reference.folder.name}",
+        title=f"{_named([method.name for method in methods])} on {reference.folder.name}",
         command=shlex.join(["contrastive-i2v", command, *arguments]),
         batch_size=options.batch_size or max(1, PIXELS_AT_ONCE // math.prod(reference.size)),
         about=about,
         warnings=warnings,
     )
     print("\n".join(["", *format_table(report), "", f"report: {options.output / 'report.html'}"]))
+
+
+def _named(methods: Sequence[str]) -> str:
+    return " against ".join(methods) if len(methods) <= 3 else f"{len(methods)} methods"
