@@ -13,7 +13,7 @@ import os
 import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, TypeAlias, TypeVar
 
@@ -26,6 +26,7 @@ from contrastive_i2v.files import write_whole
 from contrastive_i2v.randomness import draw
 
 S = TypeVar("S", bound="System")
+C = TypeVar("C", bound="SystemConfig")
 
 Text: TypeAlias = dict[str, Tensor]
 """What a text encoder says of N prompts: tensors `[N, *]` by name, as prompt_embeds, masks, pooled embeddings."""
@@ -115,6 +116,11 @@ class SystemConfig:
     """The options of a system; every system has a subclass with a `kind` and options of its own."""
 
     kind: str = ""
+
+    def over(self: C, saved: C) -> C:
+        """These options, and the saved ones where they are None."""
+        own = {item.name: getattr(self, item.name) for item in fields(self)}
+        return replace(saved, **{name: value for name, value in own.items() if value is not None})
 
 
 class Codec(Protocol):

@@ -5,7 +5,6 @@ A window that needs other frames of a cached clip encodes only those, and an int
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -29,7 +28,7 @@ from contrastive_i2v.data.frames import (
 from contrastive_i2v.data.types import Clip, NoClipLeft, Skipped
 from contrastive_i2v.data.video import VideoError, as_size, probe, read_frames, resize_frames
 from contrastive_i2v.errors import InputError
-from contrastive_i2v.files import write_whole
+from contrastive_i2v.files import write_csv
 from contrastive_i2v.system import Size, System, Text
 
 SKIPPED = "skipped.csv"
@@ -185,14 +184,7 @@ def write_skipped(path: Path, skipped: Sequence[Skipped]) -> None:
     if not skipped and not path.exists():
         return
 
-    def write(part: Path) -> None:
-        # a file's name may hold bytes that aren't UTF-8
-        with part.open("w", encoding="utf-8", errors="backslashreplace", newline="") as file:
-            rows = csv.writer(file, lineterminator="\n")
-            rows.writerow(["path", "reason"])
-            rows.writerows([one.path, one.reason] for one in skipped)
-
-    write_whole(path, write)
+    write_csv(path, ["path", "reason"], [(one.path, one.reason) for one in skipped])
 
 
 def encode_clip_frames(clip: Clip, system: System, size: Size, frames: Sequence[int]) -> tuple[Tensor, Tensor]:

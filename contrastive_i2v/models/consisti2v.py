@@ -11,7 +11,7 @@ import inspect
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -24,15 +24,15 @@ from torch import Tensor
 from contrastive_i2v.diffusion import NoiseSchedule
 from contrastive_i2v.diffusion.frame_init import Filter, frame_init, low_pass_filter
 from contrastive_i2v.errors import InputError, check_fields, one_line
-from contrastive_i2v.models.loading import load_weights, read_object
+from contrastive_i2v.models.loading import read_object
 from contrastive_i2v.models.stable_diffusion import (
     Parts,
-    StableDiffusion,
-    check_temporal_folder,
+    VideoStableDiffusion,
     embed_number,
     keep_noisy_inputs,
     load_parts,
     load_scheduler,
+    load_temporal,
 )
 from contrastive_i2v.models.temporal import (
     FirstFrameAttention,
@@ -45,9 +45,6 @@ from contrastive_i2v.models.temporal import (
 )
 from contrastive_i2v.randomness import draw
 from contrastive_i2v.system import Condition, Sampler, SystemConfig, Text, Window, dropped
-
-HEADS = 8
-"""Of the temporal attention."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,8 +84,7 @@ class ConsistI2VConfig(SystemConfig):
 
     def over(self, saved: ConsistI2VConfig) -> ConsistI2VConfig:
         """These options, and the saved ones where they are None. Raises InputError for another rope than the saved."""
-        own = {item.name: getattr(self, item.name) for item in fields(self)}
-        merged = replace(saved, **{name: value for name, value in own.items() if value is not None})
+        merged = super().over(saved)
         if merged.rope != saved.rope:
             raise InputError(f"rope: the model was trained with {saved.rope!r}; expected that, got {merged.rope!r}")
         return merged
@@ -148,7 +144,7 @@ class ConsistI2VNetwork(VideoUNet):
         return self.predict(clip, timesteps, prompt_embeds, label=stride)[:, 1:]
 
 
-class ConsistI2V(StableDiffusion):
+class ConsistI2V(VideoStableDiffusion):
     """Windows of frames on Stable Diffusion's parts; a window's last frame is the next one's first.
 
     Args:
@@ -161,14 +157,13 @@ class ConsistI2V(StableDiffusion):
     Config = ConsistI2VConfig
     config: ConsistI2VConfig
     network: ConsistI2VNetwork
-    starts_from = ("instruct-pix2pix",)
 
     def __init__(self, parts: Parts, temporal: TemporalLayers, scheduler: Any, config: ConsistI2VConfig) -> None:
         schedule = NoiseSchedule.from_config(scheduler.config)
         network = ConsistI2VNetwork(parts.unet, temporal, schedule)
         sampler = Sampler(steps=50, guidance_scale=7.5, image_guidance_scale=1.0)
         super().__init__(parts, network, scheduler, sampler)
-        self.config, self.temporal = config, temporal
+        self.config = config
         self.window = Window(cast(int, config.frames))
         most = schedule.num_train_timesteps - 1
         if cast(int, config.frame_init_timestep) > most:
@@ -191,13 +186,11 @@ class ConsistI2V(StableDiffusion):
         """
         wanted = cast(ConsistI2VConfig, config)
         if isinstance(saved, ConsistI2VConfig):
-            check_temporal_folder(source)
-            temporal = load_weights(TemporalLayers, source, "temporal", None)
-            parts = load_parts(source)
+            temporal, parts = load_temporal(source), load_parts(source)
             return cls(parts, temporal, load_scheduler(source, is_base=False), wanted.over(saved))
-        if _published_config(Path(source)) is not None:
+        if (layout := _published_config(Path(source))) is not None:
             merged = wanted.over(replace(PUBLISHED, rope="reference"))
-            unet, temporal = _load_published(Path(source))
+            unet, temporal = _load_published(Path(source), layout)
             return cls(load_parts(source, unet=unet), temporal, load_scheduler(source, is_base=True), merged)
         parts = load_parts(source)
         merged = wanted.over(replace(PUBLISHED, rope=wanted.rope or PUBLISHED.rope))
@@ -205,11 +198,6 @@ class ConsistI2V(StableDiffusion):
         embed_number(parts.unet)
         temporal = temporal_layers(parts.unet, cast(Rope, merged.rope), alpha=cast(float, merged.start_alpha))
         return cls(parts, temporal, load_scheduler(source, is_base=True), merged)
-
-    def save_weights(self, folder: Path) -> None:
-        """A Stable Diffusion folder, the UNet's stride embedding its class embedding, and `temporal/` beside it."""
-        super().save_weights(folder)
-        self.temporal.save_pretrained(folder / "temporal", safe_serialization=True)
 
     def constrain(self) -> None:
         """Alphas lie between 0 and 1. (A clamp in the forward pass would leave an alpha above 1 without gradient.)"""
@@ -304,13 +292,12 @@ def temporal_layers(unet: Any, rope: Rope, *, alpha: float = 1.0) -> TemporalLay
         for name, module in spatial_layers(unet, "Transformer2DModel").items()
         if not name.startswith("mid_block")
     }
-    check_heads(transformers, HEADS)
+    check_heads(transformers)
     layers: dict[str, tuple[Kind, int]] = {name: ("resnet", width) for name, width in resnets.items()}
     temporal: TemporalLayers = TemporalLayers(
         layers | {name: ("transformer", width) for name, width in transformers.items()},
         text_width=int(unet.config.cross_attention_dim),
         groups=int(unet.config.norm_num_groups),
-        heads=HEADS,
         rope=rope,
         alpha=alpha,
     )
@@ -324,9 +311,8 @@ def _published_config(folder: Path) -> dict[str, Any] | None:
     return config if config.get("_class_name") == PUBLISHED_CLASS else None
 
 
-def _load_published(folder: Path) -> tuple[Any, TemporalLayers]:
+def _load_published(folder: Path, config: Mapping[str, Any]) -> tuple[Any, TemporalLayers]:
     """The UNet and temporal layers of the authors' weights. Raises InputError for missing keys."""
-    config = _published_config(folder) or {}
     known = set(inspect.signature(diffusers.UNet2DConditionModel.__init__).parameters)
     spatial = {name: value for name, value in config.items() if name in known} | {"class_embed_type": "timestep"}
     with torch.device("meta"):

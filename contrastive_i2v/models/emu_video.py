@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -22,20 +22,17 @@ from torch import Tensor, nn
 
 from contrastive_i2v.diffusion import NoiseSchedule
 from contrastive_i2v.errors import InputError, check_fields
-from contrastive_i2v.models.loading import load_weights
 from contrastive_i2v.models.stable_diffusion import (
     Parts,
-    StableDiffusion,
-    check_temporal_folder,
+    VideoStableDiffusion,
     keep_noisy_inputs,
     load_parts,
     load_scheduler,
+    load_temporal,
 )
 from contrastive_i2v.models.temporal import Kind, TemporalLayers, VideoUNet, check_heads, spatial_layers
 from contrastive_i2v.system import Condition, Sampler, SystemConfig, Text, Window, dropped
 
-HEADS = 8
-"""Of the temporal attention."""
 Task = Literal["image", "video", "interpolation"]
 
 
@@ -65,11 +62,6 @@ class EmuVideoConfig(SystemConfig):
 
     def __post_init__(self) -> None:
         check_fields(self, {"frames": 2, "keyframes": 2, "gap": 2, "keyframe_noise": 0})
-
-    def over(self, saved: EmuVideoConfig) -> EmuVideoConfig:
-        """These options, and the saved ones where they are None."""
-        own = {item.name: getattr(self, item.name) for item in fields(self)}
-        return replace(saved, **{name: value for name, value in own.items() if value is not None})
 
 
 PUBLISHED = EmuVideoConfig(
@@ -102,7 +94,7 @@ class EmuVideoNetwork(VideoUNet):
         return self.predict(noisy, timesteps, prompt_embeds, condition=known, as_images=known is None)
 
 
-class EmuVideo(StableDiffusion):
+class EmuVideo(VideoStableDiffusion):
     """An image model, a video model or an interpolation model on Stable Diffusion's parts.
 
     Args:
@@ -115,11 +107,9 @@ class EmuVideo(StableDiffusion):
     Config = EmuVideoConfig
     config: EmuVideoConfig
     network: EmuVideoNetwork
-    starts_from = ("instruct-pix2pix",)
 
     def __init__(self, parts: Parts, temporal: TemporalLayers, scheduler: Any, config: EmuVideoConfig) -> None:
         super().__init__(parts, EmuVideoNetwork(parts.unet, temporal), scheduler, SAMPLER)
-        self.temporal = temporal
         self._take_task(config)
 
     def _take_task(self, config: EmuVideoConfig) -> None:
@@ -144,9 +134,7 @@ class EmuVideo(StableDiffusion):
         channels): as an image model, or, where its noise has no signal at the end, as a video model at once."""
         wanted = cast(EmuVideoConfig, config)
         if isinstance(saved, EmuVideoConfig):
-            check_temporal_folder(source)
-            temporal = load_weights(TemporalLayers, source, "temporal", None)
-            parts = load_parts(source)
+            temporal, parts = load_temporal(source), load_parts(source)
             merged = wanted.over(saved)
             _check_start(source, merged, saved)
             return cls(parts, temporal, load_scheduler(source, is_base=False), merged)
@@ -168,11 +156,6 @@ class EmuVideo(StableDiffusion):
             )
         _check_noise(source, merged, scheduler)
         return cls(parts, temporal_layers(parts.unet), scheduler, merged)
-
-    def save_weights(self, folder: Path) -> None:
-        """A Stable Diffusion folder, which StableDiffusionPipeline opens as the image model, and `temporal/`."""
-        super().save_weights(folder)
-        self.temporal.save_pretrained(folder / "temporal", safe_serialization=True)
 
     def still(self) -> EmuVideo:
         """The image model: the spatial layers alone. The parts are shared."""
@@ -220,8 +203,10 @@ class EmuVideo(StableDiffusion):
     def drop(self, condition: Condition, *, image: Tensor, text: Tensor) -> Condition:
         """Zeros in place of the image and of its mask; the embedding of "" in place of the prompt."""
         null = self.null_embeds.to(condition["prompt_embeds"])
-        known = {name: dropped(condition[name], image) for name in ("known",) if name in condition}
-        return known | {"prompt_embeds": dropped(condition["prompt_embeds"], text, null)}
+        changed = {"prompt_embeds": dropped(condition["prompt_embeds"], text, null)}
+        if "known" in condition:  # not of an image model
+            changed["known"] = dropped(condition["known"], image)
+        return changed
 
     def noise(
         self,
@@ -254,12 +239,11 @@ def temporal_layers(unet: Any) -> TemporalLayers:
         for name, module in spatial_layers(unet, "Attention").items()
         if name.endswith("attn1")
     }
-    check_heads(attentions, HEADS)
+    check_heads(attentions)
     layers: dict[str, tuple[Kind, int]] = {name: ("convolution", width) for name, width in convolutions.items()}
     temporal: TemporalLayers = TemporalLayers(
         layers | {name: ("attention", width) for name, width in attentions.items()},
         text_width=int(unet.config.cross_attention_dim),
-        heads=HEADS,
         inputs=int(unet.config.in_channels) + 1,
         first_channels=int(unet.config.block_out_channels[0]),
     )

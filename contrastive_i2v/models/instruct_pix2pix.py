@@ -12,8 +12,7 @@ sampling can say that there is none (Valevski et al., "Diffusion Models Are Real
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -27,6 +26,7 @@ from contrastive_i2v.models.stable_diffusion import (
     Parts,
     StableDiffusion,
     embed_number,
+    grow_conv_in,
     is_stable_diffusion,
     load_parts,
     load_scheduler,
@@ -57,8 +57,7 @@ class InstructPix2PixConfig(SystemConfig):
 
     def over(self, saved: InstructPix2PixConfig) -> InstructPix2PixConfig:
         """These options, and the saved ones where they are None. Raises InputError where the saved ones have more."""
-        values = {name: value for name, value in asdict(self).items() if value is not None}
-        merged = InstructPix2PixConfig(**asdict(saved) | values)
+        merged = super().over(saved)
         for name in ("past_frames", "anchor", "noise_level"):
             had, asked = getattr(saved, name), getattr(merged, name)
             if asked < had:
@@ -203,38 +202,6 @@ class InstructPix2Pix(StableDiffusion):
             name: dropped(condition[name], image) for name in ("image_latents", "noise_level") if name in condition
         }
         return changed | {"prompt_embeds": dropped(condition["prompt_embeds"], text, null)}
-
-
-def grow_conv_in(unet: Any, before: Mapping[str, int], after: Mapping[str, int]) -> None:
-    """Let a UNet's first convolution take more inputs, in place; its output stays the same.
-
-    The weights of an input that was there before move with it, those of a new one are zero, and the bias is kept: new
-    inputs have no say until training gives them one.
-
-    Args:
-        before, after: channels of each input by its name, in order.
-    """
-    if before == after:
-        return
-    old: nn.Conv2d = unet.conv_in
-    new = nn.Conv2d(
-        sum(after.values()),
-        old.out_channels,
-        kernel_size=old.kernel_size,  # type: ignore[arg-type]
-        stride=old.stride,  # type: ignore[arg-type]
-        padding=old.padding,  # type: ignore[arg-type]
-        bias=old.bias is not None,
-    ).to(old.weight)
-    known = dict(zip(before, torch.split(old.weight.detach(), list(before.values()), dim=1), strict=True))
-    with torch.no_grad():
-        new.weight.zero_()
-        for name, weight in zip(after, torch.split(new.weight, list(after.values()), dim=1), strict=True):
-            if name in known:
-                weight.copy_(known[name])
-        if old.bias is not None and new.bias is not None:
-            new.bias.copy_(old.bias)
-    unet.conv_in = new
-    unet.register_to_config(in_channels=new.in_channels)
 
 
 def _inputs(config: InstructPix2PixConfig, channels: int) -> dict[str, int]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,6 +19,7 @@ from contrastive_i2v.diffusion.schedule import read_steps
 from contrastive_i2v.errors import InputError, one_line
 from contrastive_i2v.models.autoencoder import ImageCodec, device_of
 from contrastive_i2v.models.loading import load_part, load_weights, missing_parts, read_object, variants
+from contrastive_i2v.models.temporal import TemporalLayers, VideoUNet
 from contrastive_i2v.system import Sampler, System, Text
 
 
@@ -112,6 +113,36 @@ class StableDiffusion(System):
         (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
 
+class VideoStableDiffusion(StableDiffusion):
+    """A system whose UNet has temporal layers attached, by its network.
+
+    Args:
+        network: holds the UNet and the temporal layers.
+    """
+
+    starts_from = ("instruct-pix2pix",)
+
+    def __init__(self, parts: Parts, network: VideoUNet, scheduler: Any, sampler: Sampler) -> None:
+        super().__init__(parts, network, scheduler, sampler)
+        self.temporal = network.temporal
+
+    def save_weights(self, folder: Path) -> None:
+        """A Stable Diffusion folder, which StableDiffusionPipeline opens as an image model, and `temporal/`."""
+        super().save_weights(folder)
+        self.temporal.save_pretrained(folder / "temporal", safe_serialization=True)
+
+
+def load_temporal(source: str) -> TemporalLayers:
+    """The temporal layers that `save_weights` of a video system wrote. Raises InputError where a folder lacks them."""
+    if Path(source).is_dir() and not (Path(source) / "temporal" / "config.json").is_file():
+        raise InputError(
+            f"model folder {source!r} lacks temporal/, the temporal layers beside unet/; expected the whole folder "
+            "that training wrote: copy it again"
+        )
+    temporal: TemporalLayers = load_weights(TemporalLayers, source, "temporal", None)
+    return temporal
+
+
 def load_parts(source: str, *, unet: Any = None) -> Parts:
     """The parts of a folder or hub id, with another UNet where one is given. Raises InputError for missing ones, and
     for parts that don't fit each other."""
@@ -141,15 +172,6 @@ def is_stable_diffusion(folder: Path) -> bool:
     )
 
 
-def check_temporal_folder(source: str) -> None:
-    """Raises InputError where a folder of a video model lacks its temporal part."""
-    if Path(source).is_dir() and not (Path(source) / "temporal" / "config.json").is_file():
-        raise InputError(
-            f"model folder {source!r} lacks temporal/, the temporal layers beside unet/; expected the whole folder "
-            "that training wrote: copy it again"
-        )
-
-
 def keep_noisy_inputs(source: str, unet: Any, channels: int) -> None:
     """Let a UNet's first convolution take noisy latents alone, in place: an InstructPix2Pix UNet loses its image.
 
@@ -161,12 +183,40 @@ def keep_noisy_inputs(source: str, unet: Any, channels: int) -> None:
             f"out_channels={unet.config.out_channels}; expected in_channels {channels} (text-to-image) or "
             f"{2 * channels} (InstructPix2Pix) and out_channels {channels}: use another base model"
         )
-    if unet.config.in_channels == channels:
+    noisy = {"noisy": channels}
+    grow_conv_in(unet, noisy if unet.config.in_channels == channels else noisy | {"image": channels}, noisy)
+
+
+def grow_conv_in(unet: Any, before: Mapping[str, int], after: Mapping[str, int]) -> None:
+    """Let a UNet's first convolution take other inputs, in place; with more of them its output stays the same.
+
+    The weights of an input that was there before move with it, those of a new one are zero, those of one that is left
+    out go, and the bias is kept: new inputs have no say until training gives them one.
+
+    Args:
+        before, after: channels of each input by its name, in order.
+    """
+    if before == after:
         return
     old: nn.Conv2d = unet.conv_in
-    unet.conv_in = nn.Conv2d(channels, old.out_channels, old.kernel_size, padding=old.padding)  # type: ignore[arg-type]
-    unet.conv_in.load_state_dict({"weight": old.weight[:, :channels], "bias": old.bias})
-    unet.register_to_config(in_channels=channels)
+    new = nn.Conv2d(
+        sum(after.values()),
+        old.out_channels,
+        kernel_size=old.kernel_size,  # type: ignore[arg-type]
+        stride=old.stride,  # type: ignore[arg-type]
+        padding=old.padding,  # type: ignore[arg-type]
+        bias=old.bias is not None,
+    ).to(old.weight)
+    known = dict(zip(before, torch.split(old.weight.detach(), list(before.values()), dim=1), strict=True))
+    with torch.no_grad():
+        new.weight.zero_()
+        for name, weight in zip(after, torch.split(new.weight, list(after.values()), dim=1), strict=True):
+            if name in known:
+                weight.copy_(known[name])
+        if old.bias is not None and new.bias is not None:
+            new.bias.copy_(old.bias)
+    unet.conv_in = new
+    unet.register_to_config(in_channels=new.in_channels)
 
 
 def embed_number(unet: Any) -> None:

@@ -28,6 +28,8 @@ from contrastive_i2v.models.autoencoder import like
 Rope = Literal["all", "reference"]
 Kind = Literal["resnet", "transformer", "convolution", "attention"]
 ROPE_BASE = 10000.0
+HEADS = 8
+"""Of the temporal attention."""
 
 
 class Clip:
@@ -287,7 +289,7 @@ class TemporalLayers(ModelMixin, ConfigMixin):  # type: ignore[misc]
         follows: dict[str, tuple[Kind, int]],
         text_width: int = 768,
         groups: int = 32,
-        heads: int = 8,
+        heads: int = HEADS,
         rope: Rope = "all",
         window: int = 3,
         alpha: float = 1.0,
@@ -443,7 +445,7 @@ def spatial_layers(unet: nn.Module, *classes: str) -> dict[str, Any]:
     return {name: module for name, module in unet.named_modules() if type(module).__name__ in classes}
 
 
-def check_heads(widths: Mapping[str, int], heads: int) -> None:
+def check_heads(widths: Mapping[str, int], heads: int = HEADS) -> None:
     """Raises InputError where a layer's channels don't split into heads of an even width, as RoPE needs."""
     for name, width in widths.items():
         if width % (2 * heads):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,7 +16,7 @@ from contrastive_i2v.data.video import VideoError, as_size, probe, read_frames, 
 from contrastive_i2v.evaluation.alignment import clipsim
 from contrastive_i2v.evaluation.extractors.base import TextImageExtractor
 from contrastive_i2v.evaluation.extractors.loading import load_clip
-from contrastive_i2v.files import write_whole
+from contrastive_i2v.files import write_csv
 from contrastive_i2v.training.config import DataConfig
 
 SCORES = "scores.csv"
@@ -87,13 +86,8 @@ def mean_ranks(scores: Sequence[dict[str, float]]) -> list[float]:
 
 def _write(file: Path, clips: Sequence[Clip], scored: dict[int, dict[str, float]], best: set[int]) -> None:
     names = list(next(iter(scored.values()), {}))
-
-    def write(part: Path) -> None:
-        with part.open("w", encoding="utf-8", errors="backslashreplace", newline="") as out:
-            rows = csv.writer(out, lineterminator="\n")
-            rows.writerow(["path", "caption", *names, "kept"])
-            for number, scores in scored.items():
-                values = [f"{scores[name]:.6g}" for name in names]
-                rows.writerow([clips[number].path, clips[number].caption, *values, int(number in best)])
-
-    write_whole(file, write)
+    rows = (
+        [clips[n].path, clips[n].caption, *(f"{scores[name]:.6g}" for name in names), int(n in best)]
+        for n, scores in scored.items()
+    )
+    write_csv(file, ["path", "caption", *names, "kept"], rows)
