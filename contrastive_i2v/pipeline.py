@@ -96,6 +96,9 @@ class ImageToVideoPipeline:
         num_inference_steps: int | None = None,
         guidance_scale: float | None = None,
         image_guidance_scale: float | None = None,
+        guidance_interval: tuple[float, float] | None = None,
+        prediction_scale: float | None = None,
+        prediction_slope: float | None = None,
         fps: float | None = None,
         camera: Camera | None = None,
         generator: torch.Generator | Sequence[torch.Generator] | None = None,
@@ -112,7 +115,8 @@ class ImageToVideoPipeline:
             prompt: one, or one a video; "" is none.
             num_frames: length of the video, the given image included.
             height, width: in pixels; None = what the model was trained at.
-            num_inference_steps, guidance_scale, image_guidance_scale: None = what suits the model.
+            num_inference_steps, guidance_scale, image_guidance_scale, guidance_interval, prediction_scale,
+                prediction_slope: as `Sampler` has them; None = what suits the model, or was calibrated for it.
             fps: frames a second, for models that are told; None = what the model was trained at.
             camera: how the camera moves over the image, for models with FrameInit; None = as the model likes.
             generator: one for all videos, or one a video; None = a random one. Its state moves on.
@@ -155,7 +159,12 @@ class ImageToVideoPipeline:
             own = first_frames(system, text, size=size, seeds=seeds, sampler=_over_still(still, system))
         self._offload()
         options = SamplerOptions(
-            steps=num_inference_steps, guidance_scale=guidance_scale, image_guidance_scale=image_guidance_scale
+            steps=num_inference_steps,
+            guidance_scale=guidance_scale,
+            image_guidance_scale=image_guidance_scale,
+            guidance_interval=guidance_interval,
+            prediction_scale=prediction_scale,
+            prediction_slope=prediction_slope,
         )
         latent_frames = -(-(num_frames - 1) // codec.temporal_downscale) + 1
         with tqdm(total=latent_frames, initial=1, unit="frame", **{"desc": "sampling"} | self._progress) as bar:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -41,11 +42,41 @@ def test_no_steps_are_refused() -> None:
         SamplerOptions(steps=0)
 
 
+@pytest.mark.parametrize("kind", [Sampler, SamplerOptions])
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"prediction_scale": 0.0}, "prediction_scale: expected a number > 0, got 0.0"),
+        ({"prediction_scale": float("nan")}, "prediction_scale: expected a number > 0, got nan"),
+        ({"prediction_slope": 2.0}, "prediction_slope: expected less than twice the prediction_scale"),
+        ({"guidance_interval": (0.6, 0.4)}, "guidance_interval: expected two rising shares"),
+        ({"guidance_interval": (0.0, 1.5)}, "guidance_interval: expected two rising shares"),
+    ],
+)
+def test_what_no_sampler_can_have_is_refused(kind: Any, values: dict[str, Any], said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        kind(**values)
+
+
+def test_a_sampler_says_what_it_is() -> None:
+    assert str(Sampler()) == "20 steps, guidance text 7.5, image 1.5"
+    assert str(Sampler(steps=4, prediction_scale=1.06, prediction_slope=0.02, guidance_interval=(0.1, 0.8))) == (
+        "4 steps, guidance text 7.5, image 1.5 at 0.1 to 0.8, prediction x 1.06 +0.02 (t/T - 1/2)"
+    )
+
+
 @pytest.fixture
 def system(pipeline_folder: Path) -> System:
     """The random model, sampled, sized and timed as no other."""
     system = load_system(pipeline_folder, device="cpu")
-    system.sampler = Sampler(steps=5, guidance_scale=3.0, image_guidance_scale=1.25)
+    system.sampler = Sampler(
+        steps=5,
+        guidance_scale=3.0,
+        image_guidance_scale=1.25,
+        guidance_interval=(0.2, 0.8),
+        prediction_scale=1.06,
+        prediction_slope=-0.02,
+    )
     system.size, system.fps = (16, 24), 7.5
     return system
 
@@ -56,7 +87,14 @@ def test_a_saved_model_says_how_it_is_sampled(system: System, tmp_path: Path) ->
     assert again.sampler == system.sampler and again.size == (16, 24) and again.fps == 7.5
     assert again.config == system.config and again.window == system.window
     said = json.loads((tmp_path / "saved" / "system.json").read_text())
-    assert said["sampler"] == {"steps": 5, "guidance_scale": 3.0, "image_guidance_scale": 1.25}
+    assert said["sampler"] == {
+        "steps": 5,
+        "guidance_scale": 3.0,
+        "image_guidance_scale": 1.25,
+        "guidance_interval": [0.2, 0.8],
+        "prediction_scale": 1.06,
+        "prediction_slope": -0.02,
+    }
     assert said["size"] == [16, 24] and said["fps"] == 7.5 and said["system"]["kind"] == "instruct-pix2pix"
 
 

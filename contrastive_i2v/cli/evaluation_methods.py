@@ -124,8 +124,7 @@ def build_method(spec: str, options: SuiteOptions, reference: ReferenceSet, warn
     identity = {
         "weights": _weights(spec),
         "options": spec.partition("?")[2],
-        "sampler": f"{sampler.steps} steps, {_system(spec).scheduler.__class__.__name__}",
-        "guidance": f"text {sampler.guidance_scale:g}, image {sampler.image_guidance_scale:g}",
+        "sampler": f"{sampler}, {_system(spec).scheduler.__class__.__name__}",
     }
     return Method(
         name,

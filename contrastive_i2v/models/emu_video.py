@@ -161,7 +161,7 @@ class EmuVideo(VideoStableDiffusion):
         """The image model: the spatial layers alone. The parts are shared."""
         image = copy.copy(self)
         image._take_task(replace(self.config, task="image"))
-        image.sampler = replace(self.sampler, image_guidance_scale=1.0)
+        image.sampler = replace(self.sampler, image_guidance_scale=1.0, prediction_scale=1.0, prediction_slope=0.0)
         return image
 
     def trainable(self) -> list[nn.Parameter]:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from contrastive_i2v.system import Condition, System
+from contrastive_i2v.ops.guided_step import guidance_branches
+from contrastive_i2v.system import Condition, Sampler, System
 
 
 def three_way_guidance(
@@ -57,6 +60,35 @@ def guided_prediction(
     # a branch that wasn't run cancels out below, so anything may stand in for it
     uncond, image, full = (by_branch.get(name, predictions[0]) for name in ("uncond", "image", "full"))
     return three_way_guidance(uncond, image, full, guidance_scale, image_guidance_scale)
+
+
+@dataclass(frozen=True)
+class Guidance:
+    """What the network is called with at a step, and what of its predictions makes the guided one."""
+
+    guidance_scale: float
+    image_guidance_scale: float
+    branches: tuple[str, ...]
+    conditions: Condition
+    """`[branches * B, *]`."""
+
+    @property
+    def scales(self) -> dict[str, Any]:
+        """The arguments of that name."""
+        return {"guidance_scale": self.guidance_scale, "image_guidance_scale": self.image_guidance_scale}
+
+
+def guidance_by_step(system: System, condition: Condition, sampler: Sampler, shares: Tensor) -> list[Guidance]:
+    """The guidance of each step, at timesteps `t / T [steps]`: the sampler's in its interval, none elsewhere."""
+
+    def guidance(text_scale: float, image_scale: float) -> Guidance:
+        branches = guidance_branches(text_scale, image_scale)
+        return Guidance(text_scale, image_scale, branches, branch_conditions(system, condition, branches))
+
+    guided = sampler.guided(shares)
+    inside = guidance(sampler.guidance_scale, sampler.image_guidance_scale) if any(guided) else None
+    outside = guidance(1.0, 1.0) if not all(guided) else None
+    return [one for one in (inside if acts else outside for acts in guided) if one is not None]
 
 
 def branch_conditions(system: System, condition: Condition, branches: tuple[str, ...]) -> Condition:

@@ -12,7 +12,7 @@ division is part of the two numbers.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,12 +36,15 @@ class LinearSteps:
     """(sample_scale, prediction_scale) of each step, float32 numbers."""
 
 
-def linear_steps(scheduler: Any, steps: int) -> LinearSteps | None:
+def linear_steps(scheduler: Any, steps: int, scale: Callable[[Tensor], Tensor] = torch.ones_like) -> LinearSteps | None:
     """The steps of a diffusers scheduler, from its own tables in float64; None if it has no such form.
 
     It is there for DDIMScheduler (neither clipping nor thresholding; eta = 0), EulerDiscreteScheduler and
     FlowMatchEulerDiscreteScheduler (neither stochastic nor inverted), with diffusers' own `step`: a subclass may
     have another. The scheduler isn't changed.
+
+    Args:
+        scale: from timesteps t / T [steps] to what F is multiplied by; it costs nothing, as it is part of the numbers.
 
     Sources: Song et al., DDIM (arXiv 2010.02502), equation 12; Karras et al. (arXiv 2206.00364), section 4 and
     algorithm 1 with no churn.
@@ -63,6 +66,7 @@ def linear_steps(scheduler: Any, steps: int) -> LinearSteps | None:
     if scales is None or not all(bool(scale.isfinite().all()) for scale in scales):
         return None
     noise_scale, sample_scale, prediction_scale = scales
+    prediction_scale = prediction_scale * scale(timesteps.double() / scheduler.config.num_train_timesteps)
     return LinearSteps(
         noise_scale=float(noise_scale),
         timesteps=timesteps,

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from contrastive_i2v.errors import InputError
-from contrastive_i2v.ops.guided_step import guidance_branches, guided_step
+from contrastive_i2v.ops.guided_step import guided_step
 from contrastive_i2v.randomness import frame_generator
-from contrastive_i2v.sampling.guidance import branch_conditions, guided_prediction
+from contrastive_i2v.sampling.guidance import Guidance, guidance_by_step, guided_prediction
 from contrastive_i2v.sampling.linear_steps import LinearSteps, linear_steps
-from contrastive_i2v.system import Condition, Sampler, Size, System, Text, split_noise
+from contrastive_i2v.system import Sampler, Size, System, Text, split_noise
 
 
 @torch.no_grad()
@@ -195,12 +195,7 @@ class _Windows:
         self.sampler = sampler or system.sampler
         self.scheduler = system.scheduler if scheduler is None else scheduler
         _check(system, text, size, self.scheduler, self.sampler, seeds, fps)
-        self.linear = linear_steps(self.scheduler, self.sampler.steps)
-        self.scales: Any = {
-            "guidance_scale": self.sampler.guidance_scale,
-            "image_guidance_scale": self.sampler.image_guidance_scale,
-        }
-        self.branches = guidance_branches(**self.scales)
+        self.linear = linear_steps(self.scheduler, self.sampler.steps, self.sampler.scale)
 
     def __call__(
         self, given: Tensor, start: int, *, present: Tensor | None = None, layout: Tensor | None = None
@@ -213,35 +208,34 @@ class _Windows:
         every_noise = system.noise(shape, generators, given=given, sampling=True, layout=layout).to(given.device)
         given_noise, noise = split_noise(every_noise, count)
         condition = system.condition(given, self.text, present=present, fps=rates, noise=given_noise)
-        conditions = branch_conditions(system, condition, self.branches)
+        total = self.scheduler.config.num_train_timesteps
         if self.linear is not None:
-            return sample_window(system.network, noise, conditions, self.branches, self.scales, self.linear)
+            guidance = guidance_by_step(system, condition, self.sampler, self.linear.timesteps / total)
+            return sample_window(system.network, noise, guidance, self.linear)
         own_steps = copy.deepcopy(self.scheduler)
         own_steps.set_timesteps(self.sampler.steps, device=given.device)
-        return sample_window_by_scheduler(
-            system.network, noise, conditions, self.branches, self.scales, own_steps, generators
-        )
+        shares = own_steps.timesteps.double() / total
+        guidance = guidance_by_step(system, condition, self.sampler, shares)
+        scales = self.sampler.scale(shares).tolist()
+        return sample_window_by_scheduler(system.network, noise, guidance, scales, own_steps, generators)
 
 
-def sample_window(
-    network: nn.Module, noise: Tensor, conditions: Condition, branches: Sequence[str], scales: Any, linear: LinearSteps
-) -> Tensor:
+def sample_window(network: nn.Module, noise: Tensor, guidance: Sequence[Guidance], linear: LinearSteps) -> Tensor:
     """One window [B, G, C, h, w]: each step is a call of the network and one of `guided_step`; in float32."""
     timesteps = linear.timesteps.to(noise.device)
-    noisy = torch.cat([noise * linear.noise_scale] * len(branches))  # [branches * B, G, C, h, w]
-    for step, (timestep, update) in enumerate(zip(timesteps, linear.scales, strict=True), start=1):
-        predictions = network(noisy, timestep.expand(len(noisy)), **conditions)
-        copies = 1 if step == len(timesteps) else len(branches)
-        noisy = guided_step(noisy[: len(noise)], predictions, *update, copies=copies, **scales)
+    noisy = torch.cat([noise * linear.noise_scale] * len(guidance[0].branches))  # [branches * B, G, C, h, w]
+    copies = [*(len(one.branches) for one in guidance[1:]), 1]  # of the next step's input
+    for timestep, update, one, count in zip(timesteps, linear.scales, guidance, copies, strict=True):
+        predictions = network(noisy, timestep.expand(len(noisy)), **one.conditions)
+        noisy = guided_step(noisy[: len(noise)], predictions, *update, copies=count, **one.scales)
     return noisy
 
 
 def sample_window_by_scheduler(
     network: nn.Module,
     noise: Tensor,
-    conditions: Condition,
-    branches: Sequence[str],
-    scales: Any,
+    guidance: Sequence[Guidance],
+    scales: Sequence[float],
     scheduler: Any,
     generators: Sequence[torch.Generator],
 ) -> Tensor:
@@ -251,10 +245,10 @@ def sample_window_by_scheduler(
     stochastic = "generator" in inspect.signature(scheduler.step).parameters
     extra = {"generator": list(generators)} if stochastic else {}
     latents = noise * getattr(scheduler, "init_noise_sigma", 1.0)
-    for timestep in scheduler.timesteps:
+    for timestep, one, scale in zip(scheduler.timesteps, guidance, scales, strict=True):
         noisy, timesteps = scale_input(latents, timestep), timestep.expand(len(latents))
-        prediction = guided_prediction(network, noisy, timesteps, conditions, branches, **scales)
-        latents = scheduler.step(prediction.float(), timestep, latents, **extra, return_dict=False)[0]
+        prediction = guided_prediction(network, noisy, timesteps, one.conditions, one.branches, **one.scales)
+        latents = scheduler.step(scale * prediction.float(), timestep, latents, **extra, return_dict=False)[0]
     return latents
 
 

@@ -146,7 +146,14 @@ def test_a_folder_keeps_what_the_model_is(pipeline_folder: Path, tmp_path: Path)
     system.save(tmp_path)
     assert json.loads((tmp_path / "system.json").read_text()) == {
         "system": {"kind": "instruct-pix2pix", "past_frames": 2, "anchor": True, "noise_level": True},
-        "sampler": {"steps": 7, "guidance_scale": 2.5, "image_guidance_scale": 1.25},
+        "sampler": {
+            "steps": 7,
+            "guidance_scale": 2.5,
+            "image_guidance_scale": 1.25,
+            "guidance_interval": [0.0, 1.0],
+            "prediction_scale": 1.0,
+            "prediction_slope": 0.0,
+        },
         "size": [24, 16],
         "fps": 12.5,
     }

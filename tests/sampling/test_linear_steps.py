@@ -77,7 +77,15 @@ def draw(steps: int, dtype: torch.dtype = torch.float32) -> Tensor:
     return (common + 0.05 * torch.randn(steps, 3, 2, *SHAPE, generator=generator)).flatten(1, 2).to(dtype)
 
 
-def ours(scheduler: Any, predictions: Tensor) -> tuple[Tensor, Recorded]:
+SCALED = {"prediction_scale": 1.06, "prediction_slope": -0.08}
+PLAIN = {"prediction_scale": 1.0, "prediction_slope": 0.0}
+
+
+def scale_at(timestep: Tensor, scaled: dict[str, float]) -> float:
+    return scaled["prediction_scale"] + scaled["prediction_slope"] * (float(timestep) / 1000 - 0.5)
+
+
+def ours(scheduler: Any, predictions: Tensor, scaled: dict[str, float] = PLAIN) -> tuple[Tensor, Recorded]:
     system = Fixed(predictions)
     video = rollout(
         system,
@@ -85,7 +93,7 @@ def ours(scheduler: Any, predictions: Tensor) -> tuple[Tensor, Recorded]:
         {"prompt_embeds": torch.zeros(2, 3, 2)},
         frames=2,
         scheduler=scheduler,
-        sampler=Sampler(steps=len(predictions), **GUIDANCE),
+        sampler=Sampler(steps=len(predictions), **GUIDANCE, **scaled),  # type: ignore[arg-type]
         seeds=[3, 4],
     )
     return video[:, 1], system.network  # type: ignore[return-value]
@@ -95,7 +103,9 @@ def noise() -> Tensor:
     return torch.stack([torch.randn(SHAPE, generator=frame_generator(seed, 1)) for seed in (3, 4)])
 
 
-def by_diffusers(scheduler: Any, predictions: Tensor) -> tuple[Tensor, list[Tensor], Tensor]:
+def by_diffusers(
+    scheduler: Any, predictions: Tensor, scaled: dict[str, float] = PLAIN
+) -> tuple[Tensor, list[Tensor], Tensor]:
     """(latents, model inputs, timesteps), guidance and scheduler.step in float32."""
     scheduler = copy.deepcopy(scheduler)
     scheduler.set_timesteps(len(predictions))
@@ -105,12 +115,12 @@ def by_diffusers(scheduler: Any, predictions: Tensor) -> tuple[Tensor, list[Tens
         scale = getattr(scheduler, "scale_model_input", lambda sample, timestep: sample)
         inputs.append(scale(latents, timestep))
         full, image, uncond = prediction.float().chunk(3)
-        guided = three_way_guidance(uncond, image, full, *GUIDANCE.values())
+        guided = three_way_guidance(uncond, image, full, *GUIDANCE.values()) * scale_at(timestep, scaled)
         latents = scheduler.step(guided, timestep, latents, return_dict=False)[0]
     return latents, inputs, scheduler.timesteps
 
 
-def in_float64(scheduler: Any, predictions: Tensor) -> tuple[Tensor, list[Tensor]]:
+def in_float64(scheduler: Any, predictions: Tensor, scaled: dict[str, float] = PLAIN) -> tuple[Tensor, list[Tensor]]:
     """(latents, model inputs) from the same tables, as the papers write it: predict x0, then move towards it."""
     scheduler = copy.deepcopy(scheduler)
     scheduler.set_timesteps(len(predictions))
@@ -119,7 +129,7 @@ def in_float64(scheduler: Any, predictions: Tensor) -> tuple[Tensor, list[Tensor
     inputs = []
     for i, prediction in enumerate(predictions.double()):
         full, image, uncond = prediction.chunk(3)
-        e = three_way_guidance(uncond, image, full, *GUIDANCE.values())
+        e = three_way_guidance(uncond, image, full, *GUIDANCE.values()) * scale_at(scheduler.timesteps[i], scaled)
         if isinstance(scheduler, diffusers.DDIMScheduler):
             t = int(scheduler.timesteps[i])
             before = t - scheduler.config.num_train_timesteps // len(predictions)
@@ -149,12 +159,13 @@ def error(value: Tensor, truth: Tensor) -> float:
 
 
 @pytest.mark.parametrize("scheduler", LINEAR, ids=lambda scheduler: type(scheduler).__name__)
+@pytest.mark.parametrize("scaled", [PLAIN, SCALED], ids=["plain", "scaled"])
 @pytest.mark.parametrize("steps", [1, 7, 50])
-def test_a_rollout_is_diffusers_to_rounding(scheduler: Any, steps: int) -> None:
+def test_a_rollout_is_diffusers_to_rounding(scheduler: Any, steps: int, scaled: dict[str, float]) -> None:
     predictions = draw(steps)
-    latents, denoiser = ours(scheduler, predictions)
-    expected, inputs, timesteps = by_diffusers(scheduler, predictions)
-    truth, true_inputs = in_float64(scheduler, predictions)
+    latents, denoiser = ours(scheduler, predictions, scaled)
+    expected, inputs, timesteps = by_diffusers(scheduler, predictions, scaled)
+    truth, true_inputs = in_float64(scheduler, predictions, scaled)
     assert latents.dtype == torch.float32
     for value, theirs, exact in zip(
         (latents, *(one.chunk(3)[0] for one in denoiser.inputs)),
@@ -199,6 +210,86 @@ OTHERS = [
 @pytest.mark.parametrize("scheduler", OTHERS, ids=lambda scheduler: type(scheduler).__name__)
 def test_other_schedulers_have_no_linear_steps(scheduler: Any) -> None:
     assert linear_steps(scheduler, 5) is None
+
+
+@pytest.mark.parametrize("scheduler", [Subclass(**DDIM), diffusers.DPMSolverMultistepScheduler(**NOISE)])
+def test_other_schedulers_scale_the_prediction_too(scheduler: Any) -> None:
+    predictions = draw(6)
+    expected = by_diffusers(scheduler, predictions, SCALED)[0]
+    torch.testing.assert_close(ours(scheduler, predictions, SCALED)[0], expected, rtol=1e-5, atol=1e-5)
+    assert not torch.allclose(ours(scheduler, predictions)[0], expected, rtol=1e-2)
+
+
+def test_the_truth_of_a_point_needs_no_scale() -> None:
+    # all data is one point x0: the noise prediction (x - alpha x0) / sigma is exact, and so is any number of steps
+    system = Fixed(torch.zeros(1))
+    table = diffusers.DDIMScheduler(**DDIM).alphas_cumprod.double()
+    point = torch.randn(SHAPE, generator=torch.Generator().manual_seed(1))
+
+    class Exact(nn.Module):
+        def forward(self, noisy: Tensor, timesteps: Tensor, **condition: Tensor) -> Tensor:
+            abar = table[timesteps.long()].view(-1, 1, 1, 1, 1)
+            return ((noisy - abar.sqrt() * point) / (1 - abar).sqrt()).float()
+
+    system.network = Exact()  # type: ignore[assignment]
+    errors = {}
+    for scale in (0.98, 1.0, 1.02):
+        sampler = Sampler(steps=5, guidance_scale=1, image_guidance_scale=1, prediction_scale=scale)
+        text = {"prompt_embeds": torch.zeros(1, 3, 2)}
+        video = rollout(
+            system,
+            torch.zeros(1, *SHAPE),
+            text,
+            frames=2,
+            seeds=[0],
+            sampler=sampler,
+            scheduler=diffusers.DDIMScheduler(**DDIM),
+        )
+        errors[scale] = float((video[:, 1] - point).square().mean())
+    assert errors[1.0] < 1e-4 * min(errors[0.98], errors[1.02])
+
+
+@pytest.mark.parametrize("kind", [diffusers.DDIMScheduler, Subclass])
+def test_guidance_acts_in_its_interval_alone(kind: Any) -> None:
+    class Rows(nn.Module):
+        """Says which rows it was asked for, and predicts something else for each branch."""
+
+        asked: list[int] = []
+
+        def forward(self, noisy: Tensor, timesteps: Tensor, **condition: Tensor) -> Tensor:
+            self.asked.append(len(noisy))
+            return (
+                0.1 * noisy + condition["prompt_embeds"].mean() + 0.01 * torch.arange(len(noisy)).view(-1, 1, 1, 1, 1)
+            )
+
+    def sample(**more: Any) -> tuple[Tensor, list[int]]:
+        system = Fixed(torch.zeros(1))
+        system.network = Rows()  # type: ignore[assignment]
+        Rows.asked.clear()
+        video = rollout(
+            system,
+            torch.zeros(2, *SHAPE),
+            {"prompt_embeds": torch.zeros(2, 3, 2)},
+            frames=2,
+            scheduler=kind(**DDIM),
+            sampler=Sampler(steps=5, **GUIDANCE, **more),
+            seeds=[3, 4],
+        )
+        return video[:, 1], list(Rows.asked)
+
+    whole, asked = sample()
+    assert asked == [6] * 5
+    part, asked = sample(guidance_interval=(0.15, 0.65))  # DDIM's timesteps are 800, 600, 400, 200 and 0
+    assert asked == [2, 6, 6, 6, 2] and not torch.allclose(part, whole)
+    off, asked = sample(guidance_interval=(0.9, 1.0))
+    assert asked == [2] * 5
+    by_hand = noise()
+    steps = diffusers.DDIMScheduler(**DDIM)
+    steps.set_timesteps(5)
+    for timestep in steps.timesteps:
+        prediction = 0.1 * by_hand + 0.01 * torch.arange(2).view(-1, 1, 1, 1)
+        by_hand = steps.step(prediction, timestep, by_hand, return_dict=False)[0]
+    torch.testing.assert_close(off, by_hand, rtol=1e-5, atol=1e-5)
 
 
 def test_a_linear_step_costs_no_call_of_the_scheduler(monkeypatch: pytest.MonkeyPatch) -> None:
