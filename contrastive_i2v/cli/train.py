@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import textwrap
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import tyro
+from accelerate import PartialState
 
 from contrastive_i2v.errors import InputError
+from contrastive_i2v.evaluation.calibration import CalibrationConfig
+from contrastive_i2v.models import load_system
 from contrastive_i2v.training.config import TrainConfig, load_config
 from contrastive_i2v.training.recipes import RECIPES, stages
 
@@ -21,6 +25,8 @@ DESCRIPTION = f"""Fine-tune a model on a folder of captioned videos.
                 (default: contrastive); NAME of NAME/STAGE is all its stages, each from the model before, with the
                 options below for every one and --output as their folder; tiny-base trains the packaged model anew
 --config FILE   start from an earlier run's config.yaml; every option below overrides it
+--no-calibration
+                leave the last step out, which chooses how the model is sampled, on the clips of --data.validation-path
 """
 
 
@@ -29,6 +35,7 @@ def run(arguments: Sequence[str]) -> None:
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--recipe")
     first.add_argument("--config", type=Path)
+    first.add_argument("--no-calibration", action="store_true")
     start, rest = first.parse_known_args(list(arguments))
     if start.recipe and start.config:
         raise InputError("--recipe and --config: expected one of them, got both")
@@ -56,7 +63,31 @@ def run(arguments: Sequence[str]) -> None:
             config = replace(config, resume=config.resume and bool(list_checkpoints(config.output / "checkpoints")))
         folder = Trainer(config).run()
         print(f"model: {folder}")
+    if config.data.validation_path is not None and not start.no_calibration and PartialState().is_main_process:
+        _calibrate(config, folder, shlex.join(["contrastive-i2v", "train", *arguments]))
     print(f"next:  contrastive-i2v sample --model {folder} --image IMAGE --prompt TEXT")
+
+
+def _calibrate(config: TrainConfig, folder: Path, command: str) -> None:
+    """The last step of a training with validation clips; what keeps it from being done is said, and the model stays."""
+    from contrastive_i2v.cli.calibrate import RESULT, ClipsOptions, calibrate_model, format_calibration
+
+    if (folder / RESULT).exists():
+        return
+    assert config.data.validation_path is not None
+    reason = ""
+    for frames in sorted({16, config.preview.frames}, reverse=True):  # the clips may be too short for the first
+        data, output = ClipsOptions(path=config.data.validation_path, frames=frames), config.output / "calibration"
+        try:
+            found = calibrate_model(
+                load_system(folder), folder, data, output, config=CalibrationConfig(), command=command
+            )
+        except InputError as error:
+            reason = reason or str(error)
+        else:
+            print("\n".join(format_calibration(found)))
+            return
+    print(f"not calibrated: {reason}")
 
 
 def _configs(chosen: dict[str, TrainConfig], arguments: Sequence[str]) -> list[TrainConfig]:

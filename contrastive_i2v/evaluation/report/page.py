@@ -46,7 +46,7 @@ def build_page(report: Report, folder: Path, *, video_bytes: int = 40_000_000) -
         "clips": [f"{clip.name}: {clip.caption}" for clip in clips],
         "playing": grid.data if grid else {},
     }
-    template = _environment().get_template("page.html.jinja")
+    template = environment().get_template("page.html.jinja")
     return template.render(
         report=report,
         styles=styles,
@@ -62,8 +62,8 @@ def build_page(report: Report, folder: Path, *, video_bytes: int = 40_000_000) -
         provenance=_provenance(report, styles),
         held=list(library.contents()),
         data=Markup(embedded_json(data)),
-        style=Markup(_read("report.css")),
-        script=Markup(_read("report.js") + _read("player.js")),
+        style=Markup(read_asset("report.css")),
+        script=Markup(read_asset("report.js") + read_asset("player.js")),
     )
 
 
@@ -103,13 +103,19 @@ def _provenance(report: Report, styles: Styles) -> list[tuple[str, str, dict[str
 
 
 @cache
-def _environment() -> Environment:
-    environment = Environment(
-        loader=FunctionLoader(_read), autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined
+def environment() -> Environment:
+    """The templates, which escape whatever is put into them."""
+    found = Environment(
+        loader=FunctionLoader(read_asset),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=StrictUndefined,
     )
-    environment.globals.update(ARROWS=ARROWS, PLOT=charts.GEOMETRY, SIDE=curves.SIDE, interval=interval, number=number)
-    return environment
+    found.globals.update(ARROWS=ARROWS, PLOT=charts.GEOMETRY, SIDE=curves.SIDE, interval=interval, number=number)
+    return found
 
 
-def _read(name: str) -> str:
+def read_asset(name: str) -> str:
+    """A file beside the templates."""
     return (files(__package__) / "page" / name).read_text(encoding="utf-8")

@@ -1,0 +1,419 @@
+"""Calibration: the steps, the scale of the prediction and the guidance with which a trained model's rollouts are
+nearest to held-out clips. No weight changes.
+
+Every setting that is tried makes rollouts of the same clips with the same noise. Two numbers are measured in latents,
+
+    error      E = mean over clips and frames of mean_d (z - z_true)^2
+    Frechet    F = 2 d(all) - (d(half) + d(other half)) / 2, d the Frechet distance of pooled latents and of their
+               pooled changes, over clips and frames: the difference takes away the bias of few clips, which is
+               proportional to 1 / N and prefers videos that vary too little
+
+and the objective is `share E / E_0 + (1 - share) F / F_0`, with E_0 and F_0 of the model at a prediction scale of 1. A
+setting whose motion is farther from the truth's than a factor 1.15, and farther than at that scale, has no objective: a
+still or a flickering video doesn't win. The search goes along one number at a time from coarse to fine. Of settings
+within 0.02 of the best the one of the fewest steps is chosen; and no slope, or a scale of 1, where that is as good or
+where the interval over clips doesn't tell it apart.
+
+Sources: the scale is epsilon scaling (Ning et al., arXiv 2308.15321), there tuned by FID on a grid; the interval is of
+Kynkaanniemi et al. (arXiv 2404.07724).
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+
+import dacite
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from tqdm import tqdm
+
+from contrastive_i2v.errors import InputError, check_fields, one_line
+from contrastive_i2v.evaluation.distribution import frechet_distance
+from contrastive_i2v.evaluation.results import Interval
+from contrastive_i2v.evaluation.suite.jackknife import interval, leave_out
+from contrastive_i2v.evaluation.suite.store import load_tensors, save_tensors
+from contrastive_i2v.evaluation.videos import ReferenceSet, read_true_frames
+from contrastive_i2v.files import digest, parse_json
+from contrastive_i2v.randomness import seeded
+from contrastive_i2v.sampling import fill_in, guidance_branches, rollout
+from contrastive_i2v.system import Sampler, System
+
+MOTION = 1.15
+"""How far the motion may be from the truth's, as a factor either way."""
+GRID = 4
+"""Latents are pooled to this many places along each side."""
+TOLERANCE = 0.02
+"""Objectives that are no farther apart are as good as each other."""
+GAIN = 0.01
+"""What a trial must lower the objective by for the search to go on in its direction."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CalibrationConfig:
+    """What is tried, and what is best."""
+
+    steps: tuple[int, ...] = ()
+    """Numbers of scheduler steps; none = the model's own, and a half, a quarter and an eighth of it."""
+    error_share: float = 0.5
+    """Share of the error in the objective; the rest is the Frechet distance's."""
+    guidance: bool = True
+    """Whether the guidance scales are searched too, where the model has guidance."""
+    seed: int = 0
+    """Of the noise."""
+    batch_size: int = 64
+    """Clips at a time."""
+
+    def __post_init__(self) -> None:
+        check_fields(self, {"batch_size": 1})
+        if not 0 <= self.error_share <= 1:
+            raise InputError(f"error_share: expected 0 to 1, got {self.error_share}")
+        if any(count < 1 for count in self.steps) or len(set(self.steps)) < len(self.steps):
+            raise InputError(f"steps: expected numbers from 1 on, none twice, got {self.steps}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trial:
+    """One setting, and what its rollouts are like."""
+
+    sampler: Sampler
+    error: float
+    """E, in normalised latents."""
+    frechet: float
+    """F."""
+    motion: float
+    """Mean |z_{t+1} - z_t| against the truth's."""
+    objective: float
+    """1 = as the model at a prediction scale of 1; infinite where its motion rules it out."""
+    calls: int
+    """Rows that the network sees a generated window: what it costs."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Calibration:
+    """What was found; saved beside the model as `calibration.json`."""
+
+    default: Trial
+    """The model's own sampler at a prediction scale of 1."""
+    chosen: Trial
+    difference: Interval
+    """Of the chosen objective to the default's, 95 %, over clips."""
+    trials: list[Trial]
+    clips: int
+    frames: int
+    seed: int
+    error_share: float
+    data: str
+    """Name of the clips' folder."""
+    error_by_frame: dict[str, list[float]] = field(default_factory=dict)
+    """"default" and "chosen" -> E at each generated frame."""
+
+    def to_json(self) -> str:
+        """Numbers that aren't finite are null."""
+
+        def plain(value: object) -> object:
+            if isinstance(value, float):
+                return value if math.isfinite(value) else None
+            if isinstance(value, dict):
+                return {key: plain(item) for key, item in value.items()}
+            return [plain(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+        return json.dumps(plain(asdict(self)), indent=1) + "\n"
+
+
+class Clips:
+    """The latents of held-out clips, and rollouts of them.
+
+    Raises InputError for a system that makes images alone: it has no truth to be nearer to.
+    """
+
+    def __init__(self, system: System, reference: ReferenceSet, config: CalibrationConfig) -> None:
+        window = system.window
+        if not (window.rolls or window.given):
+            raise InputError(
+                f"{system.config.kind} makes images from text here, which have no true frames to be calibrated by; "
+                "expected a model of videos"
+            )
+        self.system, self.config = system, config
+        self.names, self.captions = [one.name for one in reference.clips], [one.caption for one in reference.clips]
+        self.text = system.encode_text(self.captions)
+        own = []
+        for clip in tqdm(reference.clips, desc="latents", unit="clip", leave=False):
+            pixels = read_true_frames(clip, reference.size).float() / 127.5 - 1
+            own.append(system.codec.sample(system.codec.encode(pixels[None]))[0].float())
+        self.own = torch.stack(own)  # [N, f, C, h, w], the autoencoder's own latents
+        self.truth = system.codec.normalize(self.own)
+        self.fps = reference.frame_rate
+
+    def generate(self, sampler: Sampler) -> Tensor:
+        """[N, f, C, h, w], normalised; the frames that are given are the truth's."""
+        system, parts = self.system, []
+        for first in range(0, len(self.own), self.config.batch_size):
+            rows = slice(first, first + self.config.batch_size)
+            own, text = self.own[rows], {name: value[rows] for name, value in self.text.items()}
+            seeds = [self.seed_of(name) for name in self.names[rows]]
+            if system.window.rolls:
+                video = rollout(
+                    system, own[:, 0], text, frames=own.shape[1], seeds=seeds, sampler=sampler, fps=self._told_fps()
+                )
+            else:
+                video = fill_in(system, own[:, list(system.window.given)], text, seeds=seeds, sampler=sampler)
+            parts.append(video.float())
+        return torch.cat(parts)
+
+    def first(self, count: int) -> Clips:
+        """The first clips alone."""
+        few = copy.copy(self)
+        few.names, few.captions = self.names[:count], self.captions[:count]
+        few.own, few.truth = self.own[:count], self.truth[:count]
+        few.text = {name: value[:count] for name, value in self.text.items()}
+        return few
+
+    def seed_of(self, name: str) -> int:
+        """A clip's noise is its own, in any set of clips."""
+        return int(torch.randint(2**62, (1,), generator=seeded(self.config.seed, "calibration", name)))
+
+    def measure(self, video: Tensor) -> dict[str, Tensor]:
+        """`error [N, g]`, `features [N, g, d]` and `motion [N]` of g frames that are generated."""
+        made = self.generated
+        return {
+            "error": (video - self.truth)[:, made].square().flatten(2).mean(dim=2).double().cpu(),
+            "features": frame_features(video)[:, [i - 1 for i in made if i]].cpu(),
+            "motion": video.diff(dim=1).abs().flatten(1).mean(dim=1).double().cpu(),
+        }
+
+    @property
+    def generated(self) -> list[int]:
+        """The frames that differ from the truth."""
+        given = [0] if self.system.window.rolls else list(self.system.window.given)
+        return [i for i in range(self.truth.shape[1]) if i not in given]
+
+    def _told_fps(self) -> float | None:
+        return None if self.fps == self.system.fps else self.fps
+
+
+def frame_features(video: Tensor) -> Tensor:
+    """What the Frechet distance sees of each frame after the first: `[N, f - 1, d]`, d = 2 C 16.
+
+    Latents pooled to 4 x 4 places, and the absolute change since the frame before, pooled as well.
+
+    Args:
+        video: `[N, f, C, h, w]`.
+    """
+
+    def pooled(frames: Tensor) -> Tensor:
+        return F.adaptive_avg_pool2d(frames.flatten(0, 1), GRID).reshape(*frames.shape[:2], -1)
+
+    return torch.cat([pooled(video[:, 1:]), pooled(video.diff(dim=1).abs())], dim=2).double()
+
+
+def network_hash(system: System) -> str:
+    """sha256 of the weights, the latents' and texts' fingerprint and what the scheduler is."""
+    total = hashlib.sha256(f"{system.fingerprint} {system.config} {sorted(system.scheduler.config.items())}".encode())
+    for key, value in sorted(system.network.state_dict().items()):
+        total.update(key.encode())
+        total.update(value.detach().cpu().float().contiguous().numpy())
+    return total.hexdigest()
+
+
+def calibrate(
+    system: System, reference: ReferenceSet, config: CalibrationConfig, *, folder: Path, progress: bool = True
+) -> tuple[Calibration, Clips]:
+    """Find the sampler with which rollouts are nearest to held-out clips.
+
+    Every trial is kept in `folder/trials`, so that the same call goes on where it was stopped, and another objective
+    costs no rollout that was made before. The same clips, weights and seed give the same result.
+
+    Returns:
+        what was found, and the clips, whose `generate` shows it.
+
+    Raises:
+        InputError: fewer than three clips, a system without true frames, or a model whose own rollouts aren't finite.
+    """
+    if len(reference.clips) < 3:
+        raise InputError(f"{reference.folder}: {len(reference.clips)} clips to calibrate with; expected at least 3")
+    search = Search(Clips(system, reference, config), config, folder / "trials", stamp_of(system, reference, config))
+    with tqdm(desc="calibration", unit="trial", disable=not progress) as bar:
+
+        def finished(trial: Trial) -> None:
+            bar.set_postfix_str(str(trial.sampler))
+            bar.update()
+
+        search.finished = finished
+        chosen = search.run()
+    default = search.default
+    left_out = search.left_out(chosen) - search.left_out(default)
+    return Calibration(
+        default=default,
+        chosen=chosen,
+        difference=interval(chosen.objective - default.objective, left_out),
+        trials=list(search.trials.values()),
+        clips=len(reference.clips),
+        frames=reference.frames,
+        seed=config.seed,
+        error_share=config.error_share,
+        data=reference.folder.name,
+        error_by_frame={
+            name: search.kept[trial.sampler]["error"].mean(dim=0).tolist()
+            for name, trial in (("default", default), ("chosen", chosen))
+        },
+    ), search.clips
+
+
+def stamp_of(system: System, reference: ReferenceSet, config: CalibrationConfig) -> str:
+    """What a trial's numbers hold for."""
+    clips = [clip.stamp for clip in reference.clips]
+    return digest([network_hash(system), clips, reference.setting, config.seed])
+
+
+class Search:
+    """Trials, remembered; from coarse to fine along one number of the sampler at a time."""
+
+    def __init__(self, clips: Clips, config: CalibrationConfig, folder: Path, stamp: str) -> None:
+        self.clips, self.config, self.folder, self.stamp = clips, config, folder, stamp
+        self.truth = clips.measure(clips.truth)
+        self.kept: dict[Sampler, dict[str, Tensor]] = {}
+        self.trials: dict[Sampler, Trial] = {}
+        self.finished: Callable[[Trial], object] = lambda trial: None
+        self.base = replace(clips.system.sampler, prediction_scale=1.0, prediction_slope=0.0)
+        # noise predictions are divided by the signal, which is small where most is decided
+        self.unit = 0.01 if clips.system.schedule.prediction_type == "epsilon" else 0.04
+
+    def run(self) -> Trial:
+        """The best setting, as simple as the intervals allow."""
+        self.default = self.at(self.base)
+        if not math.isfinite(self.default.error):
+            raise InputError("the model's own rollouts hold NaN or infinity; check its weights, or sample in float32")
+        best = self.along(self.default, "prediction_scale", self.unit, levels=2)  # down to half a unit
+        if self.config.guidance:
+            for name in ("guidance_scale", "image_guidance_scale"):
+                if (scale := getattr(self.base, name)) != 1:
+                    best = self.along(best, name, scale / 4, levels=2)
+        found = [best]
+        for steps in self.steps_tried():
+            start = self.at(replace(found[-1].sampler, steps=steps))
+            found.append(self.along(start, "prediction_scale", self.unit / 2, levels=1))
+        least = min(trial.objective for trial in found)
+        best = next(trial for trial in found[::-1] if trial.objective <= least + TOLERANCE)
+        best = self.along(best, "prediction_slope", 4 * self.unit, levels=1)
+        straight = replace(best.sampler, prediction_slope=0.0)
+        simpler = [self.at(replace(straight, prediction_scale=1.0)), self.at(straight)]
+        return next((trial for trial in simpler if not self.told_apart(trial, best)), best)
+
+    def steps_tried(self) -> list[int]:
+        """Falling: each search begins at the scale that was best at more steps."""
+        own = self.base.steps
+        tried = self.config.steps or [max(1, own // divisor) for divisor in (2, 4, 8)]
+        return sorted({steps for steps in tried if steps != own}, reverse=True)
+
+    def along(self, start: Trial, name: str, width: float, *, levels: int) -> Trial:
+        """The best trial on a line through `start`: steps of `width` as long as they help, then halves of it."""
+        best, least = start, -1.0 if name == "prediction_slope" else 0.0
+        for level in range(levels):
+            step = width / 2**level
+            for direction in (step, -step):
+                while (value := round(getattr(best.sampler, name) + direction, 4)) > least:
+                    trial = self.at(replace(best.sampler, **{name: value}))
+                    if not trial.objective < best.objective - GAIN:
+                        break
+                    best = trial
+        return best
+
+    def told_apart(self, trial: Trial, best: Trial) -> bool:
+        """Whether the objective is worse than the best, by more than the tolerance and its interval over clips."""
+        if not math.isfinite(trial.objective):
+            return True
+        gap = interval(trial.objective - best.objective, self.left_out(trial) - self.left_out(best))
+        return gap.value > TOLERANCE and gap.low > 0
+
+    def at(self, sampler: Sampler) -> Trial:
+        """The trial of a setting, made where it isn't known."""
+        if sampler not in self.trials:
+            file = self.folder / f"{digest(asdict(sampler))}.safetensors"
+            kept = load_tensors(file, self.stamp)
+            if kept is None:
+                kept = self.clips.measure(self.clips.generate(sampler))
+                save_tensors(file, kept, self.stamp)
+            self.kept[sampler] = kept
+            self.trials[sampler] = self.judge(sampler)
+            self.finished(self.trials[sampler])
+        return self.trials[sampler]
+
+    def judge(self, sampler: Sampler) -> Trial:
+        """The numbers of a setting whose rollouts were measured."""
+        kept = self.kept[sampler]
+        calls = sum(rows for rows in self.rows_by_step(sampler))
+        motion = float(kept["motion"].sum() / self.truth["motion"].sum())
+        finite = all(bool(value.isfinite().all()) for value in kept.values())
+        error, frechet = self.numbers(kept, torch.arange(len(kept["error"]))) if finite else (math.inf, math.inf)
+        trial = Trial(sampler=sampler, error=error, frechet=frechet, motion=motion, objective=1.0, calls=calls)
+        return trial if sampler == self.base else replace(trial, objective=self.objective(trial))
+
+    def objective(self, trial: Trial) -> float:
+        """The equation at the head of this file."""
+        apart = [abs(math.log(max(one.motion, 1e-9))) for one in (trial, self.default)]
+        if not math.isfinite(trial.error) or apart[0] > max(math.log(MOTION), apart[1]):
+            return math.inf
+        return self.weighed((trial.error, trial.frechet), (self.default.error, self.default.frechet))
+
+    def weighed(self, ours: tuple[float, float], base: tuple[float, float]) -> float:
+        """A number that is 0 in both is as good as the base's."""
+        error, frechet = (a / b if b > 0 else 1.0 if a == b else math.inf for a, b in zip(ours, base, strict=True))
+        return self.config.error_share * error + (1 - self.config.error_share) * frechet
+
+    def numbers(self, kept: dict[str, Tensor], rows: Tensor) -> tuple[float, float]:
+        """E and F of some clips."""
+
+        def distance(some: Tensor) -> float:
+            return frechet_distance(*(one["features"][some].flatten(0, 1) for one in (kept, self.truth)))
+
+        halves = (distance(rows[0::2]) + distance(rows[1::2])) / 2
+        return float(kept["error"][rows].mean()), max(0.0, 2 * distance(rows) - halves)
+
+    def left_out(self, trial: Trial) -> Tensor:
+        """The objective when each tenth of the clips is left out: `[G]`."""
+        kept, base = self.kept[trial.sampler], self.kept[self.base]
+
+        def objective(rows: Tensor) -> float:
+            return self.weighed(self.numbers(kept, rows), self.numbers(base, rows))
+
+        return leave_out(len(self.truth["motion"]), objective)
+
+    def rows_by_step(self, sampler: Sampler) -> Iterator[int]:
+        """Rows of the network a sample, at each step: one, or one a branch where guidance acts."""
+        branches = len(guidance_branches(sampler.guidance_scale, sampler.image_guidance_scale))
+        low, high = sampler.guidance_interval
+        for step in range(sampler.steps):
+            share = (step + 0.5) / sampler.steps  # whatever the scheduler's spacing, to within a step
+            yield branches if low <= share <= high else 1
+
+
+def pareto(trials: Sequence[Trial]) -> list[Trial]:
+    """The trials that no other one beats in both error and Frechet distance, by rising error."""
+    front: list[Trial] = []
+    for trial in sorted(trials, key=lambda trial: (trial.error, trial.frechet)):
+        if math.isfinite(trial.error) and (not front or trial.frechet < front[-1].frechet):
+            front.append(trial)
+    return front
+
+
+def read_default(file: Path) -> Sampler | None:
+    """The sampler that a model had before it was calibrated, from its `calibration.json`; None without the file.
+
+    Raises InputError for a damaged one.
+    """
+    if not file.is_file():
+        return None
+    try:
+        values = parse_json(file.read_text(encoding="utf-8"))["default"]["sampler"]
+        return dacite.from_dict(Sampler, values, dacite.Config(strict=True, cast=[tuple, float]))
+    except (OSError, ValueError, TypeError, KeyError, dacite.DaciteError) as error:
+        raise InputError(
+            f"{file}: can't be read ({one_line(error)}); expected what calibrate writes: delete it to calibrate anew"
+        ) from error
