@@ -1,9 +1,10 @@
 """Captioned clips of moving shapes, written as real H.264 files: a dataset that anybody can make offline.
 
 One shape crosses a torus-shaped frame (what leaves on one side returns on the other) at constant velocity, so
-the caption and the first frame determine every later frame: a prediction can be compared with the truth. The
-background may scroll, and a pillar may hide the shape for a while. The test split holds combinations of (shape,
-colour, direction) that the training split never shows, though it shows each word.
+the caption and the first frame determine every later frame: a prediction can be compared with the truth. Captions
+without direction and speed leave the future open instead: a model's samples must choose. The background may scroll,
+and a pillar may hide the shape for a while. The test split holds combinations of (shape, colour, direction) that the
+training split never shows, though it shows each word.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import json
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -24,6 +26,7 @@ from contrastive_i2v.errors import InputError, check_fields
 from contrastive_i2v.files import parse_json, write_whole
 
 Array = NDArray[np.float32]
+Captions = Literal["full", "open", "same"]
 
 COLOURS = {
     "red": (225, 45, 45),
@@ -59,6 +62,9 @@ class ShapesConfig:
     """Share of clips in which the shape passes behind a pillar."""
     background_motion: float = 0.25
     """Share of clips whose background scrolls."""
+    captions: Captions = "full"
+    """full: all that a viewer must know. open: neither direction nor speed, so the future is open. same: one for all
+    clips, so that captions can't tell clips apart. The videos are the same."""
     seed: int = 0
     """Seed of everything random."""
 
@@ -81,9 +87,15 @@ class ShapeScene:
 
     @property
     def caption(self) -> str:
-        text = (
-            f"{'an' if self.colour == 'orange' else 'a'} {self.colour} {self.shape} moves {self.direction} {self.speed}"
-        )
+        return self.caption_of("full")
+
+    def caption_of(self, captions: Captions) -> str:
+        """The caption of a kind: "an orange star moves up slowly over stripes", "an orange star moves over stripes", or
+        "a shape moves"."""
+        if captions == "same":
+            return "a shape moves"
+        text = f"{'an' if self.colour == 'orange' else 'a'} {self.colour} {self.shape} moves"
+        text += f" {self.direction} {self.speed}" if captions == "full" else ""
         text += f" over {'moving ' if self.scrolls else ''}{self.background}"
         return text + (" behind a pillar" if self.occluded else "")
 
@@ -153,8 +165,9 @@ def make_shapes(root: Path, config: ShapesConfig, *, progress: bool = True) -> N
     InputError."""
     recipe = root / "shapes.json"
     try:
-        same = not recipe.exists() or parse_json(recipe.read_text(encoding="utf-8")) == asdict(config)
-    except (OSError, ValueError):
+        earlier = {"captions": "full"}  # what a recipe from before there were others doesn't say
+        same = not recipe.exists() or {**earlier, **parse_json(recipe.read_text(encoding="utf-8"))} == asdict(config)
+    except (OSError, ValueError, TypeError):
         same = False
     if not same:
         raise InputError(f"{root}: holds clips of another config (see {recipe}); give another folder, or delete it")
@@ -167,7 +180,8 @@ def make_shapes(root: Path, config: ShapesConfig, *, progress: bool = True) -> N
         path = root / split / f"{index:05d}.mp4"
         if not path.exists():
             write_video(path, render_scene(scene, frames=config.frames, size=config.size), 25.0)
-        rows[split].append(json.dumps({"file_name": path.name, "text": scene.caption, **asdict(scene)}))
+        row = {"file_name": path.name, "text": scene.caption_of(config.captions), **asdict(scene)}
+        rows[split].append(json.dumps(row))
     for split, lines in rows.items():
         if lines:
             write_whole(root / split / "metadata.jsonl", partial(Path.write_text, data="\n".join(lines) + "\n"))
