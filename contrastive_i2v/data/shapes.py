@@ -10,6 +10,7 @@ training split never shows, though it shows each word.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -163,28 +164,47 @@ def make_shapes(root: Path, config: ShapesConfig, *, progress: bool = True) -> N
     """Write `root/train` and `root/test`: `00000.mp4` .. and `metadata.jsonl` with `file_name`, `text` and the
     scene's attributes. Clips that exist are kept, so an interrupted run goes on; another config's folder is an
     InputError."""
-    recipe = root / "shapes.json"
-    try:
-        earlier = {"captions": "full"}  # what a recipe from before there were others doesn't say
-        same = not recipe.exists() or {**earlier, **parse_json(recipe.read_text(encoding="utf-8"))} == asdict(config)
-    except (OSError, ValueError, TypeError):
-        same = False
-    if not same:
-        raise InputError(f"{root}: holds clips of another config (see {recipe}); give another folder, or delete it")
-    root.mkdir(parents=True, exist_ok=True)
-    recipe.write_text(json.dumps(asdict(config), indent=2) + "\n")
+    # a recipe from before there were other captions doesn't say which
+    claim_folder(root / "shapes.json", asdict(config), earlier={"captions": "full"})
     jobs = [("train", i) for i in range(config.train_clips)] + [("test", i) for i in range(config.test_clips)]
-    rows: dict[str, list[str]] = {"train": [], "test": []}
+    rows: dict[str, list[dict[str, object]]] = {"train": [], "test": []}
     for split, index in tqdm(jobs, desc="clips", unit="clip", disable=not progress):
         scene = sample_scene(config, split, index)
         path = root / split / f"{index:05d}.mp4"
         if not path.exists():
             write_video(path, render_scene(scene, frames=config.frames, size=config.size), 25.0)
-        row = {"file_name": path.name, "text": scene.caption_of(config.captions), **asdict(scene)}
-        rows[split].append(json.dumps(row))
+        rows[split].append({"file_name": path.name, "text": scene.caption_of(config.captions), **asdict(scene)})
+    write_metadata(root, rows)
+
+
+def claim_folder(recipe: Path, wanted: Mapping[str, object], *, earlier: Mapping[str, object]) -> None:
+    """Write what a folder of generated clips is made from, where it doesn't say so yet.
+
+    Args:
+        recipe: the JSON file that says it.
+        earlier: values of what it may lack, being older.
+
+    Raises:
+        InputError: it says something else.
+    """
+    try:
+        same = not recipe.exists() or {**earlier, **parse_json(recipe.read_text(encoding="utf-8"))} == wanted
+    except (OSError, ValueError, TypeError):
+        same = False
+    if not same:
+        raise InputError(
+            f"{recipe.parent}: holds clips of another config (see {recipe}); give another folder, or delete it"
+        )
+    recipe.parent.mkdir(parents=True, exist_ok=True)
+    recipe.write_text(json.dumps(wanted, indent=2) + "\n")
+
+
+def write_metadata(root: Path, rows: Mapping[str, Sequence[Mapping[str, object]]]) -> None:
+    """Write `root/SPLIT/metadata.jsonl` for each split that has rows."""
     for split, lines in rows.items():
         if lines:
-            write_whole(root / split / "metadata.jsonl", partial(Path.write_text, data="\n".join(lines) + "\n"))
+            text = "".join(json.dumps(line) + "\n" for line in lines)
+            write_whole(root / split / "metadata.jsonl", partial(Path.write_text, data=text))
 
 
 def _wrap(distance: Array, size: int) -> Array:
