@@ -385,6 +385,33 @@ def test_a_rater_who_is_not_known_any_more_enters_their_name_and_keeps_the_answe
     person.context.close()
 
 
+@pytest.mark.parametrize("late", ["/pair/0", "/video/*"])
+def test_who_leaves_while_a_pair_loads_lets_the_next_person_in(
+    chromium: Any, store: Store, serve: Callable[[Store], int], late: str
+) -> None:
+    person = Person(chromium, f"http://127.0.0.1:{serve(store)}", 1, {}, plays=False)
+    page = person.page
+    held: list[Any] = []
+    names = ["Ana"]
+    page.route(f"**{late}", lambda route: route.fallback() if "Ben" in names else held.append(route))
+    page.fill("#name", "Ana")
+    page.keyboard.press("Enter")
+    page.wait_for_selector("#next[aria-busy]", state="attached")
+    page.wait_for_selector("#rate:visible" if late == "/video/*" else "#start:visible")
+    page.evaluate("document.querySelector('#leave').click()")
+    page.wait_for_selector("#start:visible")
+    names.append("Ben")
+    person.join("Ben")
+    for route in held:  # what Ana waited for comes when Ben is there
+        route.continue_()
+    choose(page)
+    page.keyboard.press("Enter")
+    page.wait_for_selector("#where:has-text('Faithfulness')")
+    assert page.inner_text("#rater") == "Ben"
+    assert [vote.rater for vote in store.votes()] == ["Ben"] and person.problems == []
+    person.context.close()
+
+
 @pytest.mark.fault("somebody enters a known rater's name in a study beyond this machine", "they are told it is taken")
 def test_a_taken_name_and_a_full_study_are_said(chromium: Any, pairs: list[Any], design: Any, tmp_path: Path) -> None:
     store = Store(tmp_path / "small.sqlite", replace(design, raters=2))
