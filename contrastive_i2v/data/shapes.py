@@ -1,17 +1,20 @@
 """Captioned clips of moving shapes, written as real H.264 files: a dataset that anybody can make offline.
 
 One shape crosses a torus-shaped frame (what leaves on one side returns on the other) at constant velocity, so
-the caption and the first frame determine every later frame: a prediction can be compared with the truth. The
-background may scroll, and a pillar may hide the shape for a while. The test split holds combinations of (shape,
-colour, direction) that the training split never shows, though it shows each word.
+the caption and the first frame determine every later frame: a prediction can be compared with the truth. Captions
+without direction and speed leave the future open instead: a model's samples must choose. The background may scroll,
+and a pillar may hide the shape for a while. The test split holds combinations of (shape, colour, direction) that the
+training split never shows, though it shows each word.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -24,6 +27,7 @@ from contrastive_i2v.errors import InputError, check_fields
 from contrastive_i2v.files import parse_json, write_whole
 
 Array = NDArray[np.float32]
+Captions = Literal["full", "open", "same"]
 
 COLOURS = {
     "red": (225, 45, 45),
@@ -59,6 +63,9 @@ class ShapesConfig:
     """Share of clips in which the shape passes behind a pillar."""
     background_motion: float = 0.25
     """Share of clips whose background scrolls."""
+    captions: Captions = "full"
+    """full: all that a viewer must know. open: neither direction nor speed, so the future is open. same: one for all
+    clips, so that captions can't tell clips apart. The videos are the same."""
     seed: int = 0
     """Seed of everything random."""
 
@@ -81,9 +88,15 @@ class ShapeScene:
 
     @property
     def caption(self) -> str:
-        text = (
-            f"{'an' if self.colour == 'orange' else 'a'} {self.colour} {self.shape} moves {self.direction} {self.speed}"
-        )
+        return self.caption_of("full")
+
+    def caption_of(self, captions: Captions) -> str:
+        """The caption of a kind: "an orange star moves up slowly over stripes", "an orange star moves over stripes", or
+        "a shape moves"."""
+        if captions == "same":
+            return "a shape moves"
+        text = f"{'an' if self.colour == 'orange' else 'a'} {self.colour} {self.shape} moves"
+        text += f" {self.direction} {self.speed}" if captions == "full" else ""
         text += f" over {'moving ' if self.scrolls else ''}{self.background}"
         return text + (" behind a pillar" if self.occluded else "")
 
@@ -151,26 +164,47 @@ def make_shapes(root: Path, config: ShapesConfig, *, progress: bool = True) -> N
     """Write `root/train` and `root/test`: `00000.mp4` .. and `metadata.jsonl` with `file_name`, `text` and the
     scene's attributes. Clips that exist are kept, so an interrupted run goes on; another config's folder is an
     InputError."""
-    recipe = root / "shapes.json"
-    try:
-        same = not recipe.exists() or parse_json(recipe.read_text(encoding="utf-8")) == asdict(config)
-    except (OSError, ValueError):
-        same = False
-    if not same:
-        raise InputError(f"{root}: holds clips of another config (see {recipe}); give another folder, or delete it")
-    root.mkdir(parents=True, exist_ok=True)
-    recipe.write_text(json.dumps(asdict(config), indent=2) + "\n")
+    # a recipe from before there were other captions doesn't say which
+    claim_folder(root / "shapes.json", asdict(config), earlier={"captions": "full"})
     jobs = [("train", i) for i in range(config.train_clips)] + [("test", i) for i in range(config.test_clips)]
-    rows: dict[str, list[str]] = {"train": [], "test": []}
+    rows: dict[str, list[dict[str, object]]] = {"train": [], "test": []}
     for split, index in tqdm(jobs, desc="clips", unit="clip", disable=not progress):
         scene = sample_scene(config, split, index)
         path = root / split / f"{index:05d}.mp4"
         if not path.exists():
             write_video(path, render_scene(scene, frames=config.frames, size=config.size), 25.0)
-        rows[split].append(json.dumps({"file_name": path.name, "text": scene.caption, **asdict(scene)}))
+        rows[split].append({"file_name": path.name, "text": scene.caption_of(config.captions), **asdict(scene)})
+    write_metadata(root, rows)
+
+
+def claim_folder(recipe: Path, wanted: Mapping[str, object], *, earlier: Mapping[str, object]) -> None:
+    """Write what a folder of generated clips is made from, where it doesn't say so yet.
+
+    Args:
+        recipe: the JSON file that says it.
+        earlier: values of what it may lack, being older.
+
+    Raises:
+        InputError: it says something else.
+    """
+    try:
+        same = not recipe.exists() or {**earlier, **parse_json(recipe.read_text(encoding="utf-8"))} == wanted
+    except (OSError, ValueError, TypeError):
+        same = False
+    if not same:
+        raise InputError(
+            f"{recipe.parent}: holds clips of another config (see {recipe}); give another folder, or delete it"
+        )
+    recipe.parent.mkdir(parents=True, exist_ok=True)
+    recipe.write_text(json.dumps(wanted, indent=2) + "\n")
+
+
+def write_metadata(root: Path, rows: Mapping[str, Sequence[Mapping[str, object]]]) -> None:
+    """Write `root/SPLIT/metadata.jsonl` for each split that has rows."""
     for split, lines in rows.items():
         if lines:
-            write_whole(root / split / "metadata.jsonl", partial(Path.write_text, data="\n".join(lines) + "\n"))
+            text = "".join(json.dumps(line) + "\n" for line in lines)
+            write_whole(root / split / "metadata.jsonl", partial(Path.write_text, data=text))
 
 
 def _wrap(distance: Array, size: int) -> Array:

@@ -101,3 +101,35 @@ def test_a_folder_is_a_dataset_and_is_written_once(tmp_path: Path) -> None:
     assert all(path.stat().st_mtime_ns == time for path, time in times.items() if path != missing)
     with pytest.raises(InputError, match="another config"):
         make_shapes(tmp_path, replace(CONFIG, seed=5), progress=False)
+
+
+def test_captions_leave_out_what_they_are_asked_to(tmp_path: Path) -> None:
+    star = replace(PLAIN, colour="orange", shape="star", background="stripes", direction="up", speed="slowly")
+    assert star.caption_of("full") == star.caption == "an orange star moves up slowly over stripes"
+    assert star.caption_of("open") == "an orange star moves over stripes"
+    hidden = replace(star, colour="red", scrolls=True, occluded=True)
+    assert hidden.caption_of("open") == "a red star moves over moving stripes behind a pillar"
+    videos = {}
+    for captions in ("full", "open", "same"):
+        make_shapes(tmp_path / captions, replace(CONFIG, captions=captions), progress=False)
+        videos[captions] = [path.read_bytes() for path in sorted((tmp_path / captions).rglob("*.mp4"))]
+        rows = [json.loads(line) for line in (tmp_path / captions / "train" / "metadata.jsonl").open()]
+        assert all(row["direction"] in DIRECTIONS and row["speed"] in SPEEDS for row in rows)
+        said = [any(word in row["text"] for word in (*DIRECTIONS, *SPEEDS)) for row in rows]
+        assert said == [captions == "full"] * 3
+        assert len({row["text"] for row in rows}) == (1 if captions == "same" else 3)
+    assert videos["full"] == videos["open"] == videos["same"]
+
+
+def test_a_folder_from_before_there_were_other_captions_goes_on(tmp_path: Path) -> None:
+    make_shapes(tmp_path, CONFIG, progress=False)
+    recipe = tmp_path / "shapes.json"
+    fields = json.loads(recipe.read_text())
+    assert fields.pop("captions") == "full"
+    recipe.write_text(json.dumps(fields))
+    with pytest.raises(InputError, match="another config"):
+        make_shapes(tmp_path, replace(CONFIG, captions="open"), progress=False)
+    make_shapes(tmp_path, CONFIG, progress=False)
+    recipe.write_text("[1]")
+    with pytest.raises(InputError, match="another config"):
+        make_shapes(tmp_path, CONFIG, progress=False)

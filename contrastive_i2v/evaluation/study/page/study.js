@@ -12,6 +12,7 @@ let pair; // the pair on show
 let question; // the question on show, of study.questions
 let key = recall();
 let saving = false;
+let visit = 0; // grows when somebody leaves: what was begun for them ends
 let unsaved; // an answer that was given and not taken, of a rater who has to enter their name again
 
 function recall() {
@@ -43,6 +44,7 @@ class Refusal extends Error {
 }
 
 async function ask(path, body) {
+  const begun = visit;
   const headers = { ...(key && { Rater: key }), ...(body && { "Content-Type": "application/json" }) };
   const options = body ? { method: "POST", headers, body: JSON.stringify(body) } : { headers };
   let response;
@@ -52,6 +54,7 @@ async function ask(path, body) {
     throw new Refusal(0, "The study can’t be reached. Nothing is lost; try again in a moment.");
   }
   const answer = await response.json().catch(() => null); // not the study's: a proxy's page, or a connection that broke
+  if (begun !== visit) throw new Refusal(0, "This was for somebody who has left.");
   if (response.ok && answer) return answer;
   const unknown = "The study didn’t answer as it should. Nothing is lost; try again in a moment.";
   throw new Refusal(response.status, answer?.error || unknown);
@@ -180,12 +183,14 @@ async function show(step) {
   group.classList.add("loading");
   player.pause();
   player.reset();
+  const shown = pair;
   try {
     await Promise.all([whenever(videos[0], pair.left), whenever(videos[1], pair.right)]);
   } catch (error) {
-    $("#problem").textContent = error.message;
+    if (pair === shown) $("#problem").textContent = error.message;
     return;
   }
+  if (pair !== shown) return;
   pair.isLoaded = true;
   arrange();
   group.classList.remove("loading");
@@ -208,19 +213,27 @@ function step(by) {
   return { position: Math.floor(at / count), question: study.questions[at % count].name };
 }
 
+function setSaving(value) {
+  saving = value;
+  for (const id of ["next", "back"]) {
+    const button = document.getElementById(id);
+    value ? button.setAttribute("aria-busy", "true") : button.removeAttribute("aria-busy");
+  }
+}
+
 async function guarded(action) {
   if (saving) return;
-  saving = true;
-  for (const id of ["next", "back"]) document.getElementById(id).setAttribute("aria-busy", "true");
+  const begun = visit;
+  setSaving(true);
   try {
     await action();
   } catch (error) {
     if (!(error instanceof Refusal)) throw error;
+    if (begun !== visit) return;
     if (error.status === 401) leave(error.message);
     else $("#problem").textContent = error.message;
   } finally {
-    saving = false;
-    for (const id of ["next", "back"]) document.getElementById(id).removeAttribute("aria-busy");
+    if (begun === visit) setSaving(false);
   }
 }
 
@@ -261,6 +274,8 @@ async function resume(progress) {
 }
 
 function leave(message = "") {
+  visit += 1;
+  setSaving(false);
   remember(null);
   pair = undefined;
   view("start");
