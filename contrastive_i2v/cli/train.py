@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import tyro
+from torch import Tensor
 
 from contrastive_i2v.errors import InputError
 from contrastive_i2v.training.config import TrainConfig, load_config
@@ -19,7 +20,8 @@ DESCRIPTION = f"""Fine-tune a model on a folder of captioned videos.
 --recipe NAME   start from one of
 {textwrap.indent(textwrap.fill(", ".join(RECIPES), 100), " " * 16)}
                 (default: contrastive); NAME of NAME/STAGE is all its stages, each from the model before, with the
-                options below for every one and --output as their folder; tiny-base trains the packaged model anew
+                options below for every one and --output as their folder; tiny-base trains the packaged model anew, and
+                shapes-reader the classifier that evaluate reads generated clips with
 --config FILE   start from an earlier run's config.yaml; every option below overrides it
 """
 
@@ -38,10 +40,14 @@ def run(arguments: Sequence[str]) -> None:
         base = tyro.cli(TinyBaseConfig, prog="contrastive-i2v train --recipe tiny-base", args=rest)
         print(f"model: {train_tiny_base(base)}")
         return
+    if start.recipe == "shapes-reader":
+        _train_shapes_reader(rest)
+        return
     name = start.recipe or "contrastive"
     chosen = {"": load_config(TrainConfig, start.config)} if start.config else stages(name)
     if not chosen:
-        raise InputError(f"--recipe {name}: no such recipe; expected one of {', '.join(RECIPES)}, tiny-base")
+        known = ", ".join((*RECIPES, "tiny-base", "shapes-reader"))
+        raise InputError(f"--recipe {name}: no such recipe; expected one of {known}")
     configs = _configs(chosen, rest)
     from contrastive_i2v.training.checkpoint import list_checkpoints
     from contrastive_i2v.training.trainer import Trainer, is_trained
@@ -57,6 +63,19 @@ def run(arguments: Sequence[str]) -> None:
         folder = Trainer(config).run()
         print(f"model: {folder}")
     print(f"next:  contrastive-i2v sample --model {folder} --image IMAGE --prompt TEXT")
+
+
+def _train_shapes_reader(arguments: Sequence[str]) -> None:
+    from contrastive_i2v.evaluation.extractors.shapes_training import ShapesReaderConfig, train_shapes_reader
+    from contrastive_i2v.models import load_system
+
+    config = tyro.cli(ShapesReaderConfig, prog="contrastive-i2v train --recipe shapes-reader", args=arguments)
+    codec = load_system("tiny").codec
+
+    def autoencode(frames: Tensor) -> Tensor:
+        return codec.decode(codec.normalize(codec.sample(codec.encode(frames[:, None]))))[:, 0]
+
+    print(f"weights: {train_shapes_reader(config, autoencode)}")
 
 
 def _configs(chosen: dict[str, TrainConfig], arguments: Sequence[str]) -> list[TrainConfig]:

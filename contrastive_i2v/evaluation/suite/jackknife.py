@@ -27,11 +27,16 @@ def leave_out(count: int, statistic: Callable[[Tensor], float]) -> Tensor:
         count: N clips.
         statistic: from indices into the clips to a number.
     """
-    if count < 3:
-        return torch.zeros(0, dtype=torch.float64)
-    groups = min(count, GROUPS)
+    return leave_out_each(count, lambda kept: torch.tensor(statistic(kept), dtype=torch.float64))
+
+
+def leave_out_each(count: int, statistic: Callable[[Tensor], Tensor]) -> Tensor:
+    """`leave_out` of several numbers at once, `statistic` from indices to `[...]`: `[G, ...]`."""
     clips = torch.arange(count)
-    return torch.tensor([statistic(clips[clips % groups != g]) for g in range(groups)], dtype=torch.float64)
+    if count < 3:
+        return statistic(clips)[None][:0]
+    groups = min(count, GROUPS)
+    return torch.stack([statistic(clips[clips % groups != g]) for g in range(groups)])
 
 
 def interval(value: float, left_out: Tensor, *, least: float = -math.inf) -> Interval:
