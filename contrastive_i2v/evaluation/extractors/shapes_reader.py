@@ -23,7 +23,7 @@ SIZE = 64
 FRAME_RATE = 5.0
 """Of the pairs of frames that it was trained on."""
 MOTIONS = (*DIRECTIONS, "still")
-AT_ONCE = 64
+AT_ONCE = 32
 
 
 class ShapesNetwork(nn.Module):

@@ -49,7 +49,7 @@ HOLDS = define(
 )
 PLAIN_LAST = define(
     name="caption_shape_plain_last",
-    title="Shape told at the last frame, plain walls",
+    title="Last frame's shape, plain walls",
     definition="Share of clips over a plain wall without a pillar whose shape is still the caption's at frame F - 1, "
     f"{READ}; the curve is over all frames; by chance 1/6.",
 )

@@ -88,6 +88,7 @@ def _score(abouts: dict[str, About], x: Tensor, y: Tensor, clips: int, key: str)
                 curve=curve if frames > 1 else None,
                 curve_left_out=left_out if frames > 1 else None,
                 least=0.0,
+                most=math.inf if about.title.startswith("Density") else 1.0,
                 extractor=key,
                 warning="; ".join(notes),
             )
