@@ -32,14 +32,14 @@ def spatial_high_share(videos: Tensor, cut: float = CUT) -> Tensor:
     """
     _check(videos)
     height, width = videos.shape[-2:]
-    radius = torch.hypot(
-        torch.fft.fftfreq(height, dtype=torch.float64)[:, None], torch.fft.fftfreq(width, dtype=torch.float64)
-    )
+    columns = torch.fft.rfftfreq(width, dtype=torch.float64)
+    radius = torch.hypot(torch.fft.fftfreq(height, dtype=torch.float64)[:, None], columns)  # [H, W // 2 + 1]
+    weight = _of_halves(width)
     shares = []
     for video in videos:
         frames = video.double()
         frames = frames - frames.mean(dim=(-2, -1), keepdim=True)
-        energy = torch.fft.fft2(frames).abs().square().sum(dim=1)  # [F, H, W]
+        energy = torch.view_as_real(torch.fft.rfft2(frames)).square().sum(dim=(1, -1)) * weight  # [F, H, W // 2 + 1]
         share = energy[:, radius > cut].sum(dim=1) / energy.sum(dim=(1, 2)).clamp(min=1e-300)
         shares.append(share * (frames.square().mean(dim=(1, 2, 3)) > LEAST_VARIANCE))
     return torch.stack(shares)
@@ -60,15 +60,25 @@ def temporal_high_share(videos: Tensor, cut: float = CUT) -> Tensor:
         ValueError: another number of dimensions.
     """
     _check(videos)
-    frequency = torch.fft.fftfreq(videos.shape[1], dtype=torch.float64).abs()
+    frequency = torch.fft.rfftfreq(videos.shape[1], dtype=torch.float64)
+    weight = _of_halves(videos.shape[1])
     shares = []
     for video in videos:
         pixels = video.double().flatten(1)  # [F, 3 H W]
         pixels = pixels - pixels.mean(dim=0)
-        energy = torch.fft.fft(pixels, dim=0).abs().square().sum(dim=1)  # [F]
+        energy = torch.view_as_real(torch.fft.rfft(pixels, dim=0)).square().sum(dim=(1, 2)) * weight  # [F // 2 + 1]
         share = energy[frequency > cut].sum() / energy.sum().clamp(min=1e-300)
         shares.append(share * (pixels.square().mean() > LEAST_VARIANCE))
     return torch.stack(shares)
+
+
+def _of_halves(count: int) -> Tensor:
+    """How often each frequency of a real signal's half spectrum is in the whole one: `[count // 2 + 1]` of 1 and 2."""
+    weight = torch.full((count // 2 + 1,), 2.0, dtype=torch.float64)
+    weight[0] = 1
+    if count % 2 == 0:
+        weight[-1] = 1
+    return weight
 
 
 def _check(videos: Tensor) -> None:
