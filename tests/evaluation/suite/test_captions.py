@@ -181,3 +181,12 @@ def test_other_footage_has_no_captions_group(tmp_path: Path) -> None:
     report = run(reference, [changed("same", lambda video: video)], tmp_path / "out", networks=Networks())
     assert not [name for name in values(report, "same") if name.startswith("caption")]
     assert not report.extractors
+
+
+def test_videos_too_short_for_a_direction_have_none(reference: ReferenceSet, tmp_path: Path) -> None:
+    short = read_reference_set(reference.folder, frames=3, resolution=64, frame_rate=25.0, limit=3)
+    methods = [replace(changed("same", lambda video: video), seeds=(0, 1))]
+    found = metrics(run(short, methods, tmp_path, networks=Networks()), "same")
+    assert math.isnan(found["caption_direction"].estimate.value) and found["caption_direction"].samples == 0
+    assert math.isnan(found["caption_holds"].estimate.value)
+    assert found["caption_shape"].estimate.value > 0.9
