@@ -125,7 +125,15 @@ def main() -> None:
                 "contrastive_i2v.kernels",
             ],
             package_dir={"contrastive_i2v.kernels": "kernels"},
-            package_data={"contrastive_i2v": ["py.typed", "models/tiny/*", "models/tiny/**/*", "evaluation/*/page/*"]},
+            package_data={
+                "contrastive_i2v": [
+                    "py.typed",
+                    "models/tiny/*",
+                    "models/tiny/**/*",
+                    "evaluation/*/page/*",
+                    "evaluation/extractors/shapes/*",
+                ]
+            },
             # optional: setuptools carries on when there is no file
             ext_modules=[Extension("contrastive_i2v._C", sources=[], optional=True)] if wanted else [],
             cmdclass={"build_ext": CMakeBuild},

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import tyro
 from accelerate import PartialState
+from torch import Tensor
 
 from contrastive_i2v.errors import InputError
 from contrastive_i2v.evaluation.calibration import CalibrationConfig
@@ -23,8 +24,9 @@ DESCRIPTION = f"""Fine-tune a model on a folder of captioned videos.
 --recipe NAME   start from one of
 {textwrap.indent(textwrap.fill(", ".join(RECIPES), 100), " " * 16)}
                 (default: contrastive); NAME of NAME/STAGE is all its stages, each from the model before, with the
-                options below for every one and --output as their folder; tiny-base trains the packaged model anew,
-                tiny-text-to-image a base that knows no image yet (both have options of their own: --help)
+                options below for every one and --output as their folder. With options of their own (--help): tiny-base
+                trains the packaged model anew, tiny-text-to-image a base that knows no image yet, and shapes-reader the
+                classifier that evaluate reads generated clips with
 --config FILE   start from an earlier run's config.yaml; every option below overrides it
 --no-calibration
                 leave the last step out, which chooses how the model is sampled, on the clips of --data.validation-path
@@ -40,24 +42,13 @@ def run(arguments: Sequence[str]) -> None:
     start, rest = first.parse_known_args(list(arguments))
     if start.recipe and start.config:
         raise InputError("--recipe and --config: expected one of them, got both")
-    if start.recipe == "tiny-base":
-        from contrastive_i2v.training.tiny_base import TinyBaseConfig, train_tiny_base
-
-        base = tyro.cli(TinyBaseConfig, prog="contrastive-i2v train --recipe tiny-base", args=rest)
-        print(f"model: {train_tiny_base(base)}")
-        return
-    if start.recipe == "tiny-text-to-image":
-        from contrastive_i2v.training.text_to_image import TextToImageConfig, train_text_to_image
-
-        text = tyro.cli(TextToImageConfig, prog="contrastive-i2v train --recipe tiny-text-to-image", args=rest)
-        print(f"model: {train_text_to_image(text)}")
+    if start.recipe in OTHERS:
+        OTHERS[start.recipe](rest)
         return
     name = start.recipe or "contrastive"
     chosen = {"": load_config(TrainConfig, start.config)} if start.config else stages(name)
     if not chosen:
-        raise InputError(
-            f"--recipe {name}: no such recipe; expected one of {', '.join(RECIPES)}, tiny-base, tiny-text-to-image"
-        )
+        raise InputError(f"--recipe {name}: no such recipe; expected one of {', '.join((*RECIPES, *OTHERS))}")
     configs = _configs(chosen, rest)
     from contrastive_i2v.training.checkpoint import list_checkpoints
     from contrastive_i2v.training.trainer import Trainer, is_trained
@@ -97,6 +88,40 @@ def _calibrate(config: TrainConfig, folder: Path, command: str) -> None:
             print("\n".join(format_calibration(found)))
             return
     print(f"not calibrated: {reason}")
+
+
+def _train_tiny_base(arguments: Sequence[str]) -> None:
+    from contrastive_i2v.training.tiny_base import TinyBaseConfig, train_tiny_base
+
+    config = tyro.cli(TinyBaseConfig, prog="contrastive-i2v train --recipe tiny-base", args=arguments)
+    print(f"model: {train_tiny_base(config)}")
+
+
+def _train_text_to_image(arguments: Sequence[str]) -> None:
+    from contrastive_i2v.training.text_to_image import TextToImageConfig, train_text_to_image
+
+    config = tyro.cli(TextToImageConfig, prog="contrastive-i2v train --recipe tiny-text-to-image", args=arguments)
+    print(f"model: {train_text_to_image(config)}")
+
+
+def _train_shapes_reader(arguments: Sequence[str]) -> None:
+    from contrastive_i2v.evaluation.extractors.shapes_training import ShapesReaderConfig, train_shapes_reader
+
+    config = tyro.cli(ShapesReaderConfig, prog="contrastive-i2v train --recipe shapes-reader", args=arguments)
+    codec = load_system("tiny").codec
+
+    def autoencode(frames: Tensor) -> Tensor:
+        return codec.decode(codec.normalize(codec.sample(codec.encode(frames[:, None]))))[:, 0]
+
+    print(f"weights: {train_shapes_reader(config, autoencode)}")
+
+
+OTHERS = {
+    "tiny-base": _train_tiny_base,
+    "tiny-text-to-image": _train_text_to_image,
+    "shapes-reader": _train_shapes_reader,
+}
+"""Recipes whose configs are no TrainConfig."""
 
 
 def _configs(chosen: dict[str, TrainConfig], arguments: Sequence[str]) -> list[TrainConfig]:

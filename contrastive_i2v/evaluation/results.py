@@ -41,7 +41,7 @@ class Metric:
     title: str
     """What people call it: "FVD"."""
     group: str
-    """Heading it stands under: "Distribution", "Prompt", "Over time", "Fidelity", "Latent space"."""
+    """Heading it stands under: "Distribution", "Caption", "Prompt", "Over time", "Fidelity", "Latent space"."""
     better: Better
     definition: str
     """One sentence with the equation, its conventions and its source."""

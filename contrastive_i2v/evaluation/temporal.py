@@ -181,3 +181,39 @@ def _differences(videos: Tensor, measure: Callable[[Tensor], Tensor]) -> Tensor:
         clip = int((~means.isfinite()).nonzero()[0, 0])
         raise ValueError(f"videos: expected finite pixels, got NaN or infinity in clip {clip}")
     return means
+
+
+def drift(values: Tensor, share: float = 0.15) -> Tensor:
+    """How much a quality falls from a video's beginning to its end.
+
+        mean of the first n values - mean of the last n,   n = max(1, round(share F))
+
+    Args:
+        values: `[N, F]`, one a frame, F >= 1.
+
+    Returns:
+        `[N]` float64; 0 where F = 1.
+
+    Source: "drift" of Zhang and Agrawala, FramePack (arXiv 2504.12626), there of its absolute value.
+    """
+    if values.ndim != 2 or values.shape[1] < 1:
+        raise ValueError(f"values: expected [N, F] with F >= 1, got {list(values.shape)}")
+    count = max(1, round(share * values.shape[1]))
+    values = values.double()
+    return values[:, :count].mean(dim=1) - values[:, -count:].mean(dim=1)
+
+
+def cosine_by_lag(features: Tensor) -> Tensor:
+    """How alike frames are that lie `lag` apart: `mean over t of cos(f_t, f_{t + lag})`.
+
+    Args:
+        features: `[N, F, d]`.
+
+    Returns:
+        `[N, F]` float64, column lag; the first is 1.
+    """
+    if features.ndim != 3:
+        raise ValueError(f"features: expected [N, F, d], got {list(features.shape)}")
+    frames = features.shape[1]
+    lags = [cosine(features[:, : frames - lag], features[:, lag:]).mean(dim=1) for lag in range(frames)]
+    return torch.stack(lags, dim=1)

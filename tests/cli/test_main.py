@@ -164,3 +164,13 @@ def test_encode_fills_the_cache_that_training_reads(
     train = ["train", "--model", str(pipeline_folder), *data, "--steps", "1", "--output", str(tmp_path / "run")]
     assert main([*train, "--batch-size", "2"]) == 0
     assert {p: p.stat().st_mtime_ns for p in tmp_path.glob("16px*/*.safetensors")} == files
+
+
+def test_the_shapes_reader_is_trained_by_a_recipe(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("contrastive_i2v.evaluation.extractors.shapes_training.TEST_CLIPS", 2)
+    run = ["train", "--recipe", "shapes-reader", "--clips", "3", "--steps", "1", "--batch-size", "2"]
+    assert main([*run, "--output", str(tmp_path)]) == 0
+    assert str(tmp_path / "model.safetensors") in capsys.readouterr().out
+    assert load_file(tmp_path / "model.safetensors")["motion.6.weight"].shape == (5, 192)

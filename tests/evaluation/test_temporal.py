@@ -14,6 +14,8 @@ from contrastive_i2v.evaluation.frames import motion
 from contrastive_i2v.evaluation.results import Extractor
 from contrastive_i2v.evaluation.temporal import (
     consistency,
+    cosine_by_lag,
+    drift,
     feature_coherence,
     flicker_by_frame,
     image_to_video_consistency,
@@ -295,3 +297,23 @@ def test_bad_input_is_named() -> None:
         is_dynamic(still()[0], ShiftFlow(), fps=0)
     with pytest.raises(ValueError, match="flow: expected finite"):
         is_dynamic(still()[0, :2], KnownFlow([(math.nan, 0)], 5), fps=8)
+
+
+def test_drift_is_the_beginning_minus_the_end() -> None:
+    values = torch.arange(20.0).flip(0)[None].expand(2, -1).clone()
+    values[1] = 5
+    assert drift(values).tolist() == [18 - 1, 0]  # three of 20 frames: 19, 18, 17 against 2, 1, 0
+    assert drift(values[:, :4]).tolist() == [19 - 16, 0]  # one at least
+    assert drift(values[:, :1]).tolist() == [0, 0]
+    with pytest.raises(ValueError, match=r"\[N, F\]"):
+        drift(values[0])
+
+
+def test_cosine_by_lag_of_a_vector_that_turns() -> None:
+    angle = torch.arange(7, dtype=torch.float64) * 0.2
+    features = torch.stack([angle.cos(), angle.sin()], dim=-1)[None]
+    found = cosine_by_lag(torch.cat([features, 3 * features[:, :1].expand(-1, 7, -1)]))
+    assert found[0].tolist() == pytest.approx(angle.cos().tolist())
+    assert found[1].tolist() == pytest.approx([1] * 7)
+    with pytest.raises(ValueError, match=r"\[N, F, d\]"):
+        cosine_by_lag(features[0])

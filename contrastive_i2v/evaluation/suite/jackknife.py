@@ -27,19 +27,25 @@ def leave_out(count: int, statistic: Callable[[Tensor], float]) -> Tensor:
         count: N clips.
         statistic: from indices into the clips to a number.
     """
-    if count < 3:
-        return torch.zeros(0, dtype=torch.float64)
-    groups = min(count, GROUPS)
+    return leave_out_each(count, lambda kept: torch.tensor(statistic(kept), dtype=torch.float64))
+
+
+def leave_out_each(count: int, statistic: Callable[[Tensor], Tensor]) -> Tensor:
+    """`leave_out` of several numbers at once, `statistic` from indices to `[...]`: `[G, ...]`."""
     clips = torch.arange(count)
-    return torch.tensor([statistic(clips[clips % groups != g]) for g in range(groups)], dtype=torch.float64)
+    if count < 3:
+        return statistic(clips)[None][:0]
+    groups = min(count, GROUPS)
+    return torch.stack([statistic(clips[clips % groups != g]) for g in range(groups)])
 
 
-def interval(value: float, left_out: Tensor, *, least: float = -math.inf) -> Interval:
+def interval(value: float, left_out: Tensor, *, least: float = -math.inf, most: float = math.inf) -> Interval:
     """95 % interval of `value` by the delete-a-group jackknife.
 
         error^2 = (G - 1) / G * sum_g (left_out[g] - mean(left_out))^2,  interval = value +- t(0.975, G - 1) error
 
-    Without bounds where `left_out` is empty or isn't finite; `least` is the smallest value the metric can have.
+    Without bounds where `left_out` is empty or isn't finite; `least` and `most` are the bounds of the
+    values that the metric can have.
 
     Source: Shao and Wu, "A general theory for jackknife variance estimation" (1989); Kott, "The delete-a-group
     jackknife" (2001).
@@ -49,4 +55,4 @@ def interval(value: float, left_out: Tensor, *, least: float = -math.inf) -> Int
         return Interval(value=value)
     error = float(((count - 1) / count * (left_out - left_out.mean()).square().sum()).sqrt())
     half = student_quantile(count - 1) * error
-    return Interval(value=value, low=max(value - half, least), high=value + half)
+    return Interval(value=value, low=max(value - half, least), high=min(value + half, most))

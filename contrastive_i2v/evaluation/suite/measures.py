@@ -28,9 +28,11 @@ from contrastive_i2v.evaluation.extractors.preparation import (
     VBENCH_SUBJECT,
     ResizableNetwork,
 )
+from contrastive_i2v.evaluation.extractors.shapes_reader import ShapesReader
 from contrastive_i2v.evaluation.fidelity import lpips, psnr, ssim
 from contrastive_i2v.evaluation.frames import frame_mse, motion
 from contrastive_i2v.evaluation.results import Extractor
+from contrastive_i2v.evaluation.spectra import spatial_high_share, temporal_high_share
 from contrastive_i2v.evaluation.temporal import flicker_by_frame, is_dynamic, pixel_coherence
 from contrastive_i2v.files import digest
 
@@ -59,6 +61,8 @@ class Networks:
     clip: TextImageExtractor | None = None
     flow: FlowExtractor | None = None
     latents: LatentEncoder | None = None
+    shapes: ShapesReader | None = None
+    """Whether captions hold, on the generated clips of shapes."""
     lpips: Any = None
     """An `lpips.LPIPS` module."""
 
@@ -78,9 +82,10 @@ class Measure:
 
 
 def build_measures(networks: Networks, *, frame_rate: float) -> dict[str, Measure]:
-    """The measures that these networks allow, by role; dynamic degree needs the frames' rate."""
+    """The measures that these networks allow, by role; dynamic degree and the shapes' motion need the frames' rate."""
     measures = {
         "motion": Measure("motion-1", _motion),
+        "spectra": Measure("spectra-1", _spectra),
         "fidelity": Measure("fidelity-2", _fidelity, against_truth=True, finite=False),
     }
     if networks.lpips is not None:
@@ -91,9 +96,10 @@ def build_measures(networks: Networks, *, frame_rate: float) -> dict[str, Measur
         "video": _video,
         "flow": partial(_flow, frame_rate),
         "latents": _latents,
+        "shapes": partial(_shapes, frame_rate),
     }
     for role, network in networks_by_role(networks).items():
-        key = network_key(role, network.about) + f"-{frame_rate:g}" * (role == "flow")
+        key = network_key(role, network.about) + f"-{frame_rate:g}" * (role in ("flow", "shapes"))
         measures[role] = Measure(key, partial(computes.get(role, _image), network), extractor=network.about.name)
     return measures
 
@@ -105,7 +111,8 @@ def networks_by_role(networks: Networks) -> dict[str, Any]:
     (DINO, CLIP) has a role for each, "subject", "background", "i2v_subject" and "i2v_background"; with any other these
     metrics read the features that are there under "subject", "clip" or "image".
     """
-    given = {role: getattr(networks, role) for role in ("image", "subject", "clip", "video", "flow", "latents")}
+    roles = ("image", "subject", "clip", "video", "flow", "latents", "shapes")
+    given = {role: getattr(networks, role) for role in roles}
     subject, background = networks.subject or networks.image, networks.clip or networks.image
     if isinstance(subject, ResizableNetwork):
         given["subject"] = subject.resized(VBENCH_SUBJECT)
@@ -129,6 +136,10 @@ def _motion(videos: Tensor, truth: Tensor, prompts: Sequence[str]) -> dict[str, 
         "pixel_coherence": pixel_coherence(videos),  # [B, F - 1]
         "motion": motion(videos),  # [B]
     }
+
+
+def _spectra(videos: Tensor, truth: Tensor, prompts: Sequence[str]) -> dict[str, Tensor]:
+    return {"spatial": spatial_high_share(videos), "temporal": temporal_high_share(videos)}  # [B, F], [B]
 
 
 def _fidelity(videos: Tensor, truth: Tensor, prompts: Sequence[str]) -> dict[str, Tensor]:
@@ -162,6 +173,12 @@ def _flow(
 
 def _latents(encode: LatentEncoder, videos: Tensor, truth: Tensor, prompts: Sequence[str]) -> dict[str, Tensor]:
     return {"latents": _by_frame(encode, videos)}
+
+
+def _shapes(
+    fps: float, reader: ShapesReader, videos: Tensor, truth: Tensor, prompts: Sequence[str]
+) -> dict[str, Tensor]:
+    return reader(videos, fps)
 
 
 def _by_frame(network: Callable[[Tensor], Tensor], videos: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime, timezone
 from itertools import combinations
 from pathlib import Path
@@ -13,6 +14,8 @@ from tqdm import tqdm
 
 from contrastive_i2v.data.examples import SKIPPED
 from contrastive_i2v.errors import InputError
+from contrastive_i2v.evaluation.captions import parse_caption
+from contrastive_i2v.evaluation.extractors.shapes_reader import ShapesReader
 from contrastive_i2v.evaluation.generators import Method
 from contrastive_i2v.evaluation.report import build_page
 from contrastive_i2v.evaluation.results import (
@@ -30,12 +33,22 @@ from contrastive_i2v.evaluation.suite import provenance
 from contrastive_i2v.evaluation.suite.background import Background
 from contrastive_i2v.evaluation.suite.measured import MeasuredVideos
 from contrastive_i2v.evaluation.suite.measures import Networks, build_measures, networks_by_role
-from contrastive_i2v.evaluation.suite.metrics import distribution, fidelity, latent, over_time, prompt
+from contrastive_i2v.evaluation.suite.metrics import (
+    caption,
+    distribution,
+    drift,
+    fidelity,
+    latent,
+    neighbours,
+    over_time,
+    prompt,
+)
 from contrastive_i2v.evaluation.suite.scored import FEW_CLIPS, Scored, difference
 from contrastive_i2v.evaluation.suite.training_seeds import over_seeds
 from contrastive_i2v.evaluation.suite.work import Work
 from contrastive_i2v.evaluation.videos import ReferenceSet
 from contrastive_i2v.files import locked_folder, write_whole
+from contrastive_i2v.system import default_device
 
 Known: TypeAlias = dict[tuple[str, str], list[Scored]]
 """The scores of a method's videos beside the truth, by the stamps of both."""
@@ -82,6 +95,7 @@ def evaluate(
     names = [method.name for method in methods]
     if twice := sorted({name for name in names if names.count(name) > 1 or name == "truth"}):
         raise InputError(f"methods: {', '.join(twice)} is taken already; name them apart with NAME=...")
+    networks = _with_reader(networks, reference)
     measures = build_measures(networks, frame_rate=reference.frame_rate)
     with locked_folder(output):
         work = Work(output, reference, methods, measures, batch_size, progress)
@@ -137,11 +151,21 @@ def evaluate(
 def _score(ours: MeasuredVideos, truth: MeasuredVideos) -> list[Scored]:
     return [
         *distribution.distribution_metrics(ours, truth),
+        *neighbours.neighbour_metrics(ours, truth),
+        *caption.caption_metrics(ours, truth),
         *prompt.prompt_metrics(ours, truth),
         *over_time.over_time_metrics(ours, truth),
+        *drift.drift_metrics(ours, truth),
         *fidelity.fidelity_metrics(ours),
         *latent.latent_metrics(ours, truth),
     ]
+
+
+def _with_reader(networks: Networks, reference: ReferenceSet) -> Networks:
+    """With the packaged classifier of generated clips, where there is a caption that it can be held against."""
+    if networks.shapes is not None or not any(parse_caption(clip.caption) for clip in reference.clips):
+        return networks
+    return replace(networks, shapes=ShapesReader(default_device()))
 
 
 def _differences(

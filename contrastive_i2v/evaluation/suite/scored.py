@@ -96,6 +96,7 @@ def score_set(
     curve_left_out: Tensor | None = None,
     truth_curve: Tensor | None = None,
     least: float = -math.inf,
+    most: float = math.inf,
     extractor: str = "",
     warning: str = "",
 ) -> Scored:
@@ -106,6 +107,7 @@ def score_set(
         curve: `[F]` over frame indices; the slope is over frames 1 to F - 1.
         curve_left_out: `[G, F]`, for the slope's interval.
         least: the smallest value that the metric can have.
+        most: the largest.
     """
     gradient = None
     if curve is not None and len(curve) > 2:
@@ -113,7 +115,7 @@ def score_set(
         gradient = jackknife.interval(float(least_squares(curve[None, 1:])[0]), replicates)
     metric = Metric(
         **vars(about),
-        estimate=jackknife.interval(value, left_out, least=least),
+        estimate=jackknife.interval(value, left_out, least=least, most=most),
         truth=truth,
         samples=samples,
         sample=sample,

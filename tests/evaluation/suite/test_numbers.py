@@ -131,7 +131,7 @@ def test_output_folder(report: tuple[Report, Path]) -> None:
     assert len(found.provenance["data hash"]) == 16
     assert {"truth", "same"} <= {path.name for path in (output / "videos").iterdir()}
     every = {metric.extractor for metric in found.methods[0].metrics} - {""}
-    assert every == {"colours", "pooled", "jump", "shrunk", "words"} == set(found.extractors)
+    assert every == {"colours", "pooled", "jump", "shrunk", "words", "shapes-reader"} == set(found.extractors)
     assert any("LPIPS is left out" in text for text in found.warnings)
     assert any("6 clips: too few" in text for text in found.warnings)
 
@@ -141,7 +141,10 @@ def test_every_promised_metric_is_there(report: tuple[Report, Path]) -> None:
     clip_score_generated clip_score_target clipsim temporal_flickering subject_consistency
     background_consistency i2v_subject i2v_subject_later i2v_background i2v_background_later feature_coherence
     pixel_coherence dynamic_degree flow_magnitude motion_ratio frame_mse psnr ssim retrieval_accuracy
-    neighbour_purity silhouette alignment uniformity source_rank latent_speed latent_curvature latent_straightness"""
+    neighbour_purity silhouette alignment uniformity source_rank latent_speed latent_curvature latent_straightness
+    precision recall density coverage precision_frames recall_frames density_frames coverage_frames
+    caption_shape caption_colour caption_direction caption_holds caption_shape_plain_last drift_features drift_psnr
+    feature_cosine_by_lag spatial_high_frequencies temporal_high_frequencies"""
     assert list(values(report[0], "same")) == [*dict.fromkeys(values(report[0], "same"))]
     assert set(values(report[0], "same")) == set(expected.split())
     assert "biased upwards" in metrics(report[0], "same")["fvd"].warning  # 6 clips, 24 dimensions
