@@ -181,6 +181,8 @@ class System(ABC):
     """Pixels the model was trained at."""
     fps: float = 5.0
     """Frames a second the model was trained at."""
+    middle: ClassVar[str | None] = None
+    """A module in the middle of the network, by its name there, for losses on its features; None = say one."""
 
     @classmethod
     @abstractmethod

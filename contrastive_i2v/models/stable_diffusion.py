@@ -47,6 +47,7 @@ class StableDiffusion(System):
     """
 
     codec: ImageCodec
+    middle = "unet.mid_block"
 
     def __init__(self, parts: Parts, network: nn.Module, scheduler: Any, sampler: Sampler | None = None) -> None:
         self.vae, self.text_encoder, self.tokenizer, self.unet = parts
