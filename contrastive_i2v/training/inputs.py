@@ -28,8 +28,13 @@ class Inputs:
     has_condition: Tensor  # bool [B]
     source_latents: Tensor  # [B, C, h, w], the last given frame, without noise
     groups: Tensor  # int64 [B]
-    whole: Tensor  # bool [B], nothing of the condition was dropped
+    has_text: Tensor  # bool [B]
     own_samples: Tensor | None = None  # [k, G, C, h, w], what the model made of the last k rows' conditions
+
+    @property
+    def whole(self) -> Tensor:
+        """bool [B], nothing of the condition was dropped."""
+        return self.has_condition & self.has_text
 
 
 @dataclass(frozen=True)
@@ -124,7 +129,7 @@ def make_inputs(
         has_condition=~no_image,
         source_latents=source,
         groups=batch.group,
-        whole=~(no_text | no_image),
+        has_text=~no_text,
         own_samples=None if own is None else own.generated,
     )
 
