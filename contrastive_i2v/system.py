@@ -253,6 +253,13 @@ class System(ABC):
     def save_weights(self, folder: Path) -> None:
         """Write every part to a folder that `load` opens: safetensors, in diffusers' layout where it has one."""
 
+    def caption_features(self, text: Text) -> Tensor:
+        """`[B, E]`, one vector a prompt, equal for equal prompts alone: for losses on captions.
+
+        Raises InputError where the system has none.
+        """
+        raise InputError(f"{self.config.kind} has no caption features; expected a system that has")
+
     def takes(self, size: Size) -> bool:
         """Whether images of this size have latents: each side is `codec.downscale` pixels, or 2, 3, ... times that."""
         return all(side >= self.codec.downscale and side % self.codec.downscale == 0 for side in size)

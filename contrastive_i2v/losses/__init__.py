@@ -8,6 +8,7 @@ from contrastive_i2v.losses.memory_bank import Candidates, MemoryBank
 from contrastive_i2v.losses.other_targets import distance_to_other_targets
 from contrastive_i2v.losses.own_samples import OwnSampleContrast, OwnSampleOutput
 from contrastive_i2v.losses.sharded import sharded_contrastive_diffusion_loss
+from contrastive_i2v.losses.text_frames import TextFrameLoss, TextFrameOutput
 from contrastive_i2v.losses.weighting import min_snr_weights
 
 __all__ = [
@@ -18,6 +19,8 @@ __all__ = [
     "MemoryBank",
     "OwnSampleContrast",
     "OwnSampleOutput",
+    "TextFrameLoss",
+    "TextFrameOutput",
     "cached_backward",
     "dispersive_loss",
     "distance_to_other_targets",

@@ -85,6 +85,9 @@ class LossConfig:
     flow_contrast_weight: float = 0.0
     """Contrastive Flow Matching (arXiv 2506.05350): minus this times the distance to another row's target. It rescales
     the prediction by about 1 / (1 - weight); 0.05 is usual, 0 = off."""
+    text_weight: float = 0.0
+    """Weight of the bank of text frames, captions projected into the latent space by a learned layer (TextFrameLoss,
+    with `temperature`); 0 = off."""
     dispersive_weight: float = 0.0
     """Dispersive loss (arXiv 2506.09027): features of a batch's rows repel each other; 0.5 is usual, 0 = off."""
     dispersive_temperature: float = 0.5
@@ -93,7 +96,7 @@ class LossConfig:
     """Which module of the network has the features; None = the system's middle one."""
 
     def __post_init__(self) -> None:
-        least = dict.fromkeys(("memory_bank", "own_weight", "dispersive_weight"), 0.0)
+        least = dict.fromkeys(("memory_bank", "own_weight", "text_weight", "dispersive_weight"), 0.0)
         check_fields(self, least, positive=("own_beta", "dispersive_temperature"))
 
 

@@ -92,5 +92,8 @@ FORMS: dict[str, Form] = {
         own_samples=_CONTRASTED,
     ),
     "flow-contrast": _form("Contrastive Flow Matching, weight 0.05", replace(_NO_TERM, flow_contrast_weight=0.05)),
+    "text-frames": _form(
+        "captions projected into the latent space as the bank, weight 0.2", replace(_NO_TERM, text_weight=0.2)
+    ),
     "dispersive": _form("dispersive loss on the UNet's middle, weight 0.5", replace(_NO_TERM, dispersive_weight=0.5)),
 }

@@ -29,6 +29,7 @@ class Inputs:
     source_latents: Tensor  # [B, C, h, w], the last given frame, without noise
     groups: Tensor  # int64 [B]
     has_text: Tensor  # bool [B]
+    captions: Tensor | None = None  # [B, E], where a loss needs them
     own_samples: Tensor | None = None  # [k, G, C, h, w], what the model made of the last k rows' conditions
 
     @property
@@ -77,6 +78,7 @@ def make_inputs(
     conditioning_dropout: float,
     condition_noise: float = 0.0,
     own: OwnConditions | None = None,
+    captions: bool = False,
     generator: torch.Generator,
 ) -> Inputs:
     """Draw a batch's posterior sample, noise, timesteps and dropped conditions from `generator` (on the CPU).
@@ -130,6 +132,7 @@ def make_inputs(
         source_latents=source,
         groups=batch.group,
         has_text=~no_text,
+        captions=system.caption_features(batch.text) if captions else None,
         own_samples=None if own is None else own.generated,
     )
 

@@ -40,6 +40,7 @@ from contrastive_i2v.training.own_contrast import OwnContrast
 from contrastive_i2v.training.own_samples import OwnSamples, windows_after
 from contrastive_i2v.training.preview import build_preview
 from contrastive_i2v.training.state import RunState, Stateful
+from contrastive_i2v.training.text_frames import TextFrames
 
 
 class Trainer:
@@ -88,6 +89,7 @@ class Trainer:
         )
         self.own_contrast = build_own_contrast(self.system, config.loss)
         self.features = Features(self.system, config.loss.dispersive_layer) if config.loss.dispersive_weight else None
+        self.text_frames = TextFrames(config, self.system, self.accelerator) if config.loss.text_weight else None
         trainable = self.system.trainable()
         self.system.network.requires_grad_(False)
         for parameter in trainable:
@@ -154,8 +156,9 @@ class Trainer:
         if self.own_samples and state.step % self.config.own_samples.refresh == 0:
             self.system.network.eval()
             state.with_average(partial(self.own_samples.refresh, state.step // self.config.own_samples.refresh))
+        learning_rate = self.config.optimizer.learning_rate * self.lr_factor(state.step)
         for group in optimizer.param_groups:
-            group["lr"] = self.config.optimizer.learning_rate * self.lr_factor(state.step)
+            group["lr"] = learning_rate
         state.network.train()
         rows: list[Row] = []
         for number, batch in enumerate(batches):
@@ -173,6 +176,8 @@ class Trainer:
             optimizer.step()
             self.system.constrain()
         optimizer.zero_grad(set_to_none=True)
+        if self.text_frames:
+            self.text_frames.step(learning_rate, finite=finite)
         self.candidates.remember()
         if state.ema and finite:
             state.ema.step(state.trainable)
@@ -193,6 +198,7 @@ class Trainer:
             conditioning_dropout=config.conditioning_dropout,
             condition_noise=config.condition_noise,
             own=own,
+            captions=self.text_frames is not None,
             generator=seeded(config.seed, "step", self.state.step, micro_batch, rank),
         )
 
@@ -227,6 +233,10 @@ class Trainer:
             features = self.features.take(len(inputs.groups))
             figures["dispersive"] = dispersive_loss(features, config.dispersive_temperature, groups=groups)
             loss = figures["loss"] = loss + config.dispersive_weight * figures["dispersive"]
+        if self.text_frames:
+            text = self.text_frames(prediction, inputs)
+            loss = figures["loss"] = loss + text.loss
+            figures["contrastive/text"] = text.contrastive
         return loss, {name: value.detach() for name, value in figures.items()}
 
     def _summary(self, seconds: float) -> dict[str, float]:
@@ -249,6 +259,8 @@ class Trainer:
             beside["own_samples"] = self.own_samples
         if self.own_contrast:
             beside["reference"] = self.own_contrast.reference
+        if self.text_frames:
+            beside["text_frames"] = self.text_frames
         return beside
 
     def _write_log(self, row: dict[str, float]) -> None:
@@ -267,6 +279,8 @@ class Trainer:
         folder = self.config.output / "model"
         if self.main:
             self.system.network.eval()
+            if self.text_frames:
+                self.text_frames.save(folder)
             self.state.with_average(partial(self.system.save, folder))
         self.accelerator.wait_for_everyone()
         self.accelerator.end_training()

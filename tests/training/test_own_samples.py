@@ -37,7 +37,14 @@ def config(train_config: TrainConfig) -> TrainConfig:
 
 def everything(config: TrainConfig) -> TrainConfig:
     """Every option of own samples and of the other terms at once."""
-    loss = LossConfig(own_weight=0.3, flow_contrast_weight=0.05, dispersive_weight=0.5, memory_bank=8, input_weight=0.1)
+    loss = LossConfig(
+        own_weight=0.3,
+        flow_contrast_weight=0.05,
+        dispersive_weight=0.5,
+        text_weight=0.2,
+        memory_bank=8,
+        input_weight=0.1,
+    )
     own = replace(OWN, error_share=0.5, contrast_share=0.25)
     system = InstructPix2PixConfig(past_frames=2, anchor=True, noise_level=True)
     return replace(config, loss=loss, own_samples=own, system=system, condition_noise=0.3, gradient_accumulation=2)
@@ -59,11 +66,12 @@ def test_everything_on_resumes_bitwise(config: TrainConfig, monkeypatch: pytest.
     train_until(replace(broken, resume=True), 6, monkeypatch)  # right at a refresh and a checkpoint
     Trainer(replace(broken, resume=True)).run()
     assert_same_run(config.output, broken.output)
-    assert {"own_samples", "reference", "memory_bank"} < last_tensors(config).keys()
+    assert {"own_samples", "reference", "memory_bank", "text_frames"} < last_tensors(config).keys()
     row = read_log(config.output / "log.jsonl")[-1]
     assert {"own_samples/real", "own_samples/own", "flow_contrast", "dispersive", "units"} < row.keys()
     expected = row["mse"] + 0.2 * row["contrastive/target"] + 0.1 * row["contrastive/input"]
     expected += -0.05 * row["flow_contrast"] + 0.5 * row["dispersive"]
+    expected += 0.2 * row["contrastive/text"]
     expected += 0.3 * (row["own_samples/real"] + row["own_samples/own"])
     assert row["loss"] == pytest.approx(expected, rel=1e-5)
 
@@ -252,7 +260,7 @@ def test_own_samples_that_cannot_be_are_refused(config: TrainConfig) -> None:
 
 @pytest.mark.processes
 def test_two_processes_hold_the_same_records_as_one(config: TrainConfig, tmp_path: Path) -> None:
-    loss = LossConfig(own_weight=0.3)
+    loss = LossConfig(own_weight=0.3, text_weight=0.2)
     config = replace(config, steps=4, batch_size=2, loss=loss, own_samples=replace(OWN, condition_share=0.5))
     launch(config, tmp_path / "first.yaml")
     tensors, state = load_checkpoint(list_checkpoints(config.output / "checkpoints")[-1])
