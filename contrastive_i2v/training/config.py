@@ -184,7 +184,9 @@ class OwnSamplesConfig(SamplerOptions):
         if self.condition_share and self.depth == 1:
             raise InputError("own_samples.condition_share: needs own_samples.depth 2 or more, got 1")
         if not self.on and any(getattr(self, item.name) != item.default for item in fields(self)):
-            raise InputError("own_samples: no share of a batch uses them; expected a share above 0, or no options")
+            raise InputError(
+                "own_samples: no share of a batch uses them; expected a share above 0, or none of their options"
+            )
 
     @property
     def on(self) -> bool:
