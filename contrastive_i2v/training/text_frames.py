@@ -53,7 +53,10 @@ class TextFrames:
         self.accelerator, self.about = accelerator, {"features": width, "latent_shape": list(latent)}
         self.parameters = list(self.loss.parameters())
         self.optimizer = torch.optim.AdamW(
-            self.parameters, betas=config.optimizer.betas, weight_decay=config.optimizer.weight_decay
+            self.parameters,
+            betas=config.optimizer.betas,
+            weight_decay=config.optimizer.weight_decay,
+            fused=accelerator.device.type in ("cpu", "cuda"),  # it never waits for the device
         )
         self.ema = EMAModel(self.parameters, decay=config.ema_decay) if config.ema_decay else None
 
@@ -112,9 +115,7 @@ class TextFrames:
         for number, parameter in enumerate(self.parameters):
             moments = below(f"optimizer.{number}.")
             if moments:
-                self.optimizer.state[parameter] = {
-                    name: value if name == "step" else value.to(parameter.device) for name, value in moments.items()
-                }
+                self.optimizer.state[parameter] = {name: value.to(parameter.device) for name, value in moments.items()}
         if self.ema:
             for number, shadow in enumerate(self.ema.shadow_params):
                 shadow.copy_(state[f"ema.{number}"])
