@@ -234,6 +234,8 @@ class System(ABC):
     """Pixels the model was trained at."""
     fps: float = 5.0
     """Frames a second the model was trained at."""
+    middle: ClassVar[str | None] = None
+    """A module in the middle of the network, by its name there, for losses on its features; None = say one."""
 
     @classmethod
     @abstractmethod
@@ -303,6 +305,13 @@ class System(ABC):
     @abstractmethod
     def save_weights(self, folder: Path) -> None:
         """Write every part to a folder that `load` opens: safetensors, in diffusers' layout where it has one."""
+
+    def caption_features(self, text: Text) -> Tensor:
+        """`[B, E]`, one vector a prompt, equal for equal prompts alone: for losses on captions.
+
+        Raises InputError where the system has none.
+        """
+        raise InputError(f"{self.config.kind} has no caption features; expected a system that has")
 
     def takes(self, size: Size) -> bool:
         """Whether images of this size have latents: each side is `codec.downscale` pixels, or 2, 3, ... times that."""

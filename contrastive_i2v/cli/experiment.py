@@ -194,11 +194,9 @@ def start(options: Options) -> Path:
 
 
 def form_config(options: Options, form: str, seed: int, model: Path) -> TrainConfig:
-    """One run: the form's loss, from the seed's start."""
-    config = train_config(options, f"{form}-seed{seed}", seed, FORMS[form].loss)
-    noise, system = FORMS[form].condition_noise, FORMS[form].system or config.system
-    noise = options.condition_noise if noise is None else noise
-    return replace(config, model=str(model), system=system, condition_noise=noise)
+    """One run: the form's training, from the seed's start, at the compute of `options.steps` plain steps."""
+    config = train_config(options, f"{form}-seed{seed}", seed, LossConfig())
+    return FORMS[form].apply(replace(config, model=str(model), equal_compute=True))
 
 
 def train_config(options: Options, name: str, seed: int, loss: LossConfig) -> TrainConfig:

@@ -67,6 +67,8 @@ class ExampleIndex(NamedTuple):
     rows: tuple[int, ...]
     present: tuple[bool, ...]
     fps: float
+    following: tuple[ExampleIndex, ...] = ()
+    """The examples that a rollout from this one makes next."""
 
 
 class ExampleDataset(Dataset[Example]):
@@ -89,7 +91,11 @@ class ExampleDataset(Dataset[Example]):
         return len(self.examples)
 
     def __getitem__(self, index: int) -> Example:
-        clip, rows, present, fps = self.examples[index]
+        return self.read(self.examples[index])
+
+    def read(self, index: ExampleIndex) -> Example:
+        """An example that is one of `examples`, or follows one. Raises InputError for damage in the cache."""
+        clip, rows, present, fps, _ = index
         cached = load_clip(self.files[clip], rows)
         if cached is None:
             raise InputError(
@@ -113,6 +119,7 @@ def encode_clips(
     resolution: int | Size,
     frames: FramesConfig,
     seed: int,
+    following: int = 0,
     progress: bool = True,
 ) -> tuple[ExampleDataset, list[Skipped]]:
     """Draw the windows of every clip and encode the frames they need, but for those the cache has.
@@ -120,6 +127,7 @@ def encode_clips(
     Returns the data set, in the clips' order, and the clips left out (a file that can't be decoded, a clip
     too long or too short) with the reasons. The windows depend on `seed` and the clip alone, not on its folder
     or its neighbours. `resolution` is what the codec sees: a square's side or (height, width), in pixels.
+    `following` windows after each are encoded as well, as far as the clip goes on (for image codecs alone).
 
     Raises NoClipLeft when no clip can be used; InputError when `cache_dir` can't be written (what is encoded stays) and
     when the encoder gives values that aren't finite.
@@ -140,16 +148,14 @@ def encode_clips(
             file = clip_file(folder, clip)
             cached = load_clip(file)
             anew += cached is None and file.exists()
-            drawn = _encode_clip(clip, system, file, cached, size, frames, seed)
+            drawn = _encode_clip(clip, system, file, cached, size, frames, seed, following)
         except VideoError as error:
             skipped.append(Skipped.because(clip.path, error))
             continue
         if isinstance(drawn, Skipped):
             skipped.append(drawn)
             continue
-        for one in drawn.windows:
-            rows = _row_keys(one, system)
-            indices.append(ExampleIndex(len(kept), tuple(rows), one.present, drawn.frame_rate / one.offset))
+        indices += [_index(window, len(kept), drawn.frame_rate, system) for window in drawn.windows]
         kept.append(clip)
         files.append(file)
     if anew and progress:
@@ -205,6 +211,7 @@ def _encode_clip(
     size: Size,
     config: FramesConfig,
     seed: int,
+    following: int,
 ) -> DrawnWindows | Skipped:
     """The clip's windows, their frames in the cache; or why it gives none."""
     header = cached.info if cached else probe(clip.path)
@@ -214,9 +221,10 @@ def _encode_clip(
             return Skipped(clip.path, reason)
         valid, rng = valid_frames(info, clip, config), clip_rng(clip, seed)
         downscale = system.codec.temporal_downscale
-        windows = sample_windows(valid, system.window, config, rng, temporal_downscale=downscale)
+        windows = sample_windows(valid, system.window, config, rng, temporal_downscale=downscale, following=following)
         drawn = DrawnWindows(windows, min(config.frame_rate, info.fps))
-        missing = _missing(windows, set(cached.rows) if cached else set(), system)
+        needed = [window for first in windows for window in (first, *first.following)]
+        missing = _missing(needed, set(cached.rows) if cached else set(), system)
         if not missing:
             return drawn
         try:
@@ -239,6 +247,11 @@ def _runs(window: SampledWindow, system: System) -> list[tuple[int, ...]]:
         return [(frame,) for frame in window.frames]
     anchors = int(system.window.anchor)
     return [(frame,) for frame in window.frames[:anchors]] + [window.frames[anchors:]]
+
+
+def _index(window: SampledWindow, clip: int, frame_rate: float, system: System) -> ExampleIndex:
+    rows, following = _row_keys(window, system), (_index(one, clip, frame_rate, system) for one in window.following)
+    return ExampleIndex(clip, tuple(rows), window.present, frame_rate / window.offset, tuple(following))
 
 
 def _row_keys(window: SampledWindow, system: System) -> list[int]:

@@ -51,6 +51,8 @@ class SampledWindow(NamedTuple):
     """One a latent frame; False where it would lie before the clip's start."""
     offset: int
     """Valid frames between neighbours."""
+    following: tuple[SampledWindow, ...] = ()
+    """The windows that a rollout from this one's given frames makes next."""
 
 
 def valid_frames(info: VideoInfo, clip: Clip, config: FramesConfig) -> list[int]:
@@ -98,7 +100,13 @@ def frames_after_source(window: Window, temporal_downscale: int = 1) -> int:
 
 
 def sample_windows(
-    valid: Sequence[int], window: Window, config: FramesConfig, rng: random.Random, *, temporal_downscale: int = 1
+    valid: Sequence[int],
+    window: Window,
+    config: FramesConfig,
+    rng: random.Random,
+    *,
+    temporal_downscale: int = 1,
+    following: int = 0,
 ) -> list[SampledWindow]:
     """Draw `config.windows_per_clip` windows of native frame indices, without repeats.
 
@@ -110,6 +118,8 @@ def sample_windows(
     Args:
         valid: native indices, at least `frames_after_source(window) + 1` of them.
         temporal_downscale: of the codec: frames to a latent frame after the first.
+        following: how many windows to name after each, as far as the clip has their frames. The draws are the same
+            for any number. Needs an image codec, and windows that can follow each other.
 
     Raises:
         ValueError: too few valid frames.
@@ -126,12 +136,26 @@ def sample_windows(
         room = (len(valid) - 1 - source) // span
         offset = rng.choices(range(1, room + 1), cum_weights=cumulative[:room])[0] if after else 1
         places = [source + step * offset for step in range(-before, after + 1)]
-        earliest = min(place for place in places if place >= 0)
-        frames = tuple(valid[place if place >= 0 else earliest] for place in places)
-        anchor = (valid[0],) * window.anchor
-        present = (True,) * window.anchor + tuple(place >= 0 for place in places[::temporal_downscale])
-        drawn[SampledWindow(anchor + frames, present, offset)] = None
+        stride = (window.length - window.past) * offset
+        later = [[place + stride * number for place in places] for number in range(1, following + 1)]
+        first, *others = (
+            _window(valid, ahead, window, offset, temporal_downscale)
+            for ahead in [places, *later]
+            if ahead[-1] < len(valid)
+        )
+        drawn[first._replace(following=tuple(others))] = None
     return list(drawn)
+
+
+def _window(
+    valid: Sequence[int], places: Sequence[int], window: Window, offset: int, temporal_downscale: int
+) -> SampledWindow:
+    """The window of frames at these places among the valid ones."""
+    earliest = min(place for place in places if place >= 0)
+    frames = tuple(valid[place if place >= 0 else earliest] for place in places)
+    anchor = (valid[0],) * window.anchor
+    present = (True,) * window.anchor + tuple(place >= 0 for place in places[::temporal_downscale])
+    return SampledWindow(anchor + frames, present, offset)
 
 
 def _bounds(info: VideoInfo, clip: Clip) -> tuple[int, int]:

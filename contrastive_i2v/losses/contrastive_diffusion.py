@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from contrastive_i2v.diffusion import NoiseSchedule
 from contrastive_i2v.errors import InputError
+from contrastive_i2v.losses.other_targets import distance_to_other_targets
 from contrastive_i2v.losses.weighting import min_snr_weights
 from contrastive_i2v.ops import contrastive_diffusion_loss
 
@@ -19,7 +20,7 @@ CONDITION_BANK = "input"  # the bank whose positive is the conditioning image
 
 
 class DiffusionLossOutput(NamedTuple):
-    """`loss = mse + sum over banks of weight * contrastive[bank]`."""
+    """`loss = mse + sum over banks of weight * contrastive[bank] - flow_contrast_weight * flow_contrast`."""
 
     loss: Tensor
     """Scalar float32, differentiable."""
@@ -27,6 +28,8 @@ class DiffusionLossOutput(NamedTuple):
     """Scalar float32, detached: the weighted diffusion loss."""
     contrastive: dict[str, Tensor]
     """Bank name -> scalar float32, detached: the gated cross entropy, before its weight."""
+    flow_contrast: Tensor | None = None
+    """Scalar float32, detached: the weighted distance to other rows' targets; None where it has no weight."""
 
 
 class ContrastiveDiffusionLoss(nn.Module):
@@ -58,6 +61,9 @@ class ContrastiveDiffusionLoss(nn.Module):
             the noise is strong; "none" doesn't.
         max_timestep: above it (noisier) a query has no contrastive terms at all. None means no such limit.
         min_snr_gamma: clip of the min-SNR weights of the diffusion loss (5 is usual); None weighs all alike.
+        flow_contrast_weight: lambda of Contrastive Flow Matching, 0 <= lambda < 1: the loss minus lambda times
+            `distance_to_other_targets`, with the diffusion loss's weights w_i. It rescales the optimal prediction by
+            1 / (1 - lambda). At 1 and above the loss has no minimum.
         backend: of the op; None takes the fastest there is.
 
     Raises:
@@ -74,6 +80,7 @@ class ContrastiveDiffusionLoss(nn.Module):
         gate: str = "signal",
         max_timestep: float | None = None,
         min_snr_gamma: float | None = None,
+        flow_contrast_weight: float = 0.0,
         backend: str | None = None,
     ) -> None:
         super().__init__()
@@ -86,6 +93,7 @@ class ContrastiveDiffusionLoss(nn.Module):
         self.gate = gate
         self.max_timestep = max_timestep
         self.min_snr_gamma = min_snr_gamma
+        self.flow_contrast_weight = flow_contrast_weight
         self.backend = backend
         if not (math.isfinite(temperature) and temperature > 0):
             raise InputError(f"temperature={temperature}; expected a number > 0")
@@ -93,6 +101,8 @@ class ContrastiveDiffusionLoss(nn.Module):
             raise InputError(f"gate={gate!r}; expected one of {', '.join(GATES)}")
         if min_snr_gamma is not None and not min_snr_gamma > 0:
             raise InputError(f"min_snr_gamma={min_snr_gamma}; expected a number > 0, or None for equal weights")
+        if not 0 <= flow_contrast_weight < 1:
+            raise InputError(f"flow_contrast_weight={flow_contrast_weight}; expected 0 <= weight < 1")
         for name, weight in self.banks.items():
             if weight is not None and not (math.isfinite(weight) and weight >= 0):
                 raise InputError(f"the weight of bank {name!r} is {weight}; expected a number >= 0, or None for 1/D")
@@ -157,7 +167,12 @@ class ContrastiveDiffusionLoss(nn.Module):
             normalize=self.normalize,
             backend=self.backend,
         )
-        return DiffusionLossOutput(out.loss, out.mse, dict(zip(names, out.contrastive.unbind(), strict=True)))
+        contrastive = dict(zip(names, out.contrastive.unbind(), strict=True))
+        if not self.flow_contrast_weight:
+            return DiffusionLossOutput(out.loss, out.mse, contrastive)
+        distance = distance_to_other_targets(prediction, target, groups=groups, weights=mse_weights)
+        loss = out.loss - self.flow_contrast_weight * distance
+        return DiffusionLossOutput(loss, out.mse, contrastive, distance.detach())
 
     @torch.no_grad()
     def retrieval_accuracy(
@@ -209,7 +224,8 @@ class ContrastiveDiffusionLoss(nn.Module):
         return (
             f"{self.schedule.prediction_type}, banks={self.banks}, temperature={self.temperature}, "
             f"normalize={self.normalize}, gate={self.gate!r}, max_timestep={self.max_timestep}, "
-            f"min_snr_gamma={self.min_snr_gamma}, backend={self.backend!r}"
+            f"min_snr_gamma={self.min_snr_gamma}, flow_contrast_weight={self.flow_contrast_weight}, "
+            f"backend={self.backend!r}"
         )
 
     def _select(self, banks: Mapping[str, Tensor]) -> list[Tensor]:

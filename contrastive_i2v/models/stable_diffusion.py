@@ -47,6 +47,7 @@ class StableDiffusion(System):
     """
 
     codec: ImageCodec
+    middle = "unet.mid_block"
 
     def __init__(self, parts: Parts, network: nn.Module, scheduler: Any, sampler: Sampler | None = None) -> None:
         self.vae, self.text_encoder, self.tokenizer, self.unet = parts
@@ -77,6 +78,10 @@ class StableDiffusion(System):
         return total.hexdigest()
 
     @torch.no_grad()
+    def caption_features(self, text: Text) -> Tensor:
+        """The mean of the prompt's embeddings over its tokens, padding included."""
+        return text["prompt_embeds"].float().mean(1)
+
     def encode_text(self, prompts: Sequence[str]) -> Text:
         """prompt_embeds: CLIP's last hidden states [N, L, E], padded and cut to the tokenizer's length."""
         tokens = self.tokenizer(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -178,6 +178,65 @@ def fill_in(
     return video
 
 
+class RolledWindow(NamedTuple):
+    """One window of `roll_windows`."""
+
+    given: Tensor
+    """[B, n, C, h, w], what it was conditioned on: the autoencoder's own latents."""
+    generated: Tensor
+    """[B, G, C, h, w], what the network made of it, normalised."""
+
+
+@torch.no_grad()
+def roll_windows(
+    system: System,
+    given: Tensor,
+    text: Text,
+    *,
+    windows: int,
+    seeds: Sequence[int],
+    sampler: Sampler | None = None,
+    present: Tensor | None = None,
+    fps: Tensor | None = None,
+) -> list[RolledWindow]:
+    """Windows that follow each other from any given frames on: what training's conditions become in a rollout.
+
+    `rollout` begins with a still frame, this with the given frames of a training window, say in the middle of a clip.
+
+    Args:
+        system: the model.
+        given: [B, n, C, h, w], the first window's given frames, the anchor first: the autoencoder's own latents.
+        text: [B, *] each.
+        windows: how many.
+        seeds: B integers.
+        sampler: None = the system's own.
+        present: bool [B, n], as for `System.condition`; None = all given frames are there.
+        fps: [B] frames a second; None = what the system was trained at.
+
+    Returns:
+        A `RolledWindow` each, float32.
+
+    Raises:
+        InputError: several windows of a system whose windows can't follow each other, and as `rollout` does.
+    """
+    window, anchors = system.window, int(system.window.anchor)
+    if windows > 1 and not window.rolls:
+        raise InputError(f"windows={windows}: those of {system.config.kind} can't follow each other; expected 1")
+    sample = _Windows(system, text, len(given), seeds, sampler, None, None)
+    there = torch.ones_like(given[:, :, 0, 0, 0], dtype=torch.bool) if present is None else present
+    rolled = []
+    for number in range(windows):
+        start = window.past + number * (window.length - window.past)
+        latents = sample(given, start, present=there, rates=fps)
+        rolled.append(RolledWindow(given, latents))
+        new = system.codec.denormalize(latents[:, window.past if window.regenerates else 0 :])
+        past = torch.cat([given[:, anchors:], new], dim=1)[:, -window.past :]
+        given = torch.cat([given[:, :anchors], past], dim=1)
+        there = torch.cat([there, torch.ones_like(new[:, :, 0, 0, 0], dtype=torch.bool)], dim=1)
+        there = torch.cat([there[:, :anchors], there[:, anchors:][:, -window.past :]], dim=1)
+    return rolled
+
+
 class _Windows:
     """Samples windows, one at a time: what all ways of sampling share. Raises InputError for what can't be sampled."""
 
@@ -198,11 +257,19 @@ class _Windows:
         self.linear = linear_steps(self.scheduler, self.sampler.steps, self.sampler.scale)
 
     def __call__(
-        self, given: Tensor, start: int, *, present: Tensor | None = None, layout: Tensor | None = None
+        self,
+        given: Tensor,
+        start: int,
+        *,
+        present: Tensor | None = None,
+        layout: Tensor | None = None,
+        rates: Tensor | None = None,
     ) -> Tensor:
-        """The latents [B, G, C, h, w] that the network generates of the window whose first new frame is `start`."""
+        """The latents [B, G, C, h, w] that the network generates of the window whose first new frame is `start`;
+        `rates [B]` are frames a second where they differ within the batch."""
         system, size, count = self.system, len(given), len(self.system.window.generated)
-        rates = None if self.fps is None else torch.full((size,), self.fps, device=given.device)
+        if self.fps is not None:
+            rates = torch.full((size,), self.fps, device=given.device)
         generators = [frame_generator(seed, start) for seed in self.seeds]
         shape = (size, count, *given.shape[2:])
         every_noise = system.noise(shape, generators, given=given, sampling=True, layout=layout).to(given.device)

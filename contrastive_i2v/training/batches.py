@@ -20,12 +20,13 @@ from contrastive_i2v.training.selection import SCORES, select_clips
 
 
 def encode_dataset(
-    config: DataConfig, system: System, *, seed: int, skipped_file: Path, progress: bool = True
+    config: DataConfig, system: System, *, seed: int, skipped_file: Path, following: int = 0, progress: bool = True
 ) -> ExampleDataset:
     """The training examples, their latents in the cache. Raises InputError.
 
     Args:
         skipped_file: which clips were left out and why, all of them; the first few are said.
+        following: how many windows after each are encoded as well.
         progress: whether this process shows a bar, says and writes.
     """
     clips, uncaptioned = read_folder(config.path)
@@ -39,6 +40,7 @@ def encode_dataset(
             resolution=config.resolution,
             frames=config.frames,
             seed=seed,
+            following=following,
             progress=progress,
         )
     except NoClipLeft as error:
@@ -54,13 +56,17 @@ def encode_dataset(
 
 
 def build_loader(
-    dataset: ExampleDataset, config: TrainConfig, accelerator: Accelerator, *, step: int
+    dataset: ExampleDataset, config: TrainConfig, accelerator: Accelerator, *, step: int, stop: int | None = None
 ) -> DataLoader[Example]:
-    """This process's micro-batches from `step` on."""
+    """This process's micro-batches from `step` to `stop`; None = to the last of the config's."""
     ranks = accelerator.num_processes
     per_step = config.gradient_accumulation * ranks
     everyones = batch_indices(
-        len(dataset), config.batch_size, start=step * per_step, stop=config.steps * per_step, seed=config.seed
+        len(dataset),
+        config.batch_size,
+        start=step * per_step,
+        stop=(config.steps if stop is None else stop) * per_step,
+        seed=config.seed,
     )
     mine = [rows for n, rows in enumerate(everyones) if n % ranks == accelerator.process_index]
     return DataLoader(

@@ -75,9 +75,29 @@ class LossConfig:
     """With several processes, contrast with the latents of all of them (rounded to bfloat16)."""
     memory_bank: int = 0
     """Past latents that stay candidates, in each bank; 0 = none."""
+    own_weight: float = 0.0
+    """Weight of the contrast with own samples (OwnSampleContrast); needs own_samples.contrast_share or
+    condition_share; 0 = off."""
+    own_beta: float = 5.0
+    """How fast that contrast saturates."""
+    own_positive_only: bool = False
+    """Its positive half alone: a control without a negative."""
+    flow_contrast_weight: float = 0.0
+    """Contrastive Flow Matching (arXiv 2506.05350): minus this times the distance to another row's target. It rescales
+    the prediction by about 1 / (1 - weight); 0.05 is usual, 0 = off."""
+    text_weight: float = 0.0
+    """Weight of the bank of text frames, captions projected into the latent space by a learned layer (TextFrameLoss,
+    with `temperature`); 0 = off."""
+    dispersive_weight: float = 0.0
+    """Dispersive loss (arXiv 2506.09027): features of a batch's rows repel each other; 0.5 is usual, 0 = off."""
+    dispersive_temperature: float = 0.5
+    """Of their squared distances."""
+    dispersive_layer: str | None = None
+    """Which module of the network has the features; None = the system's middle one."""
 
     def __post_init__(self) -> None:
-        check_fields(self, {"memory_bank": 0})
+        least = dict.fromkeys(("memory_bank", "own_weight", "text_weight", "dispersive_weight"), 0.0)
+        check_fields(self, least, positive=("own_beta", "dispersive_temperature"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,6 +153,53 @@ class PreviewConfig(SamplerOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
+class OwnSamplesConfig(SamplerOptions):
+    """Rollouts of the model itself, made while it trains; how they are sampled, None = as the model was made for. All
+    shares 0 = none are made. Their cost: docs/guide.md, "Training against drift"."""
+
+    condition_share: float = 0.0
+    """Share of a batch that is conditioned on the model's own frames instead of true ones; the target stays true."""
+    error_share: float = 0.0
+    """Chance that a row's given frames get an error of the model's own, its frame minus the true one, added."""
+    contrast_share: float = 0.0
+    """Share of a batch that is drawn from the rollouts for loss.own_weight, conditioned as these were; own_weight takes
+    the rows of condition_share as well."""
+    depth: int = 4
+    """Windows of a rollout: the first has true conditions, the later ones own. 1 = no own conditions."""
+    clips: int = 32
+    """Rollouts that are kept, from training windows drawn at random (those whose clip goes on for long enough)."""
+    refresh: int = 60
+    """Optimizer steps after which all are made anew, with the averaged weights if there are any."""
+    at_once: int = 16
+    """Rollouts that a process makes together; less needs less memory."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_fields(self, dict.fromkeys(("depth", "clips", "refresh", "at_once"), 1))
+        for name in ("condition_share", "error_share", "contrast_share"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise InputError(f"own_samples.{name}: expected 0 to 1, got {getattr(self, name)}")
+        if self.condition_share + self.contrast_share > 1:
+            raise InputError("own_samples: condition_share and contrast_share are more than a batch together")
+        if self.condition_share and self.depth == 1:
+            raise InputError("own_samples.condition_share: needs own_samples.depth 2 or more, got 1")
+        if not self.on and any(getattr(self, item.name) != item.default for item in fields(self)):
+            raise InputError(
+                "own_samples: no share of a batch uses them; expected a share above 0, or none of their options"
+            )
+
+    @property
+    def on(self) -> bool:
+        """Whether any are made."""
+        return self.condition_share + self.error_share + self.contrast_share > 0
+
+    def rows(self, batch_size: int) -> tuple[int, int]:
+        """Rows of a batch with own conditions, and rows drawn for the contrast alone."""
+        conditions = round(self.condition_share * batch_size)
+        return conditions, min(round(self.contrast_share * batch_size), batch_size - conditions)
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """One training run."""
 
@@ -146,6 +213,9 @@ class TrainConfig:
     """What is made of the model."""
     steps: int = 4500
     """Optimizer steps."""
+    equal_compute: bool = False
+    """Let `steps` count compute instead: forward and backward of a plain step are 1, a forward pass of its rows alone
+    0.3. What own samples and a reference cost then comes off the optimizer steps, so forms compare at equal compute."""
     batch_size: int = 16
     """Windows a step on each device; the negatives come from these."""
     gradient_accumulation: int = 1
@@ -174,6 +244,7 @@ class TrainConfig:
     """Steps in a row with a NaN or infinite gradient (each is skipped) before the run stops."""
     data: DataConfig = field(default_factory=DataConfig)
     loss: LossConfig = field(default_factory=LossConfig)
+    own_samples: OwnSamplesConfig = field(default_factory=OwnSamplesConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     preview: PreviewConfig = field(default_factory=PreviewConfig)
 
@@ -184,6 +255,21 @@ class TrainConfig:
             raise InputError(f"conditioning_dropout: expected 0 to 1/3, got {self.conditioning_dropout}")
         if not 0 <= self.ema_decay < 1:
             raise InputError(f"ema_decay: expected 0 <= decay < 1, got {self.ema_decay}")
+        own, weight = self.own_samples, self.loss.own_weight
+        if weight and not sum(own.rows(self.batch_size)):
+            raise InputError(
+                f"loss.own_weight={weight}: no row of a batch of {self.batch_size} has an own sample; expected a "
+                "larger own_samples.contrast_share or condition_share"
+            )
+        if own.contrast_share and not weight:
+            raise InputError(
+                "own_samples.contrast_share: rows for loss.own_weight, which is 0; expected one, or no share"
+            )
+        if own.condition_share and not own.rows(self.batch_size)[0]:
+            raise InputError(
+                f"own_samples.condition_share={own.condition_share} is no row of a batch of {self.batch_size}; "
+                f"expected at least {0.5 / self.batch_size:.2g}"
+            )
 
 
 # Fields that may differ when a run is resumed: none changes the weights.

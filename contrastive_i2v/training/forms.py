@@ -1,12 +1,13 @@
-"""The registry of loss forms, by name: what recipes train with, and demo and experiment hold against each other."""
+"""The registry of forms of training, by name: what recipes train with, and demo and experiment compare."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 from contrastive_i2v.models.instruct_pix2pix import InstructPix2PixConfig
-from contrastive_i2v.system import SystemConfig
-from contrastive_i2v.training.config import LossConfig
+from contrastive_i2v.training.config import LossConfig, OwnSamplesConfig, TimestepsConfig, TrainConfig
 
 BASELINE = "baseline"
 """The form that others are held against."""
@@ -14,47 +15,85 @@ _DEFAULT = LossConfig()
 _NO_TERM = LossConfig(target_weight=0.0)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Form:
-    """A loss and what it is there to show."""
+    """What a training changes, and what it is there to show."""
 
-    loss: LossConfig
     about: str
-    condition_noise: float | None = None
-    """None = as in the whole run or experiment."""
-    system: SystemConfig | None = None
-    """What the model is conditioned on; None = as in the whole run or experiment."""
+    changes: Mapping[str, Any]
+    """Field of `TrainConfig` -> its value; the others are as in the whole run or experiment."""
 
+    def apply(self, config: TrainConfig) -> TrainConfig:
+        """That training in this form."""
+        return replace(config, **self.changes)
+
+
+def _form(about: str, loss: LossConfig = _NO_TERM, **changes: Any) -> Form:
+    return Form(about, {"loss": loss, **changes})
+
+
+_ROLLOUTS = OwnSamplesConfig(
+    condition_share=0.5, depth=4, clips=32, refresh=60, steps=8, guidance_scale=1.0, image_guidance_scale=1.0
+)
+"""Half of a batch is conditioned on own frames, up to three frames deep."""
+_CONTRASTED = replace(_ROLLOUTS, condition_share=0.0, contrast_share=0.5)
+_PAST_2_ANCHOR = InstructPix2PixConfig(past_frames=2, anchor=True)
 
 FORMS: dict[str, Form] = {
-    BASELINE: Form(loss=_NO_TERM, about="no contrastive term"),
-    "contrastive": Form(loss=_DEFAULT, about="the default: target bank, cosine, temperature 0.07, weight 0.2, gated"),
-    "literal": Form(
-        loss=LossConfig(target_weight=None, input_weight=None, temperature=1.0, normalize=False, gate="none"),
-        about="the published form: dot products, both banks, 1/D, every step",
+    BASELINE: _form("no contrastive term"),
+    "contrastive": _form("the default: target bank, cosine, temperature 0.07, weight 0.2, gated", _DEFAULT),
+    "literal": _form(
+        "the published form: dot products, both banks, 1/D, every step",
+        LossConfig(target_weight=None, input_weight=None, temperature=1.0, normalize=False, gate="none"),
     ),
-    "weight-1": Form(loss=replace(_DEFAULT, target_weight=1.0), about="the default at five times the weight"),
-    "no-gate": Form(loss=replace(_DEFAULT, gate="none"), about="the default at every timestep alike"),
-    "both-banks": Form(loss=replace(_DEFAULT, input_weight=0.2), about="the default, and the input frame's bank"),
-    "temperature-0.03": Form(loss=replace(_DEFAULT, temperature=0.03), about="the default, sharper"),
-    "temperature-1": Form(
-        loss=replace(_DEFAULT, temperature=1.0, gate="none"), about="cosines at temperature 1, every timestep"
+    "weight-1": _form("the default at five times the weight", replace(_DEFAULT, target_weight=1.0)),
+    "no-gate": _form("the default at every timestep alike", replace(_DEFAULT, gate="none")),
+    "both-banks": _form("the default, and the input frame's bank", replace(_DEFAULT, input_weight=0.2)),
+    "temperature-0.03": _form("the default, sharper", replace(_DEFAULT, temperature=0.03)),
+    "temperature-1": _form("cosines at temperature 1, every timestep", replace(_DEFAULT, temperature=1.0, gate="none")),
+    "dot-product": _form(
+        "dot products, 1/D, gated", replace(_DEFAULT, normalize=False, temperature=1.0, target_weight=None)
     ),
-    "dot-product": Form(
-        loss=replace(_DEFAULT, normalize=False, temperature=1.0, target_weight=None), about="dot products, 1/D, gated"
+    "same-clip-negatives": _form(
+        "other pairs of the same clip stay negatives", replace(_DEFAULT, false_negatives=False)
     ),
-    "same-clip-negatives": Form(
-        loss=replace(_DEFAULT, false_negatives=False), about="other pairs of the same clip stay negatives"
+    "pull": _form(
+        "cosines at temperature 1 to the target and, for coherence, the input frame, every timestep",
+        replace(_DEFAULT, input_weight=0.3, temperature=1.0, gate="none"),
     ),
-    "pull": Form(
-        loss=replace(_DEFAULT, input_weight=0.3, temperature=1.0, gate="none"),
-        about="cosines at temperature 1 to the target and, for coherence, the input frame, every timestep",
+    "past-2": _form("two past frames", system=InstructPix2PixConfig(past_frames=2)),
+    "past-4": _form("four past frames", system=InstructPix2PixConfig(past_frames=4)),
+    "anchor": _form("the first frame beside the last", system=InstructPix2PixConfig(anchor=True)),
+    "past-2-anchor": _form("two past frames and the first one", system=_PAST_2_ANCHOR),
+    "noise-level": _form("the noise on the condition is told", system=InstructPix2PixConfig(noise_level=True)),
+    "no-noise": _form("no contrastive term, no noise on the condition", condition_noise=0.0),
+    "noisy-timesteps": _form("more of the noisy timesteps (shift 3)", timesteps=TimestepsConfig(shift=3.0)),
+    "own-conditions": _form("half the batch conditioned on own rollouts", own_samples=_ROLLOUTS),
+    "own-conditions-anchor": _form(
+        "own rollouts as conditions, the first frame beside the last",
+        own_samples=_ROLLOUTS,
+        system=InstructPix2PixConfig(anchor=True),
     ),
-    "past-2": Form(loss=_NO_TERM, system=InstructPix2PixConfig(past_frames=2), about="two past frames"),
-    "past-4": Form(loss=_NO_TERM, system=InstructPix2PixConfig(past_frames=4), about="four past frames"),
-    "anchor": Form(loss=_NO_TERM, system=InstructPix2PixConfig(anchor=True), about="the first frame beside the last"),
-    "noise-level": Form(
-        loss=_NO_TERM, system=InstructPix2PixConfig(noise_level=True), about="the noise on the condition is told"
+    "own-conditions-past-2-anchor": _form(
+        "own rollouts as conditions, two past frames and the first one", own_samples=_ROLLOUTS, system=_PAST_2_ANCHOR
     ),
-    "no-noise": Form(loss=_NO_TERM, condition_noise=0.0, about="no contrastive term, no noise on the condition"),
+    "own-errors": _form(
+        "own errors added to half of the true conditions",
+        own_samples=replace(_ROLLOUTS, condition_share=0.0, error_share=0.5),
+    ),
+    "own-sample-contrast": _form(
+        "truth against own samples (Direct Discriminative Optimization), weight 0.3, half the batch",
+        replace(_NO_TERM, own_weight=0.3),
+        own_samples=_CONTRASTED,
+    ),
+    "own-sample-positive": _form(
+        "control: the positive half of own-sample-contrast alone",
+        replace(_NO_TERM, own_weight=0.3, own_positive_only=True),
+        own_samples=_CONTRASTED,
+    ),
+    "flow-contrast": _form("Contrastive Flow Matching, weight 0.05", replace(_NO_TERM, flow_contrast_weight=0.05)),
+    "text-frames": _form(
+        "captions projected into the latent space as the bank, weight 0.2", replace(_NO_TERM, text_weight=0.2)
+    ),
+    "dispersive": _form("dispersive loss on the UNet's middle, weight 0.5", replace(_NO_TERM, dispersive_weight=0.5)),
 }

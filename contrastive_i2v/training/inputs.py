@@ -28,6 +28,32 @@ class Inputs:
     has_condition: Tensor  # bool [B]
     source_latents: Tensor  # [B, C, h, w], the last given frame, without noise
     groups: Tensor  # int64 [B]
+    has_text: Tensor  # bool [B]
+    captions: Tensor | None = None  # [B, E], where a loss needs them
+    own_samples: Tensor | None = None  # [k, G, C, h, w], what the model made of the last k rows' conditions
+
+    @property
+    def whole(self) -> Tensor:
+        """bool [B], nothing of the condition was dropped."""
+        return self.has_condition & self.has_text
+
+
+@dataclass(frozen=True)
+class OwnConditions:
+    """What of the model's own a batch is conditioned on; its last k rows are from rollouts."""
+
+    given: Tensor  # [k, n, C, h, w], the autoencoder's own latents, in place of the true given frames
+    generated: Tensor  # [k, G, C, h, w], normalised
+    errors: Tensor | None  # [B, C, h, w], normalised; added to every given frame but the anchor
+
+
+@dataclass(frozen=True)
+class TrueFrames:
+    """A batch's frames, posterior modes."""
+
+    given: Tensor  # [B, n, C, h, w], the autoencoder's own latents
+    present: Tensor  # bool [B, n]
+    generated: Tensor  # [B, G, C, h, w], normalised
 
 
 @dataclass(frozen=True)
@@ -51,22 +77,26 @@ def make_inputs(
     timesteps: TimestepsConfig,
     conditioning_dropout: float,
     condition_noise: float = 0.0,
+    own: OwnConditions | None = None,
+    captions: bool = False,
     generator: torch.Generator,
 ) -> Inputs:
     """Draw a batch's posterior sample, noise, timesteps and dropped conditions from `generator` (on the CPU).
 
     The generated frames are posterior samples, the given ones posterior modes, as InstructPix2Pix has it. With one
     uniform r an example: no text if r < 2p, no image if p <= r < 3p. Condition noise s adds u s e to the given
-    latents, u uniform in [0, 1] an example and e normal: a rollout's own errors look like it.
+    latents, u uniform in [0, 1] an example and e normal: a rollout's own errors look like it. Rows with own conditions
+    get none. The draws are the same with and without `own`.
     """
-    device, p, codec, window = batch.raw.device, conditioning_dropout, system.codec, system.window
-    anchors = int(window.anchor)
-    given_rows = [*range(anchors), *(anchors + place for place in window.given)]
+    device, p, codec = batch.raw.device, conditioning_dropout, system.codec
+    given_rows, generated_rows = _rows(system)
     given = codec.sample(_pick(batch.raw, given_rows))  # [B, n, C, h, w]
-    raw = _pick(batch.raw, [anchors + place for place in window.generated])
+    raw = _pick(batch.raw, generated_rows)
+    if own is not None:
+        given = torch.cat([given[: len(given) - len(own.given)], own.given])
     size, shape = len(raw), (*raw.shape[:2], codec.channels, *raw.shape[3:])  # [B, G, C, h, w]
-    clean = codec.normalize(codec.sample(raw, _send(draw(shape, generator), device)))
-    every_noise = _send(system.noise(shape, generator, given=given, sampling=False), device)
+    clean = codec.normalize(codec.sample(raw, send(draw(shape, generator), device)))
+    every_noise = send(system.noise(shape, generator, given=given, sampling=False), device)
     given_noise, noise = split_noise(every_noise, shape[1])
     drawn = schedule.sample_timesteps(
         size,
@@ -76,14 +106,18 @@ def make_inputs(
         std=timesteps.logit_std,
         shift=timesteps.shift,
     )
-    drawn = _send(drawn, device)
-    r = _send(torch.rand(size, generator=generator), device)
+    drawn = send(drawn, device)
+    r = send(torch.rand(size, generator=generator), device)
     no_text, no_image = r < 2 * p, (r >= p) & (r < 3 * p)
     source, level = codec.normalize(given[:, -1] if given_rows else torch.zeros_like(clean[:, 0])), None
+    if own is not None and own.errors is not None:
+        errors = own.errors[:, None].expand_as(given) / codec.scale
+        given = torch.cat([given[:, : system.window.anchor], (given + errors)[:, system.window.anchor :]], dim=1)
     if condition_noise > 0:
         amount = condition_noise * torch.rand(size, 1, 1, 1, 1, generator=generator)
-        given = given + _send(amount * draw(given.shape, generator), device) / codec.scale
-        level = _send(amount.flatten(), device)
+        amount[size if own is None else size - len(own.given) :] = 0
+        given = given + send(amount * draw(given.shape, generator), device) / codec.scale
+        level = send(amount.flatten(), device)
     present = _pick(batch.present, given_rows)
     condition = system.condition(
         given, batch.text, present=present, fps=batch.fps, noise_level=level, noise=given_noise
@@ -97,7 +131,28 @@ def make_inputs(
         has_condition=~no_image,
         source_latents=source,
         groups=batch.group,
+        has_text=~no_text,
+        captions=system.caption_features(batch.text) if captions else None,
+        own_samples=None if own is None else own.generated,
     )
+
+
+def true_frames(batch: Example, system: System) -> TrueFrames:
+    """What a batch's window gives and what it should generate, without anything random."""
+    given, generated = _rows(system)
+    codec = system.codec
+    return TrueFrames(
+        given=codec.sample(_pick(batch.raw, given)),
+        present=_pick(batch.present, given),
+        generated=codec.normalize(codec.sample(_pick(batch.raw, generated))),
+    )
+
+
+def _rows(system: System) -> tuple[list[int], list[int]]:
+    """Of an example's frames: those that the network is given, the anchor first, and those that it generates."""
+    window, anchors = system.window, int(system.window.anchor)
+    given = [*range(anchors), *(anchors + place for place in window.given)]
+    return given, [anchors + place for place in window.generated]
 
 
 def _pick(frames: Tensor, rows: Sequence[int]) -> Tensor:
@@ -105,7 +160,7 @@ def _pick(frames: Tensor, rows: Sequence[int]) -> Tensor:
     return torch.stack([frames[:, row] for row in rows], dim=1) if rows else frames[:, :0]
 
 
-def _send(drawn: Tensor, device: torch.device) -> Tensor:
+def send(drawn: Tensor, device: torch.device) -> Tensor:
     """To the device without waiting for it, which takes pinned memory."""
     return (drawn.pin_memory() if device.type == "cuda" else drawn).to(device, non_blocking=True)
 

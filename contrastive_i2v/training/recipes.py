@@ -10,13 +10,13 @@ from pathlib import Path
 from contrastive_i2v.data.frames import FramesConfig
 from contrastive_i2v.models.consisti2v import ConsistI2VConfig
 from contrastive_i2v.models.emu_video import EmuVideoConfig
-from contrastive_i2v.training.config import DataConfig, OptimizerConfig, PreviewConfig, TrainConfig
-from contrastive_i2v.training.forms import BASELINE, FORMS
+from contrastive_i2v.training.config import DataConfig, LossConfig, OptimizerConfig, PreviewConfig, TrainConfig
+from contrastive_i2v.training.forms import FORMS
 
 
 def recipe(form: str) -> TrainConfig:
     """The published size of training with a form of the loss."""
-    return TrainConfig(output=Path("runs") / form, loss=FORMS[form].loss)
+    return FORMS[form].apply(TrainConfig(output=Path("runs") / form))
 
 
 def tiny(config: TrainConfig) -> TrainConfig:
@@ -47,7 +47,7 @@ def consisti2v() -> TrainConfig:
         batch_size=3,
         data=DataConfig(frames=FramesConfig(frame_rate=25.0, max_offset=5)),
         optimizer=OptimizerConfig(learning_rate=5e-5, schedule="constant", max_grad_norm=0.5),
-        loss=FORMS[BASELINE].loss,
+        loss=LossConfig(target_weight=0.0),
     )
 
 
@@ -64,7 +64,7 @@ def emu_video(root: str = "runs/emu-video") -> dict[str, TrainConfig]:
             batch_size=4,
             data=DataConfig(resolution=resolution, frames=FramesConfig(frame_rate=rate, offset_std=0.0)),
             optimizer=OptimizerConfig(learning_rate=1e-4, warmup_steps=1000),
-            loss=FORMS[BASELINE].loss,
+            loss=LossConfig(target_weight=0.0),
         )
 
     tune = stage("fine-tune", "video", "high", 4000, 512, 4.0)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import torch
 from accelerate import Accelerator
@@ -33,6 +33,16 @@ T = TypeVar("T")
 COUNTERS = ("nonfinite_steps", "nonfinite_in_a_row")
 
 
+class Stateful(Protocol):
+    """What a checkpoint can hold: modules, and whatever else has tensors by name."""
+
+    def state_dict(self) -> Mapping[str, Tensor]:
+        """Tensors that it goes on from."""
+
+    def load_state_dict(self, state: Mapping[str, Tensor], /) -> Any:
+        """The inverse of `state_dict`."""
+
+
 @dataclass(kw_only=True)
 class RunState:
     """What changes while a run goes on."""
@@ -43,8 +53,8 @@ class RunState:
     trainable: list[nn.Parameter]
     optimizer: Any
     ema: EMAModel | None
-    memory: nn.Module | None
-    """The memory bank of past latents."""
+    beside: Mapping[str, Stateful]
+    """What else goes on, the same in every process, by its file's name in a checkpoint."""
     step: int = 0
     nonfinite_steps: int = 0
     nonfinite_in_a_row: int = 0
@@ -60,8 +70,7 @@ class RunState:
             tensors: dict[str, Mapping[str, Tensor]] = {"network": weights, "optimizer": moments}
             state: dict[str, Any] = {name: getattr(self, name) for name in COUNTERS}
             state |= {"groups": groups, "unlogged": read_rows(self.unlogged)}
-            if self.memory:
-                tensors["memory_bank"] = self.memory.state_dict()
+            tensors |= {name: part.state_dict() for name, part in self.beside.items()}
             if self.ema:
                 tensors["ema"], state["ema_step"] = averaged, self.ema.optimization_step
             if self.accelerator.scaler is not None:
@@ -89,8 +98,8 @@ class RunState:
             self.ema.optimization_step = state["ema_step"]
         self._load(tensors["network"])
         unpack_optimizer(self.network, self._inner_optimizer(), tensors["optimizer"], state["groups"])
-        if self.memory:
-            self.memory.load_state_dict(tensors["memory_bank"])
+        for name, part in self.beside.items():
+            part.load_state_dict(tensors[name])
         if self.accelerator.scaler is not None and "scaler" in state:
             self.accelerator.scaler.load_state_dict(state["scaler"])
         self.step, self.unlogged = state["step"], state["unlogged"]

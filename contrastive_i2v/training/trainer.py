@@ -3,6 +3,7 @@ bitwise the weights of one that wasn't (on the CPU, and wherever the kernels are
 
 from __future__ import annotations
 
+import copy
 import importlib
 import time
 from functools import partial
@@ -22,19 +23,24 @@ from contrastive_i2v.data.video import as_size
 from contrastive_i2v.diffusion import NoiseSchedule
 from contrastive_i2v.errors import DivergedError, InputError
 from contrastive_i2v.files import lock_folder
-from contrastive_i2v.losses import ContrastiveDiffusionLoss
+from contrastive_i2v.losses import ContrastiveDiffusionLoss, OwnSampleContrast, OwnSampleOutput, dispersive_loss
 from contrastive_i2v.models import load_system
 from contrastive_i2v.randomness import seeded
 from contrastive_i2v.system import DESCRIPTION, System
 from contrastive_i2v.training.batches import build_loader, encode_dataset
 from contrastive_i2v.training.candidates import CandidateBanks
 from contrastive_i2v.training.checkpoint import list_checkpoints
+from contrastive_i2v.training.compute import compute_of
 from contrastive_i2v.training.config import LossConfig, TrainConfig, differences, load_config, save_config
+from contrastive_i2v.training.features import Features
 from contrastive_i2v.training.inputs import Inputs, loss_rows, make_inputs
 from contrastive_i2v.training.interrupt import stop_requests
 from contrastive_i2v.training.logs import Row, RunLog, mean_rows, read_rows
+from contrastive_i2v.training.own_contrast import OwnContrast
+from contrastive_i2v.training.own_samples import OwnSamples, windows_after
 from contrastive_i2v.training.preview import build_preview
-from contrastive_i2v.training.state import RunState
+from contrastive_i2v.training.state import RunState, Stateful
+from contrastive_i2v.training.text_frames import TextFrames
 
 
 class Trainer:
@@ -66,6 +72,7 @@ class Trainer:
                 self.system,
                 seed=config.seed,
                 skipped_file=config.output / SKIPPED,
+                following=windows_after(config.own_samples, self.system),
                 progress=self.main,
             )
         for fps in sorted({example.fps for example in self.dataset.examples}):
@@ -75,6 +82,14 @@ class Trainer:
                 raise InputError(f"data.frames: {error}; windows of those, with --data.frames.max-offset") from error
         if config.gradient_checkpointing:
             _enable_gradient_checkpointing(self.system)
+        self.compute = compute_of(config, self.system, self.accelerator.num_processes)
+        self.steps = self.compute.steps_within(config.steps) if config.equal_compute else config.steps
+        self.own_samples = (
+            OwnSamples(config, self.dataset, self.system, self.accelerator) if config.own_samples.on else None
+        )
+        self.own_contrast = build_own_contrast(self.system, config.loss)
+        self.features = Features(self.system, config.loss.dispersive_layer) if config.loss.dispersive_weight else None
+        self.text_frames = TextFrames(config, self.system, self.accelerator) if config.loss.text_weight else None
         trainable = self.system.trainable()
         self.system.network.requires_grad_(False)
         for parameter in trainable:
@@ -86,7 +101,7 @@ class Trainer:
             "constant_with_warmup" if config.optimizer.schedule == "constant" else "cosine",
             optimizer,
             num_warmup_steps=config.optimizer.warmup_steps,
-            num_training_steps=config.steps,
+            num_training_steps=self.steps,
         ).lr_lambdas[0]
         self.state = RunState(
             accelerator=self.accelerator,
@@ -94,7 +109,7 @@ class Trainer:
             trainable=trainable,
             optimizer=optimizer,
             ema=EMAModel(trainable, decay=config.ema_decay) if config.ema_decay else None,
-            memory=self.candidates.memory if len(self.candidates.memory) else None,
+            beside=self._beside(),
         )
         if going_on:
             self.state.restore(config.output / "checkpoints")
@@ -104,21 +119,21 @@ class Trainer:
             save_config(config, config.output / "config.yaml")
 
     def run(self) -> Path:
-        """Train to `config.steps` and write the model to `output/model`; returns that folder.
+        """Train to the last of `self.steps` and write the model to `output/model`; returns that folder.
 
         Ctrl-C or SIGTERM saves a checkpoint after the step under way and raises KeyboardInterrupt (with several
         processes, which may get the signal at different steps, there is only the last checkpoint).
         """
         config, state = self.config, self.state
-        batches = iter(build_loader(self.dataset, config, self.accelerator, step=state.step))
-        bar = tqdm(total=config.steps, initial=state.step, desc=config.output.name, unit="step", disable=not self.main)
+        batches = iter(build_loader(self.dataset, config, self.accelerator, step=state.step, stop=self.steps))
+        bar = tqdm(total=self.steps, initial=state.step, desc=config.output.name, unit="step", disable=not self.main)
         began = time.perf_counter()
         with bar, stop_requests(enabled=self.accelerator.num_processes == 1) as stop_requested:
-            while state.step < config.steps:
+            while state.step < self.steps:
                 state.unlogged.append(self._train_step([next(batches) for _ in range(config.gradient_accumulation)]))
                 state.step += 1
                 bar.update()
-                if state.step % config.log_every == 0 or state.step == config.steps:
+                if state.step % config.log_every == 0 or state.step == self.steps:
                     row = self._summary(time.perf_counter() - began)
                     bar.set_postfix({k: f"{row[k]:.4g}" for k in ("loss", "mse", "grad_norm") if k in row})
                     self._write_log(row)
@@ -129,7 +144,7 @@ class Trainer:
                     self.system.network.eval()
                     self._write_log(state.with_average(partial(self.preview.make, state.step)))
                     began += time.perf_counter() - paused
-                if state.step % config.checkpoint_every == 0 or state.step == config.steps or stop_requested():
+                if state.step % config.checkpoint_every == 0 or state.step == self.steps or stop_requested():
                     state.save(config.output / "checkpoints", keep=config.keep_checkpoints)
                 if stop_requested():
                     raise KeyboardInterrupt
@@ -138,16 +153,21 @@ class Trainer:
     def _train_step(self, batches: list[Example]) -> list[Row]:
         """One optimizer step over the micro-batches; skipped when the gradient isn't finite."""
         state, optimizer = self.state, self.state.optimizer
+        if self.own_samples and state.step % self.config.own_samples.refresh == 0:
+            self.system.network.eval()
+            state.with_average(partial(self.own_samples.refresh, state.step // self.config.own_samples.refresh))
+        learning_rate = self.config.optimizer.learning_rate * self.lr_factor(state.step)
         for group in optimizer.param_groups:
-            group["lr"] = self.config.optimizer.learning_rate * self.lr_factor(state.step)
+            group["lr"] = learning_rate
         state.network.train()
         rows: list[Row] = []
         for number, batch in enumerate(batches):
             inputs = self._inputs(batch, number)
             with self.accelerator.accumulate(state.network):
-                with self.accelerator.autocast():
-                    prediction = state.network(inputs.noisy_latents, inputs.timesteps, **inputs.condition)
+                prediction, extra = self._predict(inputs)
                 loss, row = self._loss(prediction, inputs)
+                if extra is not None:
+                    loss, row = self._add_contrast(loss, row, extra)
                 self.accelerator.backward(loss)
             rows.append(row)
         norm = self.accelerator.clip_grad_norm_(state.trainable, self.config.optimizer.max_grad_norm)
@@ -156,6 +176,8 @@ class Trainer:
             optimizer.step()
             self.system.constrain()
         optimizer.zero_grad(set_to_none=True)
+        if self.text_frames:
+            self.text_frames.step(learning_rate, finite=finite)
         self.candidates.remember()
         if state.ema and finite:
             state.ema.step(state.trainable)
@@ -164,16 +186,34 @@ class Trainer:
         return [*rows, {"grad_norm": norm}] if finite else rows
 
     def _inputs(self, batch: Example, micro_batch: int) -> Inputs:
-        config, rank = self.config, self.accelerator.process_index
+        config, rank, own = self.config, self.accelerator.process_index, None
+        batch = send_to_device(batch, self.accelerator.device, non_blocking=True)
+        if self.own_samples:
+            batch, own = self.own_samples.draw(batch, self.state.step, micro_batch)
         return make_inputs(
-            send_to_device(batch, self.accelerator.device, non_blocking=True),
+            batch,
             self.system,
             schedule=self.loss.schedule,
             timesteps=config.timesteps,
             conditioning_dropout=config.conditioning_dropout,
             condition_noise=config.condition_noise,
+            own=own,
+            captions=self.text_frames is not None,
             generator=seeded(config.seed, "step", self.state.step, micro_batch, rank),
         )
+
+    def _predict(self, inputs: Inputs) -> tuple[Tensor, OwnSampleOutput | None]:
+        """The network's prediction, and the contrast with own samples where the batch has any."""
+        own = inputs.own_samples
+        if self.own_contrast is not None and own is not None and len(own):
+            return self.own_contrast(self.state.network, inputs, own, self.accelerator.autocast)
+        with self.accelerator.autocast():
+            return self.state.network(inputs.noisy_latents, inputs.timesteps, **inputs.condition), None
+
+    def _add_contrast(self, loss: Tensor, row: Row, extra: OwnSampleOutput) -> tuple[Tensor, Row]:
+        loss = loss + extra.loss
+        figures = {"loss": loss.detach(), "own_samples/real": extra.real}
+        return loss, {**row, **figures, **({} if extra.own is None else {"own_samples/own": extra.own})}
 
     def _loss(self, prediction: Tensor, inputs: Inputs) -> tuple[Tensor, Row]:
         rows = loss_rows(inputs, self.config.loss.rows)
@@ -182,10 +222,22 @@ class Trainer:
         output = self.loss(prediction, rows.noisy_latents, rows.timesteps, rows.clean_latents, rows.noise, **candidates)
         figures = {"loss": output.loss, "mse": output.mse}
         figures |= {f"contrastive/{name}": value for name, value in output.contrastive.items()}
+        if output.flow_contrast is not None:
+            figures["flow_contrast"] = output.flow_contrast
         if (self.state.step + 1) % self.config.log_every == 0:
             accuracy = self.loss.retrieval_accuracy(prediction, rows.noisy_latents, rows.timesteps, **candidates)
             figures |= {f"retrieval/{name}": value for name, value in accuracy.items()}
-        return output.loss, {name: value.detach() for name, value in figures.items()}
+        loss, config = output.loss, self.config.loss
+        if self.features:
+            groups = inputs.groups if config.false_negatives else None
+            features = self.features.take(len(inputs.groups))
+            figures["dispersive"] = dispersive_loss(features, config.dispersive_temperature, groups=groups)
+            loss = figures["loss"] = loss + config.dispersive_weight * figures["dispersive"]
+        if self.text_frames:
+            text = self.text_frames(prediction, inputs)
+            loss = figures["loss"] = loss + text.loss
+            figures["contrastive/text"] = text.contrastive
+        return loss, {name: value.detach() for name, value in figures.items()}
 
     def _summary(self, seconds: float) -> dict[str, float]:
         config, state = self.config, self.state
@@ -193,8 +245,23 @@ class Trainer:
         return mean_rows([mean_rows(rows) for rows in read_rows(state.unlogged)]) | {
             "learning_rate": state.optimizer.param_groups[0]["lr"],
             "nonfinite_steps": float(state.nonfinite_steps),
+            **({"own_samples/nonfinite": float(self.own_samples.nonfinite)} if self.own_samples else {}),
+            "units": self.compute.spent(state.step),
             "samples_per_second": len(state.unlogged) * examples / seconds,
         }
+
+    def _beside(self) -> dict[str, Stateful]:
+        """What a checkpoint holds beside the network and its optimizer."""
+        beside: dict[str, Stateful] = {}
+        if len(self.candidates.memory):
+            beside["memory_bank"] = self.candidates.memory
+        if self.own_samples:
+            beside["own_samples"] = self.own_samples
+        if self.own_contrast:
+            beside["reference"] = self.own_contrast.reference
+        if self.text_frames:
+            beside["text_frames"] = self.text_frames
+        return beside
 
     def _write_log(self, row: dict[str, float]) -> None:
         if self.log:
@@ -212,6 +279,8 @@ class Trainer:
         folder = self.config.output / "model"
         if self.main:
             self.system.network.eval()
+            if self.text_frames:
+                self.text_frames.save(folder)
             self.state.with_average(partial(self.system.save, folder))
         self.accelerator.wait_for_everyone()
         self.accelerator.end_training()
@@ -229,7 +298,18 @@ def build_loss(schedule: NoiseSchedule, config: LossConfig) -> ContrastiveDiffus
         gate=config.gate,
         max_timestep=config.max_timestep,
         min_snr_gamma=config.min_snr_gamma,
+        flow_contrast_weight=config.flow_contrast_weight,
     )
+
+
+def build_own_contrast(system: System, config: LossConfig) -> OwnContrast | None:
+    """The contrast with own samples that a config asks for; its reference is a copy of the network as it is."""
+    if not config.own_weight:
+        return None
+    loss = OwnSampleContrast(
+        system.schedule, beta=config.own_beta, weight=config.own_weight, positive_only=config.own_positive_only
+    )
+    return OwnContrast(loss, copy.deepcopy(system.network))
 
 
 def build_candidates(

@@ -126,4 +126,4 @@ def test_a_forms_own_condition_noise_comes_before_the_experiments() -> None:
     noise = {form: form_config(options, form, 7, Path("model")).condition_noise for form in ("baseline", "no-noise")}
     assert noise == {"baseline": 0.3, "no-noise": 0.0}
     config = form_config(options, "literal", 7, Path("model"))
-    assert config.loss == FORMS["literal"].loss and config.seed == 7 and config.model == "model"
+    assert config.loss == FORMS["literal"].changes["loss"] and config.seed == 7 and config.model == "model"

@@ -39,9 +39,9 @@ def test_pairs_are_the_sampled_frames_encoded(clips: list[Clip], tmp_path: Path)
     expected = []
     for index, clip in enumerate(clips):
         drawn = sample_windows(valid_frames(probe(clip.path), clip, FRAMES), Window(2), FRAMES, clip_rng(clip, 0))
-        expected += [(index, window.frames, (True, True), 5.0 / window.offset) for window in drawn]
+        expected += [(index, window.frames, (True, True), 5.0 / window.offset, ()) for window in drawn]
     assert dataset.examples == expected and len(dataset) == len(expected)
-    for item, (index, frames, _, fps) in zip((dataset[i] for i in range(len(dataset))), expected, strict=True):
+    for item, (index, frames, _, fps, _) in zip((dataset[i] for i in range(len(dataset))), expected, strict=True):
         assert torch.equal(item.raw, encoded(clips[index], frames))  # [2, 6, 2, 2]
         assert torch.equal(item.text["prompt_embeds"], Toy().encode_text([clips[index].caption])["prompt_embeds"][0])
         assert item.group.item() == index

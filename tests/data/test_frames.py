@@ -207,7 +207,7 @@ def test_past_frames_lie_as_far_apart_as_the_target_and_missing_ones_are_marked(
     drawn = sample_windows(valid, window, FramesConfig(offset_std=4, windows_per_clip=400), random.Random(0))
     assert len(drawn) > 100 and {w.offset for w in drawn} >= {1, 2, 3, 4, 5}
     missing = set()
-    for frames, present, offset in drawn:
+    for frames, present, offset, _ in drawn:
         anchor, *rest = frames
         assert anchor == 10 and len(rest) == 4 and present[0] and len(present) == 5
         target, source = valid.index(rest[3]), valid.index(rest[2])
@@ -321,3 +321,27 @@ def test_a_clip_too_short_for_a_window_is_skipped() -> None:
 def test_config_refuses(name: str, value: float) -> None:
     with pytest.raises(InputError, match=f"{name}: expected .*, got {value}"):
         FramesConfig(**{name: value})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "window", [PAIR, Window(4, given=(0, 1, 2), anchor=True), Window(4), Window(4, regenerates=True)]
+)
+def test_windows_that_follow_begin_where_the_one_before_ends(window: Window) -> None:
+    """Their given frames are the last ones before their new ones, in the clip, at the same distance."""
+    valid = range(100, 140)
+    config = FramesConfig(offset_std=2.0, windows_per_clip=30)
+    alone = sample_windows(valid, window, config, random.Random(0))
+    drawn = sample_windows(valid, window, config, random.Random(0), following=3)
+    assert [one._replace(following=()) for one in drawn] == alone
+    anchors, new = int(window.anchor), window.length - window.past
+    for first in drawn:
+        chain = [first, *first.following]
+        last = first.frames[-1]
+        assert len(first.following) == min(3, (139 - last) // (new * first.offset))
+        for before, after in zip(chain, chain[1:], strict=False):
+            assert after.offset == first.offset and after.following == () and after.frames[:anchors] == (100,) * anchors
+            frames, ahead = before.frames[anchors:], after.frames[anchors:]
+            assert ahead[window.past :] == tuple(frames[-1] + first.offset * (1 + step) for step in range(new))
+            for place in range(window.past):
+                if after.present[anchors + place]:
+                    assert ahead[place] == ahead[window.past] - first.offset * (window.past - place)

@@ -16,7 +16,7 @@ from toy import BlockMeans, Toy
 from contrastive_i2v.errors import InputError
 from contrastive_i2v.models.instruct_pix2pix import InstructPix2Pix
 from contrastive_i2v.randomness import draw, frame_generator
-from contrastive_i2v.sampling import rollout, three_way_guidance
+from contrastive_i2v.sampling import roll_windows, rollout, three_way_guidance
 from contrastive_i2v.system import Sampler, Window
 
 NOISE = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
@@ -346,3 +346,49 @@ def test_a_codec_that_compresses_time_rolls_out_latents() -> None:
     own = system.codec.sample(system.codec.encode(torch.rand(2, 1, 3, 16, 16)))[:, 0]
     latents = _rollout(system, own, PROMPTS, frames=4)
     assert latents.shape == (2, 4, 3, 2, 2) and system.codec.decode(latents).shape == (2, 7, 3, 16, 16)
+
+
+@pytest.mark.parametrize(
+    "window",
+    [
+        Window(2),
+        Window(4, given=(0, 1, 2), anchor=True),
+        Window(5, given=(0, 1), anchor=True),
+        Window(4, regenerates=True),
+    ],
+)
+def test_windows_from_a_still_frame_are_a_rollout(window: Window) -> None:
+    """Given the first frame in every place, and told that those before it are missing."""
+    system, new = Toy(window), window.length - window.past
+    first, text = torch.randn(2, 3, 2, 2, generator=torch.Generator().manual_seed(3)), system.encode_text(PROMPTS)
+    missing = torch.arange(1 - window.past, 1) >= 0
+    present = torch.cat([torch.ones(int(window.anchor), dtype=torch.bool), missing]).expand(2, -1)
+    given = first[:, None].expand(-1, window.past + window.anchor, -1, -1, -1)
+    fps = torch.tensor([5.0, 5.0])
+    # a rollout's windows begin at frame 1, those of a window in training at its own first new frame
+    seeds = {"seeds": [5, 6], "sampler": Sampler(steps=3)}
+    rolled = roll_windows(system, given, text, windows=3, present=present, fps=fps, **seeds)
+    told = [dict(one) for one in system.told]
+    for number, (one, said) in enumerate(zip(rolled, told, strict=True)):
+        assert torch.equal(one.given, said["given"]) and torch.equal(said["fps"], fps)
+        shown = number * new + torch.arange(1 - window.past, 1) >= 0
+        assert torch.equal(said["present"][:, window.anchor :], shown.expand(2, -1))
+        assert bool(said["present"][:, : window.anchor].all())
+    video = [first]
+    for number, one in enumerate(rolled):
+        past = [video[max(place, 0)] for place in range(number * new + 1 - window.past, number * new + 1)]
+        assert torch.equal(one.given, torch.stack([first] * window.anchor + past, dim=1))
+        video += system.codec.denormalize(one.generated)[:, -new:].unbind(1)
+    assert [len(one.generated[0]) for one in rolled] == [len(window.generated)] * 3
+    if window.past == 1:  # then the noise is the same, too
+        again = rollout(system, first, text, frames=3 * new + 1, **seeds)
+        torch.testing.assert_close(system.codec.denormalize(again[:, 1:]), torch.stack(video[1:], dim=1))
+
+
+def test_windows_that_cannot_follow_each_other_are_one() -> None:
+    system = Toy(Window(4, given=(1, 3)))
+    given, text = torch.zeros(2, 2, 3, 2, 2), system.encode_text(PROMPTS)
+    with pytest.raises(InputError, match="windows=2: those of toy can't follow each other; expected 1"):
+        roll_windows(system, given, text, windows=2, seeds=[1, 2])
+    (one,) = roll_windows(system, given, text, windows=1, seeds=[1, 2])
+    assert torch.equal(one.given, given) and one.generated.shape == (2, 2, 3, 2, 2)

@@ -1,7 +1,10 @@
-"""Runs that die, and runs that are the same."""
+"""Runs that die, runs that are the same, and runs of two processes."""
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,7 +13,7 @@ import pytest
 import torch
 
 from contrastive_i2v.training.checkpoint import list_checkpoints, load_checkpoint
-from contrastive_i2v.training.config import TrainConfig
+from contrastive_i2v.training.config import TrainConfig, save_config
 from contrastive_i2v.training.logs import read_log
 from contrastive_i2v.training.trainer import Trainer
 
@@ -58,3 +61,13 @@ def beside(config: TrainConfig, name: str, **changes: Any) -> TrainConfig:
 def last_tensors(config: TrainConfig) -> dict[str, dict[str, torch.Tensor]]:
     """What the last checkpoint holds."""
     return load_checkpoint(list_checkpoints(config.output / "checkpoints")[-1])[0]
+
+
+def launch(config: TrainConfig, path: Path) -> None:
+    """Train in two processes on the CPU, the config written to `path`."""
+    save_config(config, path)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command += ["-m", "contrastive_i2v", "train", "--config", str(path)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr[-2000:]

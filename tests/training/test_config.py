@@ -33,7 +33,7 @@ def test_a_saved_config_starts_the_same_run(config: TrainConfig, tmp_path: Path)
 def test_recipes_train_with_the_registered_forms() -> None:
     for form in ("contrastive", "baseline", "literal"):
         for name in (form, f"tiny-{form}"):
-            assert RECIPES[name].loss == FORMS[form].loss
+            assert RECIPES[name].loss == FORMS[form].changes["loss"]
             assert RECIPES[name].output == Path("runs") / form
     assert RECIPES["contrastive"] == TrainConfig()
 
@@ -51,7 +51,7 @@ def test_a_staged_recipe_is_its_stages_each_from_the_model_before() -> None:
                 assert config.model == f"runs/{staged}/{before[name]}"
     assert stages("tiny-consisti2v") == {"tiny-consisti2v": RECIPES["tiny-consisti2v"]}
     assert stages("tiny") == {}
-    assert all(config.loss == FORMS["baseline"].loss for name, config in RECIPES.items() if "emu" in name)
+    assert all(config.loss == FORMS["baseline"].changes["loss"] for name, config in RECIPES.items() if "emu" in name)
 
 
 @pytest.mark.parametrize(
@@ -124,3 +124,13 @@ def test_a_file_that_is_no_config_is_named(tmp_path: Path, content: bytes, said:
     with pytest.raises(InputError, match=rf"config\.yaml: {said}") as refused:
         load_config(TrainConfig, path)
     assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_every_form_is_a_training_of_its_own_that_a_file_keeps(form: str, tmp_path: Path) -> None:
+    base = TrainConfig(condition_noise=0.5)
+    config = FORMS[form].apply(base)
+    others = [FORMS[name].apply(base) for name in FORMS if name != form]
+    assert config not in others and FORMS[form].about
+    save_config(config, tmp_path / "config.yaml")
+    assert load_config(TrainConfig, tmp_path / "config.yaml") == config

@@ -2,30 +2,19 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from runs import launch
 
 from contrastive_i2v.models import load_system
 from contrastive_i2v.training.batches import batch_indices
 from contrastive_i2v.training.checkpoint import list_checkpoints, load_checkpoint
-from contrastive_i2v.training.config import LossConfig, TrainConfig, save_config
+from contrastive_i2v.training.config import LossConfig, TrainConfig
 from contrastive_i2v.training.logs import read_log
-
-
-def launch(config: TrainConfig, path: Path) -> None:
-    save_config(config, path)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    command += ["-m", "contrastive_i2v", "train", "--config", str(path)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200)
-    assert done.returncode == 0, done.stderr[-2000:]
 
 
 @pytest.mark.processes

@@ -144,6 +144,7 @@ def made(size: int, count: int) -> Inputs:
         has_condition=torch.rand(size) < 0.5,
         source_latents=latents(size),
         groups=torch.arange(size) // 2,
+        has_text=torch.ones(size, dtype=torch.bool),
     )
 
 

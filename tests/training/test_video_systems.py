@@ -23,7 +23,14 @@ from contrastive_i2v.models.emu_video import EmuVideoConfig
 from contrastive_i2v.sampling import first_frames, rollout
 from contrastive_i2v.system import Sampler
 from contrastive_i2v.training.batches import build_loader
-from contrastive_i2v.training.config import DataConfig, LossConfig, OptimizerConfig, PreviewConfig, TrainConfig
+from contrastive_i2v.training.config import (
+    DataConfig,
+    LossConfig,
+    OptimizerConfig,
+    OwnSamplesConfig,
+    PreviewConfig,
+    TrainConfig,
+)
 from contrastive_i2v.training.logs import read_log
 from contrastive_i2v.training.trainer import Trainer
 
@@ -129,6 +136,45 @@ def test_every_stage_of_emu_video_trains_and_resumes_bitwise(
     system = load_system(folder, device="cpu")
     assert isinstance(system.config, EmuVideoConfig) and system.config.task == task
     assert system.scheduler.config.prediction_type == "v_prediction" and system.scheduler.config.rescale_betas_zero_snr
+
+
+@pytest.mark.parametrize("kind", ["consisti2v", "emu-video"])
+def test_windows_from_own_last_frames_and_their_contrast(
+    config: TrainConfig, staged: dict[str, TrainConfig], kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two windows deep: the second is given the last frame of the first; its truth is the clip's next frames."""
+    run = config if kind == "consisti2v" else staged["video"]
+    own = OwnSamplesConfig(
+        condition_share=0.25, contrast_share=0.25, error_share=0.5, depth=2, clips=3, refresh=2, steps=2
+    )
+    loss = LossConfig(target_weight=0.0, own_weight=0.3, dispersive_weight=0.5, flow_contrast_weight=0.05)
+    run = replace(
+        run, own_samples=own, loss=loss, data=replace(run.data, frames=replace(run.data.frames, max_offset=1))
+    )
+    resumes(run, monkeypatch)
+    trainer = Trainer(beside(run, "fresh"))
+    assert trainer.own_samples is not None
+    trainer.own_samples.refresh(0)
+    records, system = trainer.own_samples.records, trainer.system
+    assert records is not None and records.numbers.tolist() == [0, 1] * 3
+    for first in range(0, 6, 2):
+        last = system.codec.denormalize(records.generated[first, -1])
+        torch.testing.assert_close(records.given[first + 1, 0], last)
+        before, after = (trainer.own_samples.truth.raw[row] for row in (first, first + 1))
+        assert torch.equal(before[-1], after[0]) and not torch.equal(before[0], after[0])
+
+
+def test_own_samples_between_keyframes_are_one_window_deep(
+    staged: dict[str, TrainConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = OwnSamplesConfig(contrast_share=0.5, depth=1, clips=2, refresh=2, steps=1)
+    run = replace(staged["interpolation"], loss=LossConfig(target_weight=0.0, own_weight=0.3), own_samples=own)
+    resumes(run, monkeypatch)
+    with pytest.raises(InputError, match="own_samples.depth=4.*emu-video don't follow each other; expected 1"):
+        Trainer(beside(run, "deep", own_samples=replace(own, depth=4)))
+    image = replace(staged["image"], own_samples=OwnSamplesConfig(error_share=0.5, depth=1))
+    with pytest.raises(InputError, match="error_share: the model is given no frame"):
+        Trainer(image)
 
 
 @pytest.mark.parametrize("kind", ["consisti2v", "emu-video"])

@@ -20,7 +20,7 @@ from contrastive_i2v.models import load_system
 from contrastive_i2v.models.instruct_pix2pix import InstructPix2PixConfig
 from contrastive_i2v.randomness import seeded
 from contrastive_i2v.training.batches import build_loader
-from contrastive_i2v.training.config import LossConfig, TimestepsConfig, TrainConfig
+from contrastive_i2v.training.config import LossConfig, OwnSamplesConfig, TimestepsConfig, TrainConfig
 from contrastive_i2v.training.inputs import make_inputs
 from contrastive_i2v.training.trainer import Trainer
 
@@ -71,6 +71,33 @@ def test_a_step_waits_once(
     assert dict(reads) == {"__bool__": 1}  # is the gradient finite?
     figures = [value for row in rows for value in row.values()]
     assert len(rows) == micro_batches + 1 and all(isinstance(value, Tensor) for value in figures)
+
+
+def test_a_step_with_every_term_waits_once_between_refreshes(
+    train_config: TrainConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loss = LossConfig(own_weight=0.3, text_weight=0.2, flow_contrast_weight=0.05, dispersive_weight=0.5)
+    own = OwnSamplesConfig(condition_share=0.25, contrast_share=0.25, error_share=0.5, depth=2, clips=2, steps=1)
+    frames = replace(train_config.data.frames, offset_std=0.0)
+    config = replace(
+        train_config, system=OPTIONS, loss=loss, own_samples=own, data=replace(train_config.data, frames=frames)
+    )
+    trainer = Trainer(config)
+    first, second = islice(build_loader(trainer.dataset, config, trainer.accelerator, step=0), 2)
+    trainer._train_step([first])
+    trainer.state.step = 1
+    with counted(monkeypatch) as reads:
+        trainer._train_step([second])
+    assert dict(reads) == {"__bool__": 2}  # and the op's reference looks at positives that are on the CPU
+
+    bank = trainer.own_samples
+    assert bank is not None and bank.records is not None
+    assert len(bank.deep) == 2 and bank.deep.device.type == "cpu"
+    bank.records = type(bank.records)(*(part.to("meta") for part in bank.records))
+    bank.truth, bank.errors = send_to_device(bank.truth, "meta"), bank.errors.to("meta")
+    with Crossings() as crossings:
+        bank.draw(send_to_device(second, "meta", non_blocking=True), 2, 0)
+    assert len(crossings.found) >= 8 and [name for name, waits in crossings.found if waits] == []
 
 
 class Crossings(TorchDispatchMode):
