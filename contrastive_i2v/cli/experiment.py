@@ -7,38 +7,37 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import torch
 import tyro
 
+from contrastive_i2v.cli.calibrate import ClipsOptions
 from contrastive_i2v.cli.evaluation_options import SuiteOptions
 from contrastive_i2v.cli.evaluation_table import format_over_seeds
+from contrastive_i2v.cli.experiment_material import STARTS, Footage, make_clips, make_start
 from contrastive_i2v.cli.trainings import (
     Run,
     available_networks,
+    calibrate_run,
     check_folder,
     check_forms,
-    clip_length,
     evaluate_runs,
     train,
 )
 from contrastive_i2v.data.frames import FramesConfig
-from contrastive_i2v.data.shapes import ShapesConfig, make_shapes
 from contrastive_i2v.errors import InputError, check_fields
 from contrastive_i2v.evaluation.results import Report
 from contrastive_i2v.evaluation.suite import Known, Networks
 from contrastive_i2v.files import locked_folder
 from contrastive_i2v.models import tiny
 from contrastive_i2v.system import DESCRIPTION
-from contrastive_i2v.training.config import DataConfig, LossConfig, OptimizerConfig, PreviewConfig, TrainConfig
+from contrastive_i2v.training.config import DataConfig, OptimizerConfig, PreviewConfig, TrainConfig
 from contrastive_i2v.training.forms import FORMS
 from contrastive_i2v.training.trainer import is_trained
-
-START_SEED = 1000  # of the weights and batches before the forms part
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """Which form of the contrastive term helps? All train from the same weights on the same batches, and are compared.
+    """Which form of training helps? All train from the same weights on the same batches at equal compute, are sampled
+    at their own calibrated settings and at common ones, and are compared.
 
     Seed s of every form shares its batches, noise and sampling noise with seed s of the others, so that differences
     are paired. The same command goes on where it was stopped, and adds forms and seeds to what is there; the report is
@@ -48,23 +47,32 @@ class Options:
     output: Path = Path("runs/experiment")
     """Folder of everything; the report is report.html in it, the numbers report.json."""
     forms: tuple[str, ...] = ("baseline", "contrastive", "literal")
-    """Which losses, by name; `--forms all` is every one there is. "baseline" is what the others are held against."""
+    """Which forms, by name; `--forms all` is every one there is. "baseline" is what the others are held against, and
+    "half-updates" and "own-sample-positive" are controls."""
     seeds: tuple[int, ...] = (0, 1, 2)
     """Each form is trained once for each. Runs that the folder holds already stay in the table."""
+    start: str = "weak"
+    """What the forms begin with. weak: a small model after `start_steps` without any contrastive term; packaged: the
+    tiny model; text-to-image: a base that knows no image yet, just grown to take one."""
+    footage: Footage = "shapes"
+    """shapes; open: captions say neither direction nor speed, so samples must choose; same: one caption for all;
+    camera: pans and zooms over photographs."""
     start_steps: int = 1300
-    """Steps without any contrastive term, from random weights, before the forms part; 0 = they part at once."""
-    steps: int = 400
-    """Steps of each form."""
-    batch_size: int = 32
-    """Pairs a step; the negatives come from these."""
-    learning_rate: float = 2e-3
-    """Constant before the forms part, then falling to 0 along a cosine."""
+    """Steps of a weak start or a text-to-image base, from random weights."""
+    steps: int | None = None
+    """Steps of each form; a form whose steps cost more has fewer. None = 400, 120 and 300 for the three starts."""
+    batch_size: int | None = None
+    """Pairs a step; the negatives come from these. None = 32, 16 and 32."""
+    learning_rate: float | None = None
+    """Falls to 0 along a cosine. None = 2e-3, 2e-4 and 1e-3."""
     widths: tuple[int, ...] = (16, 32, 64)
-    """Channels of the UNet's levels; the last one attends to the prompt. 1 M parameters."""
+    """Channels of the UNet's levels, but for a packaged start; the last one attends to the prompt. 1 M parameters."""
     condition_noise: float = 0.5
     """Of every form: noise on the conditioning latents in training, against drift in the rollouts."""
     train_clips: int = 240
     """Clips to train on."""
+    validation_clips: int = 24
+    """Clips that each model's sampler is calibrated with; 0 = all are sampled at common settings alone."""
     test_clips: int = 64
     """Held-out clips: combinations of shape, colour and direction that training never shows."""
     test_seed: int = 101
@@ -72,14 +80,22 @@ class Options:
     frames: int = 16
     """Length of each rollout, the given first frame included; frames are 1/5 s apart."""
     sampler_steps: int = 8
-    """DDIM steps a frame; no guidance."""
+    """DDIM steps a frame of the common settings; no guidance."""
+    samples: int = 1
+    """Videos of each clip; an open future's mode coverage needs 2."""
+    light: bool = False
+    """Leave out the metrics of image features and of optical flow, which take half of the time."""
     quick: bool = False
     """A run of a minute that only shows that all works: two forms, one seed, few steps and clips."""
 
     def __post_init__(self) -> None:
-        least = dict.fromkeys(("steps", "batch_size", "train_clips", "sampler_steps"), 1)
+        least = dict.fromkeys(("steps", "batch_size", "train_clips", "sampler_steps", "samples"), 1)
         least |= {"condition_noise": 0, "start_steps": 0, "test_clips": 2, "frames": 2}
         check_fields(self, least, positive=("learning_rate",), distinct=("forms", "seeds"))
+        if self.validation_clips < 3 and self.validation_clips != 0:
+            raise InputError(f"validation_clips: expected 0, or at least 3, got {self.validation_clips}")
+        if self.start not in STARTS:
+            raise InputError(f"start: expected one of {', '.join(STARTS)}, got {self.start!r}")
         if not self.widths or any(width < 16 or width % 16 for width in self.widths):
             raise InputError(f"widths: expected multiples of 16, got {self.widths}")
         check_forms(self.forms, "all")
@@ -98,6 +114,7 @@ QUICK = {
     "steps": 4,
     "batch_size": 4,
     "train_clips": 6,
+    "validation_clips": 3,
     "test_clips": 3,
     "frames": 4,
     "sampler_steps": 2,
@@ -110,7 +127,7 @@ def run(arguments: Sequence[str]) -> None:
     options = replace(options, **QUICK) if options.quick else options  # type: ignore[arg-type]
     command = shlex.join(["contrastive-i2v", "experiment", *arguments])
     warnings: list[str] = []
-    networks = available_networks("tiny", warnings)
+    networks = available_networks("tiny", warnings, light=options.light)
     if networks.video is None:  # before the hours of training, as the verdict needs it
         raise InputError(warnings[0])
     with locked_folder(options.output):
@@ -124,10 +141,16 @@ def make_experiment(options: Options, command: str, networks: Networks, warnings
     Raises InputError where the folder holds an experiment of other options.
     """
     check_folder(options, "experiment", FREE)
-    make_shapes(options.output / "clips", ShapesConfig(train_clips=options.train_clips, test_clips=0, seed=12))
-    held_out = ShapesConfig(train_clips=0, test_clips=options.test_clips, seed=options.test_seed)
-    make_shapes(options.output / "held-out", replace(held_out, frames=clip_length(options.frames)))
-    model = start(options)
+    make_clips(
+        options.output,
+        options.footage,
+        train=options.train_clips,
+        validation=options.validation_clips,
+        test=options.test_clips,
+        frames=options.frames,
+        seed=options.test_seed,
+    )
+    model = make_start(options.start, train_config(options, "start", 0), options.start_steps, options.widths)
     jobs = [(form, seed) for seed in options.seeds for form in options.chosen]
     configs = [form_config(options, form, seed, model) for form, seed in jobs]
     known: Known = {}
@@ -135,6 +158,9 @@ def make_experiment(options: Options, command: str, networks: Networks, warnings
         print(f"[{number}/{len(jobs)}] {form}, seed {seed}", flush=True)
         done_before = is_trained(config)
         train(config)
+        if options.validation_clips:
+            held_out = ClipsOptions(path=options.output / "validation" / "test", clips=None, frames=options.frames)
+            calibrate_run(config.output, held_out, command)
         missing = sum(not is_trained(later) for later in configs[number:])
         if missing and not done_before:
             so_far = f"{missing} of {len(jobs)} trainings are still to come: the same command goes on."
@@ -146,7 +172,7 @@ def evaluate_experiment(
     options: Options, command: str, networks: Networks, warnings: Sequence[str], known: Known
 ) -> Report:
     """Measure every finished run of the folder, and write the report; what was measured before is kept."""
-    suite = SuiteOptions(
+    common = SuiteOptions(
         data=options.output / "held-out" / "test",
         output=options.output,
         frames=options.frames,
@@ -154,58 +180,54 @@ def evaluate_experiment(
         steps=options.sampler_steps,
         guidance_scale=1.0,
         image_guidance_scale=1.0,
+        prediction_scale=1.0,
+        prediction_slope=0.0,
     )
-    runs = find_runs(options.output)
+    runs = find_runs(options.output, calibrated=options.validation_clips > 0)
+    said = f"{options.start} start, {options.footage}"
     return evaluate_runs(
-        suite,
+        common,
         runs,
         {"first-frame": ()},
         networks,
-        title=f"{', '.join(dict.fromkeys(run.form for run in runs))} over training seeds",
+        title=f"{', '.join(dict.fromkeys(run.form for run in runs))} over training seeds: {said}",
         command=command,
-        about={"training": f"{options.start_steps} steps without the term, then {options.steps} of each form"},
+        about={"training": f"{said}, {steps_of(options)} steps of the baseline; the other forms cost as much"},
         warnings=[*warnings],
         known=known,
+        samples=options.samples,
     )
 
 
-def find_runs(output: Path) -> list[Run]:
-    """Every finished run of the folder, by form in the order of `FORMS` and by seed."""
+def find_runs(output: Path, *, calibrated: bool) -> list[Run]:
+    """Every finished run of the folder, by form in the order of `FORMS` and by seed; with `calibrated` twice, at common
+    settings and at its own."""
     found = []
     for form in FORMS:
         folders = [index.parents[1] for index in output.glob(f"runs/{form}-seed*/model/{DESCRIPTION}")]
         found += sorted((Run(form, int(one.name.rpartition("-seed")[2]), one) for one in folders), key=lambda r: r.seed)
-    return found
-
-
-def start(options: Options) -> Path:
-    """The weights that every form begins with: a pipeline folder, made where it is not there yet."""
-    torch.manual_seed(START_SEED)
-    attention = [False] * (len(options.widths) - 1) + [True]
-    system = tiny.untrained_system(options.widths, attention)
-    if options.start_steps == 0:
-        folder = options.output / "runs" / "start" / "model"
-        if not (folder / DESCRIPTION).exists():
-            system.save(folder)
-        return folder
-    config = train_config(options, "start", START_SEED, LossConfig(target_weight=0.0))
-    optimizer = replace(config.optimizer, schedule="constant", warmup_steps=min(50, options.start_steps))
-    return train(replace(config, steps=options.start_steps, ema_decay=0.0, optimizer=optimizer), system)
+    return [*found, *(replace(one, calibrated=True) for one in found if calibrated)]
 
 
 def form_config(options: Options, form: str, seed: int, model: Path) -> TrainConfig:
-    """One run: the form's training, from the seed's start, at the compute of `options.steps` plain steps."""
-    config = train_config(options, f"{form}-seed{seed}", seed, LossConfig())
+    """One run: the form's training, from the seed's start, at the compute of the baseline's steps."""
+    config = train_config(options, f"{form}-seed{seed}", seed)
     return FORMS[form].apply(replace(config, model=str(model), equal_compute=True))
 
 
-def train_config(options: Options, name: str, seed: int, loss: LossConfig) -> TrainConfig:
+def steps_of(options: Options) -> int:
+    """The baseline's steps."""
+    return options.steps or STARTS[options.start].steps
+
+
+def train_config(options: Options, name: str, seed: int) -> TrainConfig:
     """What all trainings share: next-frame pairs of the clips, a moving average, no previews."""
+    usual = STARTS[options.start]
     return TrainConfig(
         output=options.output / "runs" / name,
         model="(built by experiment)",
-        steps=options.steps,
-        batch_size=options.batch_size,
+        steps=steps_of(options),
+        batch_size=options.batch_size or usual.batch_size,
         condition_noise=options.condition_noise,
         ema_decay=0.99,
         seed=seed,
@@ -218,7 +240,8 @@ def train_config(options: Options, name: str, seed: int, loss: LossConfig) -> Tr
             resolution=tiny.RESOLUTION,
             frames=FramesConfig(offset_std=0.0, windows_per_clip=30),
         ),
-        loss=loss,
-        optimizer=OptimizerConfig(learning_rate=options.learning_rate, betas=(0.9, 0.99), warmup_steps=20),
+        optimizer=OptimizerConfig(
+            learning_rate=options.learning_rate or usual.learning_rate, betas=(0.9, 0.99), warmup_steps=20
+        ),
         preview=PreviewConfig(every=0),
     )

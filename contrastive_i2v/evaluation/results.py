@@ -99,6 +99,8 @@ class Training:
     """Of the loss."""
     seed: int
     """Of batches, noise and sampling: shared with the same seed of the other forms, so that they are paired."""
+    against: str = ""
+    """The form that this one is held against; "" = none, as the baseline."""
     noise_loss: list[list[float]] = field(default_factory=list)
     """[optimizer step, mean squared error of the prediction], which every form has, a mean since the entry before."""
 

@@ -22,14 +22,16 @@ class Form:
     about: str
     changes: Mapping[str, Any]
     """Field of `TrainConfig` -> its value; the others are as in the whole run or experiment."""
+    share_of_steps: float = 1.0
+    """Of the whole run's or experiment's."""
 
     def apply(self, config: TrainConfig) -> TrainConfig:
         """That training in this form."""
-        return replace(config, **self.changes)
+        return replace(config, steps=max(1, round(self.share_of_steps * config.steps)), **self.changes)
 
 
-def _form(about: str, loss: LossConfig = _NO_TERM, **changes: Any) -> Form:
-    return Form(about, {"loss": loss, **changes})
+def _form(about: str, loss: LossConfig = _NO_TERM, *, share_of_steps: float = 1.0, **changes: Any) -> Form:
+    return Form(about, {"loss": loss, **changes}, share_of_steps)
 
 
 _ROLLOUTS = OwnSamplesConfig(
@@ -41,6 +43,7 @@ _PAST_2_ANCHOR = InstructPix2PixConfig(past_frames=2, anchor=True)
 
 FORMS: dict[str, Form] = {
     BASELINE: _form("no contrastive term"),
+    "half-updates": _form("control: no contrastive term, half the updates", share_of_steps=0.5),
     "contrastive": _form("the default: target bank, cosine, temperature 0.07, weight 0.2, gated", _DEFAULT),
     "literal": _form(
         "the published form: dot products, both banks, 1/D, every step",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +20,10 @@ from contrastive_i2v.evaluation.results import load_report
 from contrastive_i2v.training.forms import FORMS
 from contrastive_i2v.training.logs import read_log
 
-SMALL = "--start-steps 2 --steps 2 --batch-size 3 --train-clips 3 --test-clips 2 --frames 3 --sampler-steps 1 --seeds 0"
+SMALL = (
+    "--start-steps 2 --steps 2 --batch-size 3 --train-clips 3 --test-clips 2 --frames 3 --sampler-steps 1 --seeds 0 "
+    "--validation-clips 3"
+)
 
 
 @pytest.fixture(scope="module")
@@ -45,13 +49,23 @@ def test_forms_share_their_start_and_batches_and_differ_in_the_loss(folder: Path
 
 def test_what_is_written(folder: Path) -> None:
     report = load_report(folder / "report.json")
-    assert [one.name for one in report.methods] == ["baseline-seed0", "contrastive-seed0", "first-frame"]
-    assert [run.name for run in find_runs(folder)] == ["baseline-seed0", "contrastive-seed0"]
-    contrastive, still = report.over_seeds[1:]
-    assert (contrastive.form, contrastive.seeds, still.form) == ("contrastive", [0], "first-frame")
+    names = ["baseline-seed0", "contrastive-seed0", "baseline-seed0-calibrated", "contrastive-seed0-calibrated"]
+    assert [one.name for one in report.methods] == [*names, "first-frame"]
+    assert [run.name for run in find_runs(folder, calibrated=False)] == names[:2]
+    forms = [one.form for one in report.over_seeds]
+    assert forms == ["baseline", "contrastive", "baseline, calibrated", "contrastive, calibrated", "first-frame"]
+    _, contrastive, calibrated, both, still = report.over_seeds
+    assert contrastive.seeds == both.seeds == [0]
+    for form, base in ((contrastive, report.over_seeds[0]), (calibrated, report.over_seeds[0]), (both, calibrated)):
+        assert [one.baseline for one in form.numbers] == [one.mean for one in base.numbers]
+    settings = {one.name: one.provenance["sampler"] for one in report.methods if one.training}
+    chosen = json.loads((folder / "runs/contrastive-seed0/model/system.json").read_text())["sampler"]
+    assert settings["contrastive-seed0"].startswith("1 steps, guidance text 1, image 1, DDIM")
+    assert f"prediction x {chosen['prediction_scale']:g}" in settings[names[3]] or chosen["prediction_scale"] == 1
+    assert (folder / "runs/contrastive-seed0/calibration/calibration.html").is_file()
     numbers = {one.title: one for one in contrastive.numbers}
     titles = ["Frame MSE, frame 1", "Frame MSE, frame 2", "Frame MSE, mean", "FVD", "Motion ratio", "Dynamic degree"]
-    assert list(numbers) == titles
+    assert list(numbers)[: len(titles)] == titles
     error = next(m for m in report.methods[1].metrics if m.name == "frame_mse")
     assert numbers["Frame MSE, frame 2"].values == [error.per_frame[2]]
     assert {one.title: one.mean for one in still.numbers}["Motion ratio"] == 0
@@ -67,7 +81,7 @@ def test_goes_on_without_repeating_and_refuses_other_options(
         patch.setattr(generators, "rollout", None)
         experiment.run(["--output", str(folder), *shlex.split(SMALL), "--forms", "baseline", "contrastive"])
     table = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| contrastive")]
-    assert len(table) == 1 and " %)" in table[0]
+    assert len(table) == 2 and all(" %)" in line for line in table)
     assert load_report(folder / "report.json").over_seeds == before.over_seeds
     with pytest.raises(InputError, match="steps: 2 -> 3"):
         experiment.run(["--output", str(folder), *shlex.split(SMALL), "--steps", "3"])
@@ -93,7 +107,7 @@ def test_interrupted_it_has_a_report_of_what_was_measured_and_goes_on(
         experiment.run(command)
     assert trained == ["start", "baseline-seed0", "contrastive-seed0"]
     report = load_report(output / "report.json")
-    assert [one.name for one in report.methods] == ["baseline-seed0", "first-frame"]
+    assert [one.name for one in report.methods] == ["baseline-seed0", "baseline-seed0-calibrated", "first-frame"]
     assert report.warnings[0] == "1 of 2 trainings are still to come: the same command goes on."
     assert "1 of 2 trainings are still to come" in (output / "report.html").read_text()
     experiment.run(command)
@@ -109,6 +123,8 @@ def test_interrupted_it_has_a_report_of_what_was_measured_and_goes_on(
         ({"seeds": (1, 1)}, "none twice"),
         ({"forms": ("nothing",)}, "nothing unknown; expected some of all, baseline"),
         ({"widths": (20,)}, "multiples of 16"),
+        ({"start": "nowhere"}, "start: expected one of weak, packaged, text-to-image"),
+        ({"validation_clips": 2}, "validation_clips: expected 0, or at least 3"),
         ({"learning_rate": 0.0}, "learning_rate"),
     ],
 )
@@ -119,6 +135,26 @@ def test_bad_options(change: dict[str, object], message: str) -> None:
 
 def test_all_is_every_form() -> None:
     assert Options(forms=("all",)).chosen == list(FORMS)
+
+
+@pytest.mark.parametrize(("start", "footage"), [("packaged", "open"), ("text-to-image", "same"), ("weak", "camera")])
+def test_other_starts_and_footage(start: str, footage: str, tmp_path: Path) -> None:
+    output = tmp_path / "run"
+    options = [*shlex.split(SMALL), "--validation-clips", "0", "--light", "--start", start, "--footage", footage]
+    experiment.run(["--output", str(output), *options, "--forms", "baseline"])
+    report = load_report(output / "report.json")
+    assert [one.name for one in report.methods] == ["baseline-seed0", "first-frame"]
+    assert any("All methods are sampled at one setting" in text for text in report.warnings)
+    captions = {clip.caption for clip in report.methods[0].clips}
+    assert {"open": not any(" moves to " in c or "slowly" in c for c in captions), "same": len(captions) == 1}.get(
+        footage, all("camera" in caption for caption in captions)
+    )
+
+
+def test_half_the_updates_are_half_the_steps() -> None:
+    options = Options(steps=7)
+    assert form_config(options, "half-updates", 0, Path("model")).steps == 4
+    assert form_config(options, "baseline", 0, Path("model")).steps == 7
 
 
 def test_a_forms_own_condition_noise_comes_before_the_experiments() -> None:

@@ -64,7 +64,6 @@ def evaluate(
     command: str,
     batch_size: int = 8,
     trainings: Mapping[str, Training] | None = None,
-    baseline: str = "baseline",
     umap: bool = True,
     page: str = "report.html",
     about: dict[str, str] | None = None,
@@ -80,7 +79,6 @@ def evaluate(
     Args:
         command: how to run it again, for the report.
         trainings: method -> the training that made it, of those that are one of several.
-        baseline: the form of the loss that other forms are held against.
         umap: False leaves UMAP's maps out, and the 20 s or more that they take.
         page: the page's file name in `output`.
         about: more provenance of the whole evaluation.
@@ -123,7 +121,7 @@ def evaluate(
             training = (trainings or {}).get(method.name)
             evaluated.append(_evaluated(work, method, [one.metric for one in scored[method.name]], found, training))
         with work.clock("differences"):
-            differences = _differences(scored, trainings or {}, baseline)
+            differences = _differences(scored, trainings or {})
         parts = {name: spent for name, spent in work.seconds.items() if name not in work.jobs}
         report = Report(
             title=title,
@@ -139,7 +137,7 @@ def evaluate(
                 "seconds by part": ", ".join(f"{name} {spent:.1f}" for name, spent in parts.items()),
             },
             differences=differences,
-            over_seeds=over_seeds(evaluated, baseline),
+            over_seeds=over_seeds(evaluated),
             warnings=[*warnings, *_warnings(reference, networks)],
         )
         save_report(report, output / "report.json")
@@ -168,18 +166,15 @@ def _with_reader(networks: Networks, reference: ReferenceSet) -> Networks:
     return replace(networks, shapes=ShapesReader(default_device()))
 
 
-def _differences(
-    scored: Mapping[str, list[Scored]], trainings: Mapping[str, Training], baseline: str
-) -> list[Difference]:
+def _differences(scored: Mapping[str, list[Scored]], trainings: Mapping[str, Training]) -> list[Difference]:
     """Of the pairs of methods that answer a question, for the metrics that both have."""
     trained = {training.form for training in trainings.values()}
     found = []
     for a, b in combinations(scored, 2):
         both = [trainings[name] for name in (a, b) if name in trainings]
-        if len(both) == 2 and (
-            both[0].seed != both[1].seed or (baseline in trained and baseline not in (both[0].form, both[1].form))
-        ):
-            continue  # forms are held against the baseline of their seed; over seeds there is a section of its own
+        forms, against = {one.form for one in both}, {one.against for one in both} & trained
+        if len(both) == 2 and (both[0].seed != both[1].seed or (against and not against & forms)):
+            continue  # forms are held against that of their seed; over seeds there is a section of its own
         others = {one.metric.name: one for one in scored[b]}
         for one in scored[a]:
             if (other := others.get(one.metric.name)) is not None:
