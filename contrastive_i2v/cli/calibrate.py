@@ -12,16 +12,13 @@ import tyro
 
 from contrastive_i2v.cli.evaluate import PIXELS_AT_ONCE
 from contrastive_i2v.errors import InputError, check_fields
-from contrastive_i2v.evaluation.calibration import Calibration, CalibrationConfig, calibrate, read_default
+from contrastive_i2v.evaluation.calibration import CALIBRATION, Calibration, CalibrationConfig, calibrate, read_default
 from contrastive_i2v.evaluation.report.calibration import write_page
 from contrastive_i2v.evaluation.videos import read_reference_set
 from contrastive_i2v.files import locked_folder, write_whole
 from contrastive_i2v.models import load_system
 from contrastive_i2v.models.loading import locate
 from contrastive_i2v.system import DESCRIPTION, System
-
-RESULT = "calibration.json"
-"""Beside a model's system.json: what its sampler was chosen among."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,7 +91,7 @@ def calibrate_model(
 
     A model that was calibrated before starts from the sampler that it had before that. Raises InputError.
     """
-    system.sampler = read_default(folder / RESULT) or system.sampler
+    system.sampler = read_default(folder / CALIBRATION) or system.sampler
     size = system.size
     reference = read_reference_set(
         data.path, frames=data.frames, resolution=size, frame_rate=data.frame_rate or system.fps, limit=data.clips
@@ -108,7 +105,7 @@ def calibrate_model(
             system.save_description(folder)
         else:
             system.save(save)
-        write_whole((save or folder) / RESULT, lambda part: part.write_text(found.to_json(), encoding="utf-8"))
+        write_whole((save or folder) / CALIBRATION, lambda part: part.write_text(found.to_json(), encoding="utf-8"))
     return found
 
 

@@ -16,12 +16,18 @@ from contrastive_i2v.errors import InputError
 class Options(SuiteOptions):
     """Measure several methods on the same clips, with paired 95 % intervals of every difference.
 
-    The same command goes on where it was stopped, and another method is added to what is there.
+    Each model is sampled at its own settings, those that `calibrate` chose for it, and where these differ also at
+    common ones: NAME-common. The same command goes on where it was stopped, and another method is added to what is
+    there.
     """
 
     methods: tuple[str, ...]
     """[NAME=]SPEC each: "tiny", a folder that train wrote, an InstructPix2Pix folder or hub id, a folder of another
     diffusers image-to-video pipeline, a folder of finished videos, "first-frame" or "retrieval"."""
+
+    common: bool = True
+    """Sample models at common settings as well, where their own differ: those of the first model before its
+    calibration."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -32,4 +38,4 @@ class Options(SuiteOptions):
 def run(arguments: Sequence[str]) -> None:
     """Parse the options, compare, and print the table and where the report is."""
     options = tyro.cli(Options, prog="contrastive-i2v compare", args=arguments)
-    evaluate_methods(options, options.methods, command="compare", arguments=arguments)
+    evaluate_methods(options, options.methods, command="compare", arguments=arguments, common=options.common)

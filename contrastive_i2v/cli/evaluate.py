@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import tyro
@@ -38,13 +38,24 @@ def run(arguments: Sequence[str]) -> None:
     evaluate_methods(options, (options.method, *options.baselines), command="evaluate", arguments=arguments)
 
 
-def evaluate_methods(options: SuiteOptions, specs: Sequence[str], *, command: str, arguments: Sequence[str]) -> None:
-    """What evaluate and compare share."""
-    from contrastive_i2v.cli.evaluation_methods import build_method, build_networks, load_reference  # takes seconds
+def evaluate_methods(
+    options: SuiteOptions, specs: Sequence[str], *, command: str, arguments: Sequence[str], common: bool = False
+) -> None:
+    """What evaluate and compare share; `common` adds models at common settings where their own differ."""
+    from contrastive_i2v.cli.evaluation_methods import (  # takes seconds
+        build_method,
+        build_networks,
+        common_settings,
+        load_reference,
+    )
 
     reference = load_reference(options, specs)
     warnings: list[str] = []
     methods = [build_method(spec, options, reference, warnings) for spec in specs]
+    if common and (settings := common_settings(options, specs, warnings)):
+        for method in [build_method(spec, settings, reference, warnings) for spec in specs]:
+            if method.kind == "checkpoint":
+                methods.append(replace(method, name=f"{method.name}-common"))
     networks, about = build_networks(options, specs)
     report = evaluate(
         reference,

@@ -6,7 +6,7 @@ import hashlib
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from contrastive_i2v.data.types import NoClipLeft
 from contrastive_i2v.data.video import VIDEO_EXTENSIONS, as_size, probe
 from contrastive_i2v.errors import InputError, one_line
 from contrastive_i2v.evaluation import generators
+from contrastive_i2v.evaluation.calibration import CALIBRATION, read_default
 from contrastive_i2v.evaluation.extractors import loading
 from contrastive_i2v.evaluation.fidelity import load_lpips
 from contrastive_i2v.evaluation.generators import Generator, Method
@@ -134,6 +135,25 @@ def build_method(spec: str, options: SuiteOptions, reference: ReferenceSet, warn
         seeds=options.seeds,
         about={"model": spec, **_training(spec)},
     )
+
+
+def common_settings(options: SuiteOptions, specs: Sequence[str], warnings: list[str]) -> SuiteOptions | None:
+    """The options with the sampler that the first model had before its calibration; None where all models are sampled
+    alike anyway, which is said where it may suit one better than another."""
+    models = [spec for _, spec in map(split_name, specs) if kind_of(spec) == "checkpoint"]
+    samplers = {options.over(_system(spec).sampler) for spec in models}
+    if len(samplers) > 1:
+        folder = Path(locate(split_options(models[0])[0]))
+        before = read_default(folder / CALIBRATION) or replace(
+            _system(models[0]).sampler, prediction_scale=1.0, prediction_slope=0.0
+        )
+        return replace(options, **{item.name: getattr(before, item.name) for item in fields(before)})
+    if len(models) > 1:
+        warnings.append(
+            f"All models are sampled at one setting ({samplers.pop()}), which may suit one of them better than "
+            "another: `contrastive-i2v calibrate` finds each one's own."
+        )
+    return None
 
 
 def build_networks(options: SuiteOptions, specs: Sequence[str]) -> tuple[Networks, dict[str, str]]:

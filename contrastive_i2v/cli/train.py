@@ -14,7 +14,7 @@ from accelerate import PartialState
 from torch import Tensor
 
 from contrastive_i2v.errors import InputError
-from contrastive_i2v.evaluation.calibration import CalibrationConfig
+from contrastive_i2v.evaluation.calibration import CALIBRATION, CalibrationConfig
 from contrastive_i2v.models import load_system
 from contrastive_i2v.training.config import TrainConfig, load_config
 from contrastive_i2v.training.recipes import RECIPES, stages
@@ -70,9 +70,9 @@ def run(arguments: Sequence[str]) -> None:
 
 def _calibrate(config: TrainConfig, folder: Path, command: str) -> None:
     """The last step of a training with validation clips; what keeps it from being done is said, and the model stays."""
-    from contrastive_i2v.cli.calibrate import RESULT, ClipsOptions, calibrate_model, format_calibration
+    from contrastive_i2v.cli.calibrate import ClipsOptions, calibrate_model, format_calibration
 
-    if (folder / RESULT).exists():
+    if (folder / CALIBRATION).exists():
         return
     assert config.data.validation_path is not None
     reason = ""

@@ -8,12 +8,12 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from contrastive_i2v.cli.calibrate import RESULT, ClipsOptions, calibrate_model
+from contrastive_i2v.cli.calibrate import ClipsOptions, calibrate_model
 from contrastive_i2v.cli.evaluate import PIXELS_AT_ONCE
 from contrastive_i2v.cli.evaluation_methods import Latents, build_method, load_reference
 from contrastive_i2v.cli.evaluation_options import SuiteOptions
 from contrastive_i2v.errors import InputError
-from contrastive_i2v.evaluation.calibration import CalibrationConfig
+from contrastive_i2v.evaluation.calibration import CALIBRATION, CalibrationConfig
 from contrastive_i2v.evaluation.extractors.loading import load_flow, load_image_extractor, load_video_extractor
 from contrastive_i2v.evaluation.results import Report, Training
 from contrastive_i2v.evaluation.suite import Known, Networks, evaluate
@@ -101,7 +101,7 @@ def train(config: TrainConfig, system: System | None = None) -> Path:
 
 def calibrate_run(folder: Path, validation: ClipsOptions, command: str) -> None:
     """Choose how a trained model is sampled, on clips that the report doesn't use; what was chosen before stays."""
-    if not (folder / "model" / RESULT).exists():
+    if not (folder / "model" / CALIBRATION).exists():
         system, config = load_system(folder), CalibrationConfig()
         calibrate_model(system, folder / "model", validation, folder / "calibration", config=config, command=command)
 

@@ -45,6 +45,8 @@ from contrastive_i2v.randomness import seeded
 from contrastive_i2v.sampling import fill_in, guidance_branches, rollout
 from contrastive_i2v.system import Sampler, System
 
+CALIBRATION = "calibration.json"
+"""Beside a model's system.json: what its sampler was chosen among."""
 MOTION = 1.15
 """How far the motion may be from the truth's, as a factor either way."""
 GRID = 4

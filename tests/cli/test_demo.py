@@ -57,7 +57,7 @@ def test_the_report_holds_every_method_and_agrees_with_the_clips(folder: Path) -
         assert trainings[name].noise_loss == logged and len(logged) == 4
         trainings[name] = replace(trainings[name], noise_loss=[])
     assert trainings == {
-        "contrastive-seed0": Training(form="contrastive", seed=0),
+        "contrastive-seed0": Training(form="contrastive", seed=0, against="baseline"),
         "baseline-seed0": Training(form="baseline", seed=0),
         "no-fine-tuning": None,
         "first-frame": None,

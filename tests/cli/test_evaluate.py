@@ -7,7 +7,7 @@ import re
 import shutil
 import sys
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,8 @@ from contrastive_i2v.evaluation.results import (
     Report,
     load_report,
 )
+from contrastive_i2v.models import load_system
+from contrastive_i2v.system import Sampler
 
 FAST = ["--frames", "4", "--steps", "2", "--guidance-scale", "1", "--image-guidance-scale", "1"]
 
@@ -75,7 +77,7 @@ def test_evaluate_writes_report_videos_and_table(
     made = report.methods[0].provenance
     assert re.fullmatch(r"sha256 [0-9a-f]{64}", made["weights"])
     assert made["training config"] == "steps: 100\n"
-    assert made["sampler"] == "2 steps, DDIMScheduler"
+    assert made["sampler"] == "2 steps, guidance text 1, image 1, DDIMScheduler"
     assert made["seeds"] == "0 1"
     assert report.provenance["resolution"] == "16"  # what the model was made for
     assert {"torch", "device", "data hash", "seconds"} <= set(report.provenance)
@@ -126,6 +128,38 @@ def test_compare_says_which_is_better(clips: Path, tmp_path: Path, capsys: pytes
     table = capsys.readouterr().out
     assert re.search(r"↓ Frame MSE +\S+ \[\S+, \S+\]( \*)? !", table)
     assert any("latents" in text.lower() for text in report.warnings)  # no model here, so no encoder
+
+
+def test_models_are_compared_at_their_own_settings_and_at_common_ones(
+    pipeline_folder: Path, clips: Path, tmp_path: Path
+) -> None:
+    for name, scale in (("one", 1.0), ("other", 1.05)):
+        system = load_system(pipeline_folder, device="cpu")
+        system.sampler = Sampler(steps=2, guidance_scale=1.0, image_guidance_scale=1.0, prediction_scale=scale)
+        system.save(tmp_path / name)
+    before = Sampler(steps=3, guidance_scale=1.0, image_guidance_scale=1.0)
+    (tmp_path / "one" / "calibration.json").write_text(json.dumps({"default": {"sampler": asdict(before)}}))
+    plain = ["--data", str(clips / "test"), "--output", str(tmp_path / "out"), "--frames", "4", "--resolution", "16"]
+    two = ["--methods", str(tmp_path / "one"), str(tmp_path / "other"), "first-frame"]
+    compare.run([*plain, *two])
+    report = load_report(tmp_path / "out" / "report.json")
+    samplers = {one.name: one.provenance.get("sampler", "").rpartition(",")[0] for one in report.methods}
+    own = "2 steps, guidance text 1, image 1"
+    common = "3 steps, guidance text 1, image 1"
+    assert samplers == {
+        "one": own,
+        "other": f"{own}, prediction x 1.05",
+        "first-frame": "",
+        "one-common": common,
+        "other-common": common,
+    }
+    compare.run([*plain, *two, "--no-common"])
+    names = [one.name for one in load_report(tmp_path / "out" / "report.json").methods]
+    assert names == ["one", "other", "first-frame"]
+    compare.run([*plain, *two, "--steps", "1", "--prediction-scale", "1"])
+    report = load_report(tmp_path / "out" / "report.json")
+    assert len(report.methods) == 3
+    assert any("All models are sampled at one setting (1 steps" in text for text in report.warnings)
 
 
 @pytest.mark.parametrize(
