@@ -34,8 +34,8 @@ class OwnSampleContrast(nn.Module):
 
     -beta (e - e_ref) stands for log p / p_ref, so the network and its frozen reference together are a classifier of
     truth and own samples. x and y share timestep, noise and condition: y is what the reference, or the network a little
-    earlier, generated under the condition that x is the truth of. Works for every prediction type. Its gain is in part
-    a larger scale of the prediction, which a calibrated sampler has for free: compare calibrated models.
+    earlier, generated in x's place, say some frames into a rollout. Works for every prediction type. Its gain is in
+    part a larger scale of the prediction, which a calibrated sampler has for free: compare calibrated models.
 
     The module knows no network and has no parameters: it takes predictions, four of them.
 

@@ -162,9 +162,9 @@ class OwnSamplesConfig(SamplerOptions):
     error_share: float = 0.0
     """Chance that a row's given frames get an error of the model's own, its frame minus the true one, added."""
     contrast_share: float = 0.0
-    """Share of a batch that is drawn from the rollouts for loss.own_weight, conditioned as these were; own_weight takes
-    the rows of condition_share as well."""
-    depth: int = 4
+    """Share of a batch that loss.own_weight holds against own samples, from any window of a rollout, under true
+    conditions; own_weight takes the rows of condition_share as well, under their own conditions."""
+    depth: int = 5
     """Windows of a rollout: the first has true conditions, the later ones own. 1 = no own conditions."""
     clips: int = 32
     """Rollouts that are kept, from training windows drawn at random (those whose clip goes on for long enough)."""

@@ -35,9 +35,9 @@ def _form(about: str, loss: LossConfig = _NO_TERM, *, share_of_steps: float = 1.
 
 
 _ROLLOUTS = OwnSamplesConfig(
-    condition_share=0.5, depth=4, clips=32, refresh=60, steps=8, guidance_scale=1.0, image_guidance_scale=1.0
+    condition_share=0.5, depth=5, clips=32, refresh=60, steps=8, guidance_scale=1.0, image_guidance_scale=1.0
 )
-"""Half of a batch is conditioned on own frames, up to three frames deep."""
+"""Half of a batch is conditioned on own frames, one to four frames deep."""
 _CONTRASTED = replace(_ROLLOUTS, condition_share=0.0, contrast_share=0.5)
 _PAST_2_ANCHOR = InstructPix2PixConfig(past_frames=2, anchor=True)
 

@@ -30,7 +30,7 @@ class Inputs:
     groups: Tensor  # int64 [B]
     has_text: Tensor  # bool [B]
     captions: Tensor | None = None  # [B, E], where a loss needs them
-    own_samples: Tensor | None = None  # [k, G, C, h, w], what the model made of the last k rows' conditions
+    own_samples: Tensor | None = None  # [k, G, C, h, w], what the model made in place of the last k rows' truth
 
     @property
     def whole(self) -> Tensor:
@@ -40,9 +40,9 @@ class Inputs:
 
 @dataclass(frozen=True)
 class OwnConditions:
-    """What of the model's own a batch is conditioned on; its last k rows are from rollouts."""
+    """What of the model's own a batch is conditioned on; its last k rows are from rollouts, m <= k with own frames."""
 
-    given: Tensor  # [k, n, C, h, w], the autoencoder's own latents, in place of the true given frames
+    given: Tensor  # [m, n, C, h, w], the autoencoder's own latents, in place of the last rows' true given frames
     generated: Tensor  # [k, G, C, h, w], normalised
     errors: Tensor | None  # [B, C, h, w], normalised; added to every given frame but the anchor
 

@@ -93,21 +93,25 @@ class OwnSamples:
             self._take(Records(*(part[finite] for part in everyones)))
 
     def draw(self, batch: Example, step: int, micro_batch: int) -> tuple[Example, OwnConditions | None]:
-        """A batch whose last rows are records, and what the rows are conditioned on; None where there is no record."""
+        """A batch whose last rows are records, and what the rows are conditioned on; None where there is no record.
+
+        Rows for the contrast alone have the true frames of their record as conditions, those after them its own ones.
+        """
         records, config, size = self.records, self.config, len(batch.raw)
         if records is None:
             return batch, None
         generator = seeded(self.seed, "own rows", step, micro_batch, self.accelerator.process_index)
         device = batch.raw.device
         every, (conditions, others) = torch.arange(len(records.given)), self.counts
-        rows = send(torch.cat([_pick(self.deep, conditions, generator), _pick(every, others, generator)]), device)
+        deep = _pick(self.deep, conditions, generator)
+        rows = send(torch.cat([_pick(every, others, generator), deep]), device)
         errors = None
         if config.error_share:
             hit = torch.rand(size, generator=generator) < config.error_share
             hit[size - len(rows) :] = False
             which = send(_pick(every, size, generator), device)
             errors = self.errors[which] * send(hit, device).view(-1, 1, 1, 1)
-        own = OwnConditions(records.given[rows], records.generated[rows], errors)
+        own = OwnConditions(records.given[rows[len(rows) - len(deep) :]], records.generated[rows], errors)
         truth = self.truth
         return Example(
             raw=_replace_last(batch.raw, truth.raw[rows]),

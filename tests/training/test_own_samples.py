@@ -285,7 +285,8 @@ def test_two_processes_hold_the_same_records_as_one(config: TrainConfig, tmp_pat
 def test_the_contrast_sees_the_same_noise_and_condition(config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     """One call of the network, with the own samples beside the batch, and one of the reference on the same rows."""
     loss = LossConfig(own_weight=0.3)
-    trainer = refreshed(replace(config, loss=loss, own_samples=replace(OWN, contrast_share=0.25)))
+    own_samples = replace(OWN, contrast_share=0.25)
+    trainer = refreshed(replace(config, loss=loss, own_samples=own_samples, conditioning_dropout=0.0))
     assert trainer.own_contrast is not None
     inputs: Inputs = trainer._inputs(_batch(trainer), 0)
     calls: list[tuple[str, Tensor, Tensor, dict[str, Tensor]]] = []
@@ -300,9 +301,15 @@ def test_the_contrast_sees_the_same_noise_and_condition(config: TrainConfig, mon
         monkeypatch.setattr(network, "forward", forward)
     prediction, extra = trainer._predict(inputs)
     (_, noisy, times, told), (_, seen, *_) = calls
+    bank, images = trainer.own_samples, inputs.condition["image_latents"]
+    assert bank is not None and bank.records is not None and inputs.own_samples is not None
+    alone, conditioned = (
+        int((bank.records.generated == own).flatten(1).all(1).nonzero()[0]) for own in inputs.own_samples
+    )
+    assert torch.equal(images[2], trainer.system.codec.sample(bank.truth.raw[alone, 0]))  # true
+    assert torch.equal(images[3], bank.records.given[conditioned, 0]) and bank.records.numbers[conditioned] > 0
     assert [call[0] for call in calls] == ["network", "reference"] and prediction.shape[0] == 4 and len(noisy) == 6
     assert torch.equal(noisy[:4], inputs.noisy_latents) and torch.equal(seen, noisy[2:])
-    assert inputs.own_samples is not None
     own = trainer.loss.schedule.add_noise(inputs.own_samples, inputs.noise[2:], inputs.timesteps[2:])
     assert torch.equal(noisy[4:], own) and torch.equal(times[4:], times[2:4])
     assert all(torch.equal(value[4:], value[2:4]) for value in told.values())
