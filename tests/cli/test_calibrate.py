@@ -123,7 +123,18 @@ def test_a_training_with_validation_clips_ends_with_it(
     assert (tmp_path / "run" / "calibration" / "calibration.html").is_file()
     image = clips / "test" / "00000.mp4"
     sample.run(
-        ["--model", str(tmp_path / "run"), "--image", str(image), "--frames", "2", "--output", str(tmp_path / "s")]
+        [
+            "--model",
+            str(tmp_path / "run"),
+            "--image",
+            str(image),
+            "--prompt",
+            "a star",
+            "--frames",
+            "2",
+            "--output",
+            str(tmp_path / "s"),
+        ]
     )
 
     train.run([*options, "--output", str(tmp_path / "without"), "--no-calibration"])
