@@ -70,6 +70,10 @@ class ImageToVideoPipeline:
         self.system.to(device, dtype)
         return self
 
+    def enable_compile(self) -> None:
+        """Compile the network by torch.compile, as `System.compile` has it; the first call takes the time for it."""
+        self.system.compile()
+
     def enable_model_cpu_offload(self, device: str | torch.device | None = None) -> None:
         """Keep each part on the CPU but while it computes, on `device` (None = CUDA where there is one)."""
         from accelerate import cpu_offload_with_hook

@@ -15,7 +15,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, ClassVar, Protocol, TypeAlias, TypeVar
+from typing import Any, ClassVar, Literal, Protocol, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -34,6 +34,8 @@ Condition: TypeAlias = dict[str, Tensor]
 """What a network is told, batched: tensors `[B, *]` by name. Only the system knows the names."""
 Size: TypeAlias = tuple[int, int]
 """Height and width in pixels."""
+Dtype: TypeAlias = Literal["float32", "float16", "bfloat16"]
+"""Names of what a model computes in."""
 
 DESCRIPTION = "system.json"
 """Beside the weights: which system they are, its options, and how it is sampled."""
@@ -376,6 +378,22 @@ class System(ABC):
         """Move every part in place, put it in eval mode, and return self."""
         for module in self.parts().values():
             nn.Module.to(module, device=device, dtype=dtype).eval()  # diffusers' own warns of a cast that is meant
+        return self
+
+    def compile(self: S) -> S:
+        """Compile the network in place, by torch.compile, for faster sampling after some tens of seconds at its first
+        call, and again for batches of another size; returns self.
+
+        Raises InputError where no code can be built: no C++ compiler for the CPU, no Triton for a GPU.
+        """
+        try:  # the network itself compiles at its first call only
+            torch.compile(torch.sin)(torch.ones(2, device=self.device))
+        except Exception as error:  # of whichever part of the compiler
+            raise InputError(
+                f"compile: torch.compile builds nothing here ({one_line(error)}); install a C++ compiler (for a CPU) "
+                "or Triton (for a GPU), or sample without it"
+            ) from error
+        self.network.compile()
         return self
 
     def save(self, folder: str | Path) -> None:

@@ -172,6 +172,29 @@ def test_half_precision(pipeline_folder: Path, pipeline: ImageToVideoPipeline, i
     assert half.to(dtype=torch.float32).system.device.type == "cpu"
 
 
+@pytest.mark.slow
+def test_compiled_it_makes_the_same_video(
+    pipeline_folder: Path, exact: ImageToVideoPipeline, image: Image.Image
+) -> None:
+    compiled = ImageToVideoPipeline.from_pretrained(pipeline_folder, dtype=torch.float64)
+    compiled.set_progress_bar_config(disable=True)
+    names = list(compiled.system.network.state_dict())
+    compiled.enable_compile()
+    assert list(compiled.system.network.state_dict()) == names  # a saved one opens as before
+    made, plain = (call(one, image, output_type="latent") for one in (compiled, exact))
+    assert compiled.system.network._compiled_call_impl is not None
+    torch.testing.assert_close(made, plain, atol=1e-6, rtol=0)
+
+
+def test_without_a_compiler_one_error_says_so(pipeline_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(function: Any) -> Any:
+        raise RuntimeError("No working C++ compiler found")
+
+    monkeypatch.setattr(torch, "compile", fail)
+    with pytest.raises(InputError, match=r"compile: .*No working C\+\+ compiler found.*install a C\+\+ compiler"):
+        ImageToVideoPipeline.from_pretrained(pipeline_folder).enable_compile()
+
+
 def test_offloading_gives_the_same_frames(
     pipeline_folder: Path, pipeline: ImageToVideoPipeline, image: Image.Image
 ) -> None:

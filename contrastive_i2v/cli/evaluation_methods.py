@@ -30,7 +30,7 @@ from contrastive_i2v.evaluation.videos import ReferenceSet, read_reference_set
 from contrastive_i2v.files import folder_hash
 from contrastive_i2v.models import load_system, opening_kind
 from contrastive_i2v.models.loading import locate, read_object, split_options
-from contrastive_i2v.system import Size, System, default_device
+from contrastive_i2v.system import Dtype, Size, System, default_device
 
 BASELINES = ("first-frame", "retrieval")
 
@@ -127,11 +127,13 @@ def build_method(spec: str, options: SuiteOptions, reference: ReferenceSet, warn
         "options": spec.partition("?")[2],
         "sampler": f"{sampler}, {_system(spec).scheduler.__class__.__name__}",
     }
+    if (computed := options.dtype + ", compiled" * options.compile) != "float32":
+        identity["computed in"] = computed
     return Method(
         name,
         "checkpoint",
         identity,
-        lambda: generators.roll_out(_system(spec), sampler),
+        lambda: generators.roll_out(_system(spec, options.dtype, options.compile), sampler),
         seeds=options.seeds,
         about={"model": spec, **_training(spec)},
     )
@@ -222,12 +224,12 @@ def _pipeline(name: str, spec: str, options: SuiteOptions) -> Method:
 
 
 @cache
-def _system(spec: str) -> System:
-    system = load_system(spec)
+def _system(spec: str, dtype: Dtype = "float32", compiled: bool = False) -> System:
+    system = load_system(spec, dtype=getattr(torch, dtype))
     for parameter in (parameter for part in system.parts().values() for parameter in part.parameters()):
         if parameter.dim() == 4:  # a tenth faster on a CPU
             parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
-    return system
+    return system.compile() if compiled else system
 
 
 @cache

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from contrastive_i2v.data.video import as_size
 from contrastive_i2v.errors import InputError, check_fields
-from contrastive_i2v.system import SamplerOptions
+from contrastive_i2v.system import Dtype, SamplerOptions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +29,10 @@ class SuiteOptions(SamplerOptions):
     first finished videos."""
     seeds: tuple[int, ...] = (0,)
     """Sampling seeds; clips are averaged over them, so more seeds mean less sampling noise."""
+    dtype: Dtype = "float32"
+    """What a model computes in while it makes videos."""
+    compile: bool = False
+    """Compile its network by torch.compile: some tens of seconds first, then faster frames."""
     pipeline_arguments: str = ""
     """JSON object of arguments for another diffusers pipeline, e.g. '{"num_inference_steps": 25, "fps": 7}'."""
     train_data: Path | None = None

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from torch import Tensor
 
 from contrastive_i2v.cli import compare, evaluate, evaluation_methods
@@ -29,7 +30,7 @@ from contrastive_i2v.evaluation.results import (
     load_report,
 )
 from contrastive_i2v.models import load_system
-from contrastive_i2v.system import Sampler
+from contrastive_i2v.system import Sampler, System
 
 FAST = ["--frames", "4", "--steps", "2", "--guidance-scale", "1", "--image-guidance-scale", "1"]
 
@@ -111,6 +112,25 @@ def test_the_same_command_makes_nothing_twice(pipeline_folder: Path, clips: Path
     assert {path: after[path] for path in made} == made
     frames = tmp_path / "out" / "frames" / "ours"
     assert sorted(len(list(key.glob("*.safetensors"))) for key in frames.iterdir()) == [2, 2]  # 2 steps, 3 steps
+
+
+def test_videos_of_another_dtype_are_other_videos(
+    pipeline_folder: Path, clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiled: list[System] = []
+    monkeypatch.setattr(System, "compile", lambda self: compiled.append(self) or self)
+    command = arguments(clips, tmp_path, "--method", f"ours={pipeline_folder}", "--video", "none")
+    found: dict[str, list[float]] = {}
+    for more in ([], ["--dtype", "bfloat16"], ["--dtype", "bfloat16", "--compile"], []):
+        evaluate.run([*command, *more])
+        ours = load_report(tmp_path / "report.json").methods[0]
+        errors = next(metric.per_clip for metric in ours.metrics if metric.name == "frame_mse")
+        made = ours.provenance.get("computed in", "")
+        assert found.setdefault(made, errors) == errors
+    assert list(found) == ["", "bfloat16", "bfloat16, compiled"]
+    assert found[""] != found["bfloat16"] == pytest.approx(found[""], rel=0.05)
+    assert len(list((tmp_path / "frames" / "ours").iterdir())) == 3
+    assert [next(system.network.parameters()).dtype for system in compiled] == [torch.bfloat16]
 
 
 def test_compare_says_which_is_better(clips: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 
 from contrastive_i2v.cli.main import COMMANDS, main
 from contrastive_i2v.data.video import probe
+from contrastive_i2v.system import System
 
 
 def error_of(arguments: list[str], capsys: pytest.CaptureFixture[str], *, status: int = 2) -> str:
@@ -104,6 +105,16 @@ def test_sample_writes_every_format(tmp_path: Path, pipeline_folder: Path, clips
     alone = load_file(out / "00001.safetensors")["latents"]
     assert main([*arguments[:-2], "--batch-size", "2"]) == 0  # the same alone as in a batch
     torch.testing.assert_close(load_file(out / "00001.safetensors")["latents"], alone, atol=1e-4, rtol=1e-4)
+
+
+def test_sample_compiles_where_asked_to(tmp_path: Path, pipeline_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    image, compiled = tmp_path / "first.png", []
+    Image.new("RGB", (16, 16), (200, 30, 30)).save(image)
+    monkeypatch.setattr(System, "compile", lambda self: compiled.append(self) or self)
+    command = ["sample", "--model", str(pipeline_folder), "--image", str(image), "--prompt", "x", "--frames", "2"]
+    command += ["--steps", "1", "--formats", "latents", "--output", str(tmp_path)]
+    for options, count in (("--no-compile", 0), ("--compile", 1)):
+        assert main([*command, options]) == 0 and len(compiled) == count
 
 
 def test_sample_refuses_what_it_cannot_use(
