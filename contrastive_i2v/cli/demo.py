@@ -9,13 +9,17 @@ from pathlib import Path
 
 import tyro
 
+from contrastive_i2v.cli.calibrate import ClipsOptions
 from contrastive_i2v.cli.evaluation_options import SuiteOptions
 from contrastive_i2v.cli.evaluation_table import format_over_seeds
 from contrastive_i2v.cli.trainings import (
     Run,
+    at_each_setting,
     available_networks,
+    calibrate_run,
     check_folder,
     check_forms,
+    check_validation,
     clip_length,
     evaluate_runs,
     train,
@@ -35,7 +39,8 @@ PAGE = "index.html"
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """Make clips, fine-tune with and without the contrastive loss, and write a page that compares the two.
+    """Make clips, fine-tune with and without the contrastive loss, and write a page that compares the two, each sampled
+    as everyone samples and at its own calibrated settings.
 
     The same command goes on where it was stopped, and more seeds or forms are added to what is there.
     """
@@ -52,6 +57,8 @@ class Options:
     """Clips to train on."""
     test_clips: int = 8
     """Held-out clips: combinations of shape, colour and direction that training never shows."""
+    validation_clips: int = 16
+    """Other held-out clips, which each model's sampler is calibrated with; 0 = none is."""
     resolution: int = 64
     """Pixels of the clips, and of what the model sees; 64 is what "tiny" was made for."""
     steps: int = 100
@@ -62,15 +69,16 @@ class Options:
     frames: int = 8
     """Length of each video, the given first frame included; frames are 1/5 s apart."""
     sampler_steps: int = 8
-    """Scheduler steps a frame."""
+    """Scheduler steps a frame of the common settings."""
     guidance_scale: float = 1.0
-    """Towards the prompt; 1 = off."""
+    """Of the common settings, towards the prompt; 1 = off."""
     image_guidance_scale: float = 1.0
-    """Towards the image; 1 = off. With both off sampling takes a third of the time."""
+    """Of the common settings, towards the image; 1 = off. With both off sampling takes a third of the time."""
 
     def __post_init__(self) -> None:
         counts = ("seeds", "train_clips", "test_clips", "resolution", "steps", "batch_size", "sampler_steps")
         check_fields(self, dict.fromkeys(counts, 1) | {"frames": 2}, positive=("learning_rate",), distinct=("forms",))
+        check_validation(self.validation_clips)
         check_forms(self.forms)
 
 
@@ -95,14 +103,19 @@ def make_demo(options: Options, command: str) -> Path:
     stages = len(jobs) + 2
 
     print(f"[1/{stages}] clips", flush=True)
-    clips = ShapesConfig(train_clips=options.train_clips, test_clips=options.test_clips, size=options.resolution)
-    make_shapes(options.output / "clips", replace(clips, frames=clip_length(options.frames)))
+    clips = ShapesConfig(
+        train_clips=options.train_clips,
+        test_clips=options.test_clips,
+        size=options.resolution,
+        frames=clip_length(options.frames),
+    )
+    make_shapes(options.output / "clips", clips)
+    validation = None
+    if options.validation_clips:
+        others = replace(clips, train_clips=0, test_clips=options.validation_clips, seed=clips.seed + 1)
+        make_shapes(options.output / "validation", others)
+        validation = ClipsOptions(path=options.output / "validation" / "test", clips=None, frames=options.frames)
 
-    for number, ((form, seed), config) in enumerate(zip(jobs, configs, strict=True), start=2):
-        print(f"[{number}/{stages}] training: {form}" + f", seed {seed}" * (options.seeds > 1), flush=True)
-        train(config)
-
-    print(f"[{stages}/{stages}] rollouts and report", flush=True)
     suite = SuiteOptions(
         data=options.output / "clips" / "test",
         output=options.output,
@@ -111,11 +124,21 @@ def make_demo(options: Options, command: str) -> Path:
         steps=options.sampler_steps,
         guidance_scale=options.guidance_scale,
         image_guidance_scale=options.image_guidance_scale,
+        prediction_scale=1.0,
+        prediction_slope=0.0,
     )
+    for number, ((form, seed), config) in enumerate(zip(jobs, configs, strict=True), start=2):
+        print(f"[{number}/{stages}] training: {form}" + f", seed {seed}" * (options.seeds > 1), flush=True)
+        train(config)
+        if validation:
+            calibrate_run(config.output, validation, suite, command)
+
+    print(f"[{stages}/{stages}] rollouts and report", flush=True)
+    runs = [Run(form, seed, config.output) for (form, seed), config in zip(jobs, configs, strict=True)]
     warnings: list[str] = []
     report = evaluate_runs(
         suite,
-        [Run(form, seed, config.output) for (form, seed), config in zip(jobs, configs, strict=True)],
+        at_each_setting(runs, calibrated=validation is not None),
         {f"{UNTRAINED}={options.model}": range(options.seeds), "first-frame": ()},
         available_networks(options.model, warnings),
         title="contrastive_i2v demo: " + " against ".join(options.forms),

@@ -36,15 +36,15 @@ def format_table(report: Report) -> list[str]:
 def format_over_seeds(report: Report) -> list[str]:
     """Lines of a markdown table: a form a row, means over its seeds, then what wasn't trained, and the truth."""
     forms = report.over_seeds
-    rows = [["", "seeds", *(one.title for one in forms[0].numbers), "verdict"]]
+    rows = [["", "seeds", "against", *(one.title for one in forms[0].numbers), "verdict"]]
     for form in forms:
         count = str(len(form.seeds)) if form.seeds else ""
-        rows.append([form.form, count, *map(_mean, form.numbers), form.verdict])
-    rows.append(["the truth", "", *(_number(one.truth) for one in forms[0].numbers), ""])
+        rows.append([form.form, count, form.against, *map(_mean, form.numbers), form.verdict])
+    rows.append(["the truth", "", "", *(_number(one.truth) for one in forms[0].numbers), ""])
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     rows.insert(1, ["-" * width for width in widths])
     lines = [f"| {' | '.join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))} |" for row in rows]
-    note = "In brackets: the paired difference to the baseline over the seeds, ± its 95 % interval from two seeds on."
+    note = "In brackets: the paired difference to the form it is held against, ± its 95 % interval from two seeds on."
     return [*lines, "", note] if any(form.numbers[0].difference for form in forms) else lines
 
 

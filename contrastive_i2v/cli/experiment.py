@@ -15,10 +15,12 @@ from contrastive_i2v.cli.evaluation_table import format_over_seeds
 from contrastive_i2v.cli.experiment_material import STARTS, Footage, make_clips, make_start
 from contrastive_i2v.cli.trainings import (
     Run,
+    at_each_setting,
     available_networks,
     calibrate_run,
     check_folder,
     check_forms,
+    check_validation,
     evaluate_runs,
     train,
 )
@@ -92,8 +94,7 @@ class Options:
         least = dict.fromkeys(("steps", "batch_size", "train_clips", "sampler_steps", "samples"), 1)
         least |= {"condition_noise": 0, "start_steps": 0, "test_clips": 2, "frames": 2}
         check_fields(self, least, positive=("learning_rate",), distinct=("forms", "seeds"))
-        if self.validation_clips < 3 and self.validation_clips != 0:
-            raise InputError(f"validation_clips: expected 0, or at least 3, got {self.validation_clips}")
+        check_validation(self.validation_clips)
         if self.start not in STARTS:
             raise InputError(f"start: expected one of {', '.join(STARTS)}, got {self.start!r}")
         if not self.widths or any(width < 16 or width % 16 for width in self.widths):
@@ -160,7 +161,7 @@ def make_experiment(options: Options, command: str, networks: Networks, warnings
         train(config)
         if options.validation_clips:
             held_out = ClipsOptions(path=options.output / "validation" / "test", clips=None, frames=options.frames)
-            calibrate_run(config.output, held_out, command)
+            calibrate_run(config.output, held_out, common_options(options), command)
         missing = sum(not is_trained(later) for later in configs[number:])
         if missing and not done_before:
             so_far = f"{missing} of {len(jobs)} trainings are still to come: the same command goes on."
@@ -172,21 +173,10 @@ def evaluate_experiment(
     options: Options, command: str, networks: Networks, warnings: Sequence[str], known: Known
 ) -> Report:
     """Measure every finished run of the folder, and write the report; what was measured before is kept."""
-    common = SuiteOptions(
-        data=options.output / "held-out" / "test",
-        output=options.output,
-        frames=options.frames,
-        resolution=tiny.RESOLUTION,
-        steps=options.sampler_steps,
-        guidance_scale=1.0,
-        image_guidance_scale=1.0,
-        prediction_scale=1.0,
-        prediction_slope=0.0,
-    )
     runs = find_runs(options.output, calibrated=options.validation_clips > 0)
     said = f"{options.start} start, {options.footage}"
     return evaluate_runs(
-        common,
+        common_options(options),
         runs,
         {"first-frame": ()},
         networks,
@@ -199,6 +189,21 @@ def evaluate_experiment(
     )
 
 
+def common_options(options: Options) -> SuiteOptions:
+    """How all forms are sampled and measured."""
+    return SuiteOptions(
+        data=options.output / "held-out" / "test",
+        output=options.output,
+        frames=options.frames,
+        resolution=tiny.RESOLUTION,
+        steps=options.sampler_steps,
+        guidance_scale=1.0,
+        image_guidance_scale=1.0,
+        prediction_scale=1.0,
+        prediction_slope=0.0,
+    )
+
+
 def find_runs(output: Path, *, calibrated: bool) -> list[Run]:
     """Every finished run of the folder, by form in the order of `FORMS` and by seed; with `calibrated` twice, at common
     settings and at its own."""
@@ -206,7 +211,7 @@ def find_runs(output: Path, *, calibrated: bool) -> list[Run]:
     for form in FORMS:
         folders = [index.parents[1] for index in output.glob(f"runs/{form}-seed*/model/{DESCRIPTION}")]
         found += sorted((Run(form, int(one.name.rpartition("-seed")[2]), one) for one in folders), key=lambda r: r.seed)
-    return [*found, *(replace(one, calibrated=True) for one in found if calibrated)]
+    return at_each_setting(found, calibrated=calibrated)
 
 
 def form_config(options: Options, form: str, seed: int, model: Path) -> TrainConfig:

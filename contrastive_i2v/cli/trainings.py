@@ -71,6 +71,17 @@ def check_forms(forms: Sequence[str], *others: str) -> None:
         raise InputError(f"forms: {', '.join(unknown)} unknown; expected some of {', '.join((*others, *FORMS))}")
 
 
+def check_validation(clips: int) -> None:
+    """Raises InputError for fewer clips than a calibration takes, but for none."""
+    if clips < 3 and clips != 0:
+        raise InputError(f"validation_clips: expected 0, or at least 3, got {clips}")
+
+
+def at_each_setting(runs: Sequence[Run], *, calibrated: bool) -> list[Run]:
+    """The runs at common settings, and with `calibrated` at their own ones too."""
+    return [*runs, *(replace(one, calibrated=True) for one in runs if calibrated)]
+
+
 def check_folder(options: Any, what: str, free: Collection[str]) -> None:
     """Write the options to `output/WHAT.yaml`; InputError where the folder was made with others but for `free` ones."""
     saved = options.output / f"{what}.yaml"
@@ -99,10 +110,12 @@ def train(config: TrainConfig, system: System | None = None) -> Path:
     return Trainer(replace(config, resume=resume), system).run()
 
 
-def calibrate_run(folder: Path, validation: ClipsOptions, command: str) -> None:
-    """Choose how a trained model is sampled, on clips that the report doesn't use; what was chosen before stays."""
+def calibrate_run(folder: Path, validation: ClipsOptions, common: SamplerOptions, command: str) -> None:
+    """Choose how a trained model is sampled, starting from the common settings, on clips that the report doesn't use;
+    what was chosen before stays."""
     if not (folder / "model" / CALIBRATION).exists():
         system, config = load_system(folder), CalibrationConfig()
+        system.sampler = common.over(system.sampler)
         calibrate_model(system, folder / "model", validation, folder / "calibration", config=config, command=command)
 
 

@@ -153,6 +153,8 @@ class FormOverSeeds:
     seeds: list[int]
     numbers: list[SeedNumber]
     verdict: str = ""
+    against: str = ""
+    """The form that the differences and the verdict are against; "" = none."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,9 +20,11 @@ from contrastive_i2v.cli.main import main
 from contrastive_i2v.data.video import read_frames
 from contrastive_i2v.errors import InputError
 from contrastive_i2v.evaluation.results import Report, Training, load_report
+from contrastive_i2v.models import load_system
 from contrastive_i2v.training.logs import read_log
 
 SMALL = "--train-clips 3 --test-clips 2 --resolution 16 --steps 4 --batch-size 4 --frames 4 --sampler-steps 2"
+SMALL += " --validation-clips 3"
 
 
 @pytest.fixture(scope="module")
@@ -59,6 +61,10 @@ def test_the_report_holds_every_method_and_agrees_with_the_clips(folder: Path) -
     assert trainings == {
         "contrastive-seed0": Training(form="contrastive", seed=0, against="baseline"),
         "baseline-seed0": Training(form="baseline", seed=0),
+        "contrastive-seed0-calibrated": Training(
+            form="contrastive, calibrated", seed=0, against="baseline, calibrated"
+        ),
+        "baseline-seed0-calibrated": Training(form="baseline, calibrated", seed=0, against="baseline"),
         "no-fine-tuning": None,
         "first-frame": None,
     }
@@ -66,14 +72,25 @@ def test_the_report_holds_every_method_and_agrees_with_the_clips(folder: Path) -
     gap = (truth[:, :1].double() - truth.double()) / 127.5
     errors = values(report, "frame_mse")
     assert errors["first-frame"] == pytest.approx(gap[:, 1:].square().mean(dim=(1, 2, 3, 4)).tolist(), abs=1e-6)
-    assert all(min(errors[name]) > 0 for name in ("contrastive-seed0", "baseline-seed0", "no-fine-tuning"))
+    assert all(min(found) > 0 for name, found in errors.items() if name != "first-frame")
     assert {one.method for method in report.methods for one in method.maps} == {"PCA"}  # UMAP would take half a minute
     assert [(one.form, one.seeds) for one in report.over_seeds] == [
         ("baseline", [0]),
         ("contrastive", [0]),
+        ("contrastive, calibrated", [0]),
+        ("baseline, calibrated", [0]),
         ("no-fine-tuning", []),
         ("first-frame", []),
     ]
+
+
+def test_calibrated_models_are_sampled_as_their_calibration_says(folder: Path) -> None:
+    about = {one.name: one.provenance for one in load_report(folder / "report.json").methods}
+    for name in ("contrastive-seed0", "baseline-seed0"):
+        own = load_system(str(folder / "runs" / name)).sampler
+        assert about[f"{name}-calibrated"]["sampler"].startswith(f"{own}, DDIM")
+        assert about[name]["sampler"].startswith("2 steps, guidance text 1, image 1, DDIM")
+    assert len(list((folder / "validation" / "test").glob("*.mp4"))) == 3
 
 
 def test_forms_differ_in_the_loss_alone(folder: Path) -> None:
@@ -89,7 +106,7 @@ def test_forms_differ_in_the_loss_alone(folder: Path) -> None:
 
 def test_the_page_is_the_evaluation_report(folder: Path) -> None:
     page = (folder / "index.html").read_text()
-    assert page.count('<script type="text/plain" data-kind="video/mp4"') == 2 * 5  # clips, and truth and four methods
+    assert page.count('<script type="text/plain" data-kind="video/mp4"') == 2 * 7  # clips, and truth and six methods
     training = page.partition('<section id="training">')[2].partition("</section>")[0]
     assert (
         training.count('<path class="line tone') == 2 + 2 and 'aria-label="Noise loss by step"' in training

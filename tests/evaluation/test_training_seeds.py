@@ -110,10 +110,20 @@ def test_the_printed_table_says_the_difference_in_per_cent() -> None:
     lines = format_over_seeds(report(methods([0.5, 1.5, 2.5], [4.0, 5.0, 6.0], 1.0)))
     ours = next(line for line in lines if line.startswith("| ours"))
     cells = [cell.strip() for cell in ours.strip("|").split("|")]
-    assert cells[1] == "3" and cells[-1] == "better"
-    assert cells[4] == "1.5 (−25.00 ± 0.00 %)" and cells[6] == "5 (−16.67 ± 0.00 %)"
+    assert cells[1:3] == ["3", "baseline"] and cells[-1] == "better"
+    assert cells[5] == "1.5 (−25.00 ± 0.00 %)" and cells[7] == "5 (−16.67 ± 0.00 %)"
     still = next(line for line in lines if line.startswith("| still"))
-    assert [cell.strip() for cell in still.strip("|").split("|")][1:] == ["", "2.25", "4.5", "9", "4.5", "8", "0", ""]
+    assert [cell.strip() for cell in still.strip("|").split("|")][1:] == [
+        "",
+        "",
+        "2.25",
+        "4.5",
+        "9",
+        "4.5",
+        "8",
+        "0",
+        "",
+    ]
     assert len({len(line) for line in lines if line.startswith("|")}) == 1
 
 
@@ -121,7 +131,7 @@ def test_the_page_has_a_section_from_two_seeds_on() -> None:
     page = build_page(report(methods([0.5, 1.5, 2.5], [4.0, 5.0, 6.0], 1.0)), Path("."))
     section = page[page.index('<section id="seeds">') : page.index('<section id="provenance">')]
     assert (
-        "ours <small>3 seeds</small>" in section
+        "ours <small>3 seeds, against baseline</small>" in section
         and 'class="line tone0"' in section
         and "<b>−25.00 ± 0.00 %</b>" in section
     )

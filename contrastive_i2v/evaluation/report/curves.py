@@ -81,7 +81,11 @@ def charts_of(rows: Sequence[Row], styles: Styles) -> list[Curve]:
 
 def training_chart(report: Report, styles: Styles) -> tuple[LineChart, list[tuple[str, str]]] | None:
     """The noise loss of every training over its steps, and style and name of each form; None where none was logged."""
-    trained = [(styles[method.name], method.training) for method in report.methods if method.training]
+    trained = [
+        (styles[method.name], method.training)
+        for method in report.methods
+        if method.training and method.training.noise_loss
+    ]
     lines = [Series(name="", style=style, points=[(x, y) for x, y in one.noise_loss]) for style, one in trained]
     chart = line_chart(lines)
     return (chart, list(dict.fromkeys((style, one.form) for style, one in trained))) if chart else None

@@ -45,7 +45,13 @@ def over_seeds(methods: Sequence[Evaluated]) -> list[FormOverSeeds]:
         theirs = {seed: numbers[method.name] for seed, method in held_against.items()}
         compared = {key: _over_seeds(key, ours, theirs) for key in shared}
         found.append(
-            FormOverSeeds(form=form, seeds=list(ours), numbers=list(compared.values()), verdict=_verdict(compared))
+            FormOverSeeds(
+                form=form,
+                seeds=list(ours),
+                numbers=list(compared.values()),
+                verdict=_verdict(compared),
+                against=against[form] if theirs else "",
+            )
         )
     for method in methods:
         if method.training is None:
