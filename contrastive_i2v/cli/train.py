@@ -64,23 +64,27 @@ def run(arguments: Sequence[str]) -> None:
         folder = Trainer(config).run()
         print(f"model: {folder}")
     if config.data.validation_path is not None and not start.no_calibration and PartialState().is_main_process:
-        _calibrate(config, folder, shlex.join(["contrastive-i2v", "train", *arguments]))
+        lengths = sorted({16, config.preview.frames}, reverse=True)  # the clips may be too short for the first
+        _calibrate(folder, config.data.validation_path, lengths, config.output, shlex.join(["train", *arguments]))
     print(f"next:  contrastive-i2v sample --model {folder} --image IMAGE --prompt TEXT")
 
 
-def _calibrate(config: TrainConfig, folder: Path, command: str) -> None:
+def _calibrate(folder: Path, validation: Path, lengths: Sequence[int], output: Path, command: str) -> None:
     """The last step of a training with validation clips; what keeps it from being done is said, and the model stays."""
     from contrastive_i2v.cli.calibrate import ClipsOptions, calibrate_model, format_calibration
 
     if (folder / CALIBRATION).exists():
         return
-    assert config.data.validation_path is not None
     reason = ""
-    for frames in sorted({16, config.preview.frames}, reverse=True):  # the clips may be too short for the first
-        data, output = ClipsOptions(path=config.data.validation_path, frames=frames), config.output / "calibration"
+    for frames in lengths:
         try:
             found = calibrate_model(
-                load_system(folder), folder, data, output, config=CalibrationConfig(), command=command
+                load_system(folder),
+                folder,
+                ClipsOptions(path=validation, frames=frames),
+                output / "calibration",
+                config=CalibrationConfig(),
+                command=f"contrastive-i2v {command}",
             )
         except InputError as error:
             reason = reason or str(error)
@@ -94,7 +98,9 @@ def _train_tiny_base(arguments: Sequence[str]) -> None:
     from contrastive_i2v.training.tiny_base import TinyBaseConfig, train_tiny_base
 
     config = tyro.cli(TinyBaseConfig, prog="contrastive-i2v train --recipe tiny-base", args=arguments)
-    print(f"model: {train_tiny_base(config)}")
+    folder = train_tiny_base(config)
+    _calibrate(folder, config.output / "clips" / "test", (16,), config.output, "train --recipe tiny-base")
+    print(f"model: {folder}")
 
 
 def _train_text_to_image(arguments: Sequence[str]) -> None:

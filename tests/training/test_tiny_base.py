@@ -13,6 +13,7 @@ from contrastive_i2v.data.shapes import ShapesConfig
 from contrastive_i2v.data.sources.folder import read_folder
 from contrastive_i2v.data.types import NoClipLeft
 from contrastive_i2v.models import load_system
+from contrastive_i2v.training.config import TrainConfig, load_config
 from contrastive_i2v.training.pretrain import PatchComponents, fit, load_frames
 from contrastive_i2v.training.tiny_base import TinyBaseConfig, train_tiny_base
 
@@ -24,6 +25,7 @@ def test_the_recipe_makes_a_model_with_a_card_and_skips_finished_stages(tmp_path
         vae_steps=2,
         text_steps=2,
         unet_steps=1,
+        second_steps=1,
     )
     folder = train_tiny_base(config)
     model = load_system(folder)
@@ -31,6 +33,9 @@ def test_the_recipe_makes_a_model_with_a_card_and_skips_finished_stages(tmp_path
     card = (folder / "README.md").read_text()
     assert "autoencoder 2 steps" in card and "4 training and 1 held-out clips" in card and "0.80 M" in card
     stored = {p: p.stat().st_mtime_ns for part in ("vae", "text_encoder") for p in (tmp_path / part).iterdir()}
+    assert load_config(TrainConfig, tmp_path / "unet-2" / "config.yaml").model == str(tmp_path / "unet" / "model")
+    ends = [load_system(path).network.state_dict() for path in (tmp_path / "unet-2" / "model", folder)]
+    assert all(torch.equal(ends[0][name].half(), ends[1][name].half()) for name in ends[0])
     train_tiny_base(config)
     assert {path: path.stat().st_mtime_ns for path in stored} == stored
     assert load_system(folder).fingerprint == model.fingerprint
