@@ -1,6 +1,6 @@
 """The contrastive term and the calibration, from three starts on three kinds of footage: the tables of docs/results.md.
 
-`python docs/contrast_experiment.py FOLDER` runs what FOLDER doesn't hold yet (hours) and writes the tables and
+`python -m docs.contrast_experiment FOLDER` runs what FOLDER doesn't hold yet (hours) and writes the tables and
 contrast.json anew; with `--tables` it writes them of what is there.
 """
 
@@ -12,14 +12,13 @@ import sys
 from pathlib import Path
 
 from benchmarks.report import replace_generated
-
 from contrastive_i2v.cli.main import main as command
 from contrastive_i2v.evaluation.report.seeds import difference
 from contrastive_i2v.evaluation.results import FormOverSeeds, SeedNumber, load_report
 
 PAGE = Path(__file__).parent / "results.md"
 SAVED = Path(__file__).parent / "contrast.json"
-BEGIN = "<!-- generated: python docs/contrast_experiment.py -->"
+BEGIN = "<!-- generated: python -m docs.contrast_experiment -->"
 END = "<!-- end of the generated part -->"
 STARTS = ("packaged", "weak", "text-to-image")
 FOOTAGE = ("shapes", "open", "camera")
@@ -50,7 +49,11 @@ EXTRA = ("Caption holds", "Last frame's shape, plain walls", "Mode coverage")
 def main(root: Path, *, only_tables: bool) -> None:
     if not only_tables:
         run_all(root)
-    found = {folder.name: load_report(folder / "report.json").over_seeds for folder in sorted(root.glob("*-*"))}
+    found = {
+        folder.name: load_report(folder / "report.json").over_seeds
+        for folder in sorted(root.glob("*-*"))
+        if (folder / "report.json").exists()
+    }
     SAVED.write_text(json.dumps({name: as_json(forms) for name, forms in found.items()}, indent=1) + "\n")
     text = "\n".join(tables(found))
     PAGE.write_text(replace_generated(PAGE.read_text(), text, (BEGIN, END)))
