@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from contrastive_i2v.errors import InputError
+from contrastive_i2v.evaluation.calibration import CALIBRATION
 from contrastive_i2v.models import load_system
+from contrastive_i2v.models.loading import TINY
 from contrastive_i2v.system import Sampler, SamplerOptions, System, Window
 
 
@@ -27,14 +30,18 @@ def test_windows_say_what_is_given_and_whether_they_roll() -> None:
     assert not Window(3, given=()).rolls and not Window(5, given=(2,)).rolls
 
 
-def test_tiny_is_sampled_without_guidance_and_stable_diffusion_with(pipeline_folder: Path) -> None:
+def test_tiny_is_sampled_as_calibrated_without_guidance_and_stable_diffusion_with(pipeline_folder: Path) -> None:
     tiny, sd = load_system("tiny", device="cpu"), load_system(pipeline_folder, device="cpu")
-    assert SamplerOptions().over(tiny.sampler) == Sampler(steps=8, guidance_scale=1.0, image_guidance_scale=1.0)
+    found = json.loads((TINY / CALIBRATION).read_text())["chosen"]["sampler"]
+    calibrated = Sampler(**found | {"guidance_interval": tuple(found["guidance_interval"])})
+    assert SamplerOptions().over(tiny.sampler) == calibrated
+    assert (calibrated.guidance_scale, calibrated.image_guidance_scale) == (1.0, 1.0)
+    assert calibrated.prediction_scale > 1
     assert SamplerOptions().over(sd.sampler) == Sampler(steps=20, guidance_scale=7.5, image_guidance_scale=1.5)
     chosen = SamplerOptions(steps=3, guidance_scale=0.0, image_guidance_scale=2.0)
-    assert chosen.over(tiny.sampler) == Sampler(steps=3, guidance_scale=0.0, image_guidance_scale=2.0)
+    assert chosen.over(tiny.sampler) == replace(calibrated, steps=3, guidance_scale=0.0, image_guidance_scale=2.0)
     one = SamplerOptions(guidance_scale=0.0).over(tiny.sampler)
-    assert one == Sampler(steps=8, guidance_scale=0.0, image_guidance_scale=1.0)
+    assert one == replace(calibrated, guidance_scale=0.0)
 
 
 def test_no_steps_are_refused() -> None:

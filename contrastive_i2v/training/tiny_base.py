@@ -163,8 +163,8 @@ caption into the next frame, 0.2 s later. For trying the library on a CPU and fo
 backgrounds, some scrolling, some with a pillar in front. No outside data.
 
 **Recipe.** `contrastive-i2v train --recipe tiny-base` (seed {seed}): autoencoder {vae_steps} steps, text encoder
-{text_steps} steps of CLIP's objective against pairs of frames, UNet {unet_steps} and
-{second_steps} steps of 16 pairs, v prediction, no contrastive term, moving average of the weights. Stored in float16.
+{text_steps} steps of CLIP's objective against pairs of frames, UNet {unet_steps} and {second_steps}
+steps of 16 pairs, v prediction, no contrastive term, moving average of the weights. Stored in float16.
 The sampler is calibrated on the held-out clips (`calibration.json`).
 
 **Measured by that run.**
