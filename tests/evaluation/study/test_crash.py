@@ -85,7 +85,7 @@ def test_no_vote_is_lost_to_kill_9(folders: tuple[Path, Path], tmp_path: Path) -
             answers = ask(f"{url}/pair/{turn % 4}", None, joined["key"])["answers"]
             assert answers["quality"]["side"] == side_of(turn)
     server.send_signal(signal.SIGINT)
-    output, _ = server.communicate(timeout=20)
+    output, _ = server.communicate(timeout=60)
     assert server.returncode == 0 and "stopped with 20 of 40 votes" in output
 
     store = Store(path)
