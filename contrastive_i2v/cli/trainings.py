@@ -78,8 +78,8 @@ def check_validation(clips: int) -> None:
 
 
 def at_each_setting(runs: Sequence[Run], *, calibrated: bool) -> list[Run]:
-    """The runs at common settings, and with `calibrated` at their own ones too."""
-    return [*runs, *(replace(one, calibrated=True) for one in runs if calibrated)]
+    """The runs at common settings, and with `calibrated` at their own ones before that."""
+    return [*(replace(one, calibrated=True) for one in runs if calibrated), *runs]
 
 
 def check_folder(options: Any, what: str, free: Collection[str]) -> None:

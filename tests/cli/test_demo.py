@@ -76,9 +76,9 @@ def test_the_report_holds_every_method_and_agrees_with_the_clips(folder: Path) -
     assert {one.method for method in report.methods for one in method.maps} == {"PCA"}  # UMAP would take half a minute
     assert [(one.form, one.seeds) for one in report.over_seeds] == [
         ("baseline", [0]),
+        ("baseline, calibrated", [0]),
         ("contrastive", [0]),
         ("contrastive, calibrated", [0]),
-        ("baseline, calibrated", [0]),
         ("no-fine-tuning", []),
         ("first-frame", []),
     ]

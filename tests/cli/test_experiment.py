@@ -49,24 +49,24 @@ def test_forms_share_their_start_and_batches_and_differ_in_the_loss(folder: Path
 
 def test_what_is_written(folder: Path) -> None:
     report = load_report(folder / "report.json")
-    names = ["baseline-seed0", "contrastive-seed0", "baseline-seed0-calibrated", "contrastive-seed0-calibrated"]
+    names = ["baseline-seed0-calibrated", "contrastive-seed0-calibrated", "baseline-seed0", "contrastive-seed0"]
     assert [one.name for one in report.methods] == [*names, "first-frame"]
-    assert [run.name for run in find_runs(folder, calibrated=False)] == names[:2]
+    assert [run.name for run in find_runs(folder, calibrated=False)] == names[2:]
     forms = [one.form for one in report.over_seeds]
-    assert forms == ["baseline", "contrastive", "baseline, calibrated", "contrastive, calibrated", "first-frame"]
-    _, contrastive, calibrated, both, still = report.over_seeds
+    assert forms == ["baseline", "baseline, calibrated", "contrastive", "contrastive, calibrated", "first-frame"]
+    _, calibrated, contrastive, both, still = report.over_seeds
     assert contrastive.seeds == both.seeds == [0]
     for form, base in ((contrastive, report.over_seeds[0]), (calibrated, report.over_seeds[0]), (both, calibrated)):
         assert [one.baseline for one in form.numbers] == [one.mean for one in base.numbers]
     settings = {one.name: one.provenance["sampler"] for one in report.methods if one.training}
     chosen = json.loads((folder / "runs/contrastive-seed0/model/system.json").read_text())["sampler"]
     assert settings["contrastive-seed0"].startswith("1 steps, guidance text 1, image 1, DDIM")
-    assert f"prediction x {chosen['prediction_scale']:g}" in settings[names[3]] or chosen["prediction_scale"] == 1
+    assert f"prediction x {chosen['prediction_scale']:g}" in settings[names[1]] or chosen["prediction_scale"] == 1
     assert (folder / "runs/contrastive-seed0/calibration/calibration.html").is_file()
     numbers = {one.title: one for one in contrastive.numbers}
     titles = ["Frame MSE, frame 1", "Frame MSE, frame 2", "Frame MSE, mean", "FVD", "Motion ratio", "Dynamic degree"]
     assert list(numbers)[: len(titles)] == titles
-    error = next(m for m in report.methods[1].metrics if m.name == "frame_mse")
+    error = next(m for m in report.methods[3].metrics if m.name == "frame_mse")
     assert numbers["Frame MSE, frame 2"].values == [error.per_frame[2]]
     assert {one.title: one.mean for one in still.numbers}["Motion ratio"] == 0
     assert (folder / "report.html").is_file()
@@ -107,7 +107,7 @@ def test_interrupted_it_has_a_report_of_what_was_measured_and_goes_on(
         experiment.run(command)
     assert trained == ["start", "baseline-seed0", "contrastive-seed0"]
     report = load_report(output / "report.json")
-    assert [one.name for one in report.methods] == ["baseline-seed0", "baseline-seed0-calibrated", "first-frame"]
+    assert [one.name for one in report.methods] == ["baseline-seed0-calibrated", "baseline-seed0", "first-frame"]
     assert report.warnings[0] == "1 of 2 trainings are still to come: the same command goes on."
     assert "1 of 2 trainings are still to come" in (output / "report.html").read_text()
     experiment.run(command)

@@ -20,7 +20,7 @@ SHOWN = (
 
 
 def over_seeds(methods: Sequence[Evaluated]) -> list[FormOverSeeds]:
-    """The numbers of each trained form, those that are held against none first, then of the methods that weren't
+    """The numbers of each trained form, what others are held against before them, then of the methods that weren't
     trained; [] without a form.
 
     Numbers are frame MSE at frames 1, F / 2 and F - 1 and on average, FVD, motion ratio, dynamic degree, and what is
@@ -34,7 +34,11 @@ def over_seeds(methods: Sequence[Evaluated]) -> list[FormOverSeeds]:
             against[method.training.form] = method.training.against
     if not runs:
         return []
-    ordered = sorted(runs, key=lambda form: bool(against[form]))
+
+    def depth(form: str) -> int:
+        return 1 + depth(against[form]) if against.get(form) in runs else bool(against.get(form))
+
+    ordered = sorted(runs, key=depth)
     numbers = {method.name: numbers_of(method) for method in methods}
     trained = [numbers[method.name] for method in methods if method.training is not None]
     shared = {key: one for key, one in trained[0].items() if all(key in found for found in trained)}
