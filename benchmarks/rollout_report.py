@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.measure import quantiles
+from benchmarks.video_report import table
 
 BEST = "pipeline, best"
 GOAL = 2.0
@@ -83,7 +84,7 @@ def _speed(rows: Sequence[Row]) -> str:
             slow, ratio, fast = quantiles(ratios)
             cells += [f"{rate:.3g} [{low:.3g}, {high:.3g}]", f"{ratio:.2f}x [{slow:.2f}, {fast:.2f}]"]
         lines.append(cells)
-    return _table(header, lines)
+    return table(header, lines)
 
 
 def _quality(rows: Sequence[Row]) -> str:
@@ -99,7 +100,7 @@ def _quality(rows: Sequence[Row]) -> str:
         if has_fvd:
             cells += [_interval(quality["fvd"]["value"], ".1f"), _interval(quality["fvd"]["over best"], "+.1f")]
         lines.append([*cells, f"{quality['motion_ratio']['value'][0]:.2f}"])
-    return _table(header, lines)
+    return table(header, lines)
 
 
 def _interval(values: Sequence[float | None] | None, form: str) -> str:
@@ -107,8 +108,3 @@ def _interval(values: Sequence[float | None] | None, form: str) -> str:
         return ""
     value, low, high = ("?" if one is None else format(one, form) for one in values)
     return f"{value} [{low}, {high}]"
-
-
-def _table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    rows = [header, ["---"] * len(header), *lines]
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in rows)

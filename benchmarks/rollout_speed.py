@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -39,7 +38,7 @@ from contrastive_i2v.data.shapes import ShapesConfig, make_shapes
 from contrastive_i2v.data.video import to_uint8
 from contrastive_i2v.evaluation.calibration import TOLERANCE, CalibrationConfig, Clips, Search, calibrate, stamp_of
 from contrastive_i2v.evaluation.generators import Batch, Generator, Method
-from contrastive_i2v.evaluation.results import Evaluated, Report
+from contrastive_i2v.evaluation.results import Evaluated, Report, finite_or_null
 from contrastive_i2v.evaluation.suite import evaluate
 from contrastive_i2v.evaluation.videos import ReferenceSet, read_reference_set
 from contrastive_i2v.files import write_whole
@@ -293,7 +292,7 @@ def results(
             "seconds": {batch: seconds[row.name] for batch, seconds in times.items()},
         }
 
-    found = finite(
+    found = finite_or_null(
         {
             "about": environment.describe(load_system(MODEL).device.type),
             "clips": len(report.methods[0].clips),
@@ -304,15 +303,6 @@ def results(
     )
     assert isinstance(found, dict)
     return found
-
-
-def finite(value: Any) -> Any:
-    """NaN and infinities as None, which JSON has."""
-    if isinstance(value, dict):
-        return {key: finite(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -100,7 +100,7 @@ def _timed(rows: Sequence[dict[str, Any]]) -> str:
         memory = [bytes_text(row[key]) if row[key] is not None else "" for key in ("step_peak", "forward_peak")]
         counts = [f"{row[key] / 1e6:.2f} M" for key in ("parameters", "trained")]
         lines.append([row["network"], *counts, _spread(row["step"]), memory[0], forward, memory[1]])
-    return _table(header, lines)
+    return table(header, lines)
 
 
 def _spread(figures: dict[str, Any]) -> str:
@@ -127,7 +127,7 @@ def _counted(rows: Sequence[dict[str, Any]]) -> str:
                 _tera(counts["forward_flop"]),
             ]
         )
-    return _table(header, lines)
+    return table(header, lines)
 
 
 def _costs(rows: Sequence[dict[str, Any]], side: int) -> str:
@@ -152,7 +152,7 @@ def _costs(rows: Sequence[dict[str, Any]], side: int) -> str:
                 f"{flop / RATE:.1f} s",
             ]
         )
-    return f"### {8 * side} px\n\n{_table(header, lines)}"
+    return f"### {8 * side} px\n\n{table(header, lines)}"
 
 
 def _pairs(rows: Sequence[dict[str, Any]]) -> list[tuple[dict[str, Any], dict[str, Any]]]:
@@ -173,6 +173,7 @@ def _tera(count: int) -> str:
     return f"{count / 1e12:.3g}"
 
 
-def _table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+def table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    """In markdown."""
     rows = [header, ["---"] * len(header), *lines]
     return "\n".join("| " + " | ".join(cells) + " |" for cells in rows)

@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 from benchmarks.report import replace_generated
+from benchmarks.video_report import table
 from contrastive_i2v.cli.main import main as command
 from contrastive_i2v.evaluation.report.seeds import difference
 from contrastive_i2v.evaluation.results import FormOverSeeds, SeedNumber, load_report
@@ -102,11 +103,11 @@ def tables(found: dict[str, list[FormOverSeeds]]) -> list[str]:
     return [
         "**Calibrated baseline** (in brackets: against the same weights at common settings, over the seeds)",
         "",
-        *markdown(["start, footage", *SHOWN, *EXTRA], calibrated),
+        table(["start, footage", *SHOWN, *EXTRA], calibrated),
         "",
         "**Forms against the baseline** that is sampled alike, over the seeds",
         "",
-        *markdown(["start, footage", "form", "sampled", "seeds", *SHOWN, *EXTRA], forms),
+        table(["start, footage", "form", "sampled", "seeds", *SHOWN, *EXTRA], forms),
     ]
 
 
@@ -121,10 +122,6 @@ def cell(one: SeedNumber | None, gap_alone: bool) -> str:
     gap = difference(one)
     bold = "**" * one.is_apart
     return f"{bold}{gap}{bold}" if gap_alone else f"{one.mean:.3g}" + f" ({bold}{gap}{bold})" * bool(gap)
-
-
-def markdown(head: list[str], rows: list[list[str]]) -> list[str]:
-    return [f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *rows)]
 
 
 if __name__ == "__main__":

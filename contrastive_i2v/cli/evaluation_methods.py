@@ -223,8 +223,12 @@ def _pipeline(name: str, spec: str, options: SuiteOptions) -> Method:
     return Method(name, "pipeline", identity, load, seeds=options.seeds, about={"model": spec})
 
 
-@cache
 def _system(spec: str, dtype: Dtype = "float32", compiled: bool = False) -> System:
+    return _loaded(spec, dtype, compiled)
+
+
+@cache  # which would keep a second model for arguments that are left out
+def _loaded(spec: str, dtype: Dtype, compiled: bool) -> System:
     system = load_system(spec, dtype=getattr(torch, dtype))
     for parameter in (parameter for part in system.parts().values() for parameter in part.parameters()):
         if parameter.dim() == 4:  # a tenth faster on a CPU

@@ -19,11 +19,10 @@ from contrastive_i2v.evaluation.results import Report, Training
 from contrastive_i2v.evaluation.suite import Known, Networks, evaluate
 from contrastive_i2v.models import load_system
 from contrastive_i2v.system import SamplerOptions, System, default_device
-from contrastive_i2v.training.checkpoint import list_checkpoints
 from contrastive_i2v.training.config import TrainConfig, differences, load_config, save_config
 from contrastive_i2v.training.forms import BASELINE, FORMS
 from contrastive_i2v.training.logs import read_log
-from contrastive_i2v.training.trainer import Trainer, is_trained
+from contrastive_i2v.training.trainer import finish, is_trained
 
 T = TypeVar("T")
 NATIVE_STEP = 5
@@ -102,12 +101,10 @@ def clip_length(frames: int) -> int:
 
 
 def train(config: TrainConfig, system: System | None = None) -> Path:
-    """Train, or go on, or leave a finished run as it is; returns the model's folder."""
+    """`finish`, which says so where there is nothing left to do."""
     if is_trained(config):
         print(f"done before: {config.output / 'model'}")
-        return config.output / "model"
-    resume = bool(list_checkpoints(config.output / "checkpoints"))
-    return Trainer(replace(config, resume=resume), system).run()
+    return finish(config, system)
 
 
 def calibrate_run(folder: Path, validation: ClipsOptions, common: SamplerOptions, command: str) -> None:

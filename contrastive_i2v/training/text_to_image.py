@@ -18,9 +18,8 @@ from contrastive_i2v.errors import check_fields
 from contrastive_i2v.models import load_system, tiny
 from contrastive_i2v.models.emu_video import PUBLISHED, EmuVideo, temporal_layers
 from contrastive_i2v.models.stable_diffusion import Parts, StableDiffusion, keep_noisy_inputs
-from contrastive_i2v.training.checkpoint import list_checkpoints
 from contrastive_i2v.training.config import DataConfig, LossConfig, OptimizerConfig, PreviewConfig, TrainConfig
-from contrastive_i2v.training.trainer import Trainer, is_trained
+from contrastive_i2v.training.trainer import finish
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,9 +48,7 @@ class TextToImageConfig:
 def train_text_to_image(config: TextToImageConfig) -> Path:
     """Train, or go on with what was interrupted; returns the model's folder."""
     run = run_config(config)
-    if not is_trained(run):
-        Trainer(replace(run, resume=bool(list_checkpoints(run.output / "checkpoints"))), untrained(config)).run()
-    trained = load_system(run.output / "model", device="cpu")
+    trained = load_system(finish(run, untrained(config)), device="cpu")
     assert isinstance(trained, EmuVideo)
     for module in (trained.vae, trained.unet):
         module.register_to_config(_name_or_path="contrastive_i2v tiny-text-to-image")  # else a path of this machine

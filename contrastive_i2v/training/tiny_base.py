@@ -19,11 +19,10 @@ from contrastive_i2v.data.sources.folder import read_folder
 from contrastive_i2v.models import tiny
 from contrastive_i2v.models.instruct_pix2pix import PLAIN, InstructPix2Pix
 from contrastive_i2v.models.stable_diffusion import Parts
-from contrastive_i2v.training.checkpoint import list_checkpoints
 from contrastive_i2v.training.config import DataConfig, LossConfig, OptimizerConfig, TrainConfig
 from contrastive_i2v.training.logs import read_log
 from contrastive_i2v.training.pretrain import load_frames, train_autoencoder, train_text_encoder
-from contrastive_i2v.training.trainer import Trainer, is_trained
+from contrastive_i2v.training.trainer import finish
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,8 +74,8 @@ def train_tiny_base(config: TinyBaseConfig) -> Path:
     parts = Parts(vae, text_encoder, tokenizer, tiny.build_unet())
     model = InstructPix2Pix(parts, tiny.build_scheduler(), sampler=tiny.SAMPLER)
     first, second = unet_config(config), second_config(config)
-    _train(first, model)
-    trained = InstructPix2Pix.load(str(_train(second)), second.system, PLAIN).to("cpu", torch.float16)
+    finish(first, model)
+    trained = InstructPix2Pix.load(str(finish(second)), second.system, PLAIN).to("cpu", torch.float16)
     trained.sampler, trained.size = model.sampler, model.size
     for module in (trained.vae, trained.unet):
         module.register_to_config(_name_or_path="contrastive_i2v tiny")  # else it is a path of this machine
@@ -172,13 +171,6 @@ The sampler is calibrated on the held-out clips (`calibration.json`).
 
 **Licence.** Apache-2.0, as the library.
 """
-
-
-def _train(config: TrainConfig, model: InstructPix2Pix | None = None) -> Path:
-    """Train, or go on, or leave a finished run as it is; returns the model's folder."""
-    if is_trained(config):
-        return config.output / "model"
-    return Trainer(replace(config, resume=bool(list_checkpoints(config.output / "checkpoints"))), model).run()
 
 
 def _stage(folder: Path, kind: Any) -> Any:

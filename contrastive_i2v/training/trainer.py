@@ -6,6 +6,7 @@ from __future__ import annotations
 import copy
 import importlib
 import time
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -352,6 +353,14 @@ def is_trained(config: TrainConfig) -> bool:
     """Whether the folder holds the model that this config ends with. Raises InputError for a config it can't read."""
     finished = (config.output / "model" / DESCRIPTION).exists()  # written last
     return finished and not differences(load_config(TrainConfig, config.output / "config.yaml"), config)
+
+
+def finish(config: TrainConfig, system: System | None = None) -> Path:
+    """Train, or go on from the last checkpoint, or leave a finished run as it is; returns the model's folder."""
+    if is_trained(config):
+        return config.output / "model"
+    resume = bool(list_checkpoints(config.output / "checkpoints"))
+    return Trainer(replace(config, resume=resume), system).run()
 
 
 def _check_size(config: TrainConfig, system: System) -> tuple[int, int]:

@@ -52,7 +52,7 @@ def _small_networks(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(evaluation_methods.loading, "load_video_extractor", lambda name, device: Colours())
     monkeypatch.setattr(evaluation_methods.loading, "load_flow", lambda name, device: None)
     yield
-    evaluation_methods._system.cache_clear()
+    evaluation_methods._loaded.cache_clear()
     evaluation_methods._weights.cache_clear()
 
 
@@ -296,3 +296,14 @@ def test_table_marks_and_lines_up() -> None:
     lines = format_table(replace(third, differences=[*report.differences, above]))
     assert lines[2].startswith("  ↓ M  3 [2, 4] *  ") and lines[2].count("*") == 1
     assert "* = better than each other method" in lines[-2]
+
+
+def test_a_model_of_the_usual_dtype_is_loaded_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    evaluation_methods._loaded.cache_clear()
+    loaded: list[str] = []
+    load = evaluation_methods.load_system
+    monkeypatch.setattr(
+        evaluation_methods, "load_system", lambda spec, **more: loaded.append(spec) or load(spec, **more)
+    )
+    assert evaluation_methods._system("tiny") is evaluation_methods._system("tiny", "float32", False)
+    assert loaded == ["tiny"]

