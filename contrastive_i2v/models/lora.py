@@ -168,7 +168,10 @@ def _merge_low_rank(network: nn.Module, tensors: dict[str, Tensor], adapter: Ada
     import peft
     from peft.tuners.lora import LoraLayer
 
-    config = peft.LoraConfig(r=adapter.rank, lora_alpha=adapter.alpha, target_modules=_adapted(tensors))
+    layers = _adapted(tensors)
+    if any(len(tensors[f"{layer}{LOW_RANK[0]}"]) != adapter.rank for layer in layers):
+        raise ValueError(f"rank {adapter.rank} isn't that of its files")
+    config = peft.LoraConfig(r=adapter.rank, lora_alpha=adapter.alpha, target_modules=layers)
     model: Any = peft.LoraModel(network, config, "default")
     taken: Any = peft.set_peft_model_state_dict(network, tensors)
     if taken.unexpected_keys:
