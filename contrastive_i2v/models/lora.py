@@ -80,7 +80,7 @@ class LoraTraining:
             if id(parameter) in trainable and _is_added(system, name)
         }
         with torch.random.fork_rng(devices=()):
-            torch.manual_seed(seeded(seed, "lora").initial_seed())
+            torch.default_generator.manual_seed(seeded(seed, "lora").initial_seed())
             peft.inject_adapter_in_model(
                 peft.LoraConfig(r=self.rank, lora_alpha=self.alpha, target_modules=names), system.network
             )
