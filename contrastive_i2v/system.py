@@ -12,7 +12,7 @@ import json
 import os
 import shutil
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol, TypeAlias, TypeVar
@@ -238,6 +238,10 @@ class System(ABC):
     """Frames a second the model was trained at."""
     middle: ClassVar[str | None] = None
     """A module in the middle of the network, by its name there, for losses on its features; None = say one."""
+    lora_targets: ClassVar[tuple[str, ...]] = ("to_q", "to_k", "to_v", "to_out.0")
+    """Layers that LoRA adapts unless somebody says otherwise, by the ends of their names."""
+    added: tuple[str, ...] = ()
+    """Modules of the network, by name, that the weights which `load` read don't have: LoRA trains them in full."""
 
     @classmethod
     @abstractmethod
@@ -404,28 +408,33 @@ class System(ABC):
 
         Raises InputError naming the folder when the disk refuses.
         """
-        folder = Path(folder).absolute()
-        part = folder.with_name(f".{folder.name}.{os.getpid()}.part")
-        try:
-            part.mkdir(parents=True)
-            self.save_weights(part)
-            folder.mkdir(exist_ok=True)
-            (folder / DESCRIPTION).unlink(missing_ok=True)
-            for file in [path for path in part.rglob("*") if path.is_file()]:
-                target = folder / file.relative_to(part)
-                target.parent.mkdir(parents=True, exist_ok=True)
-                file.replace(target)
-        except Exception as error:  # the libraries that write have errors of their own
-            raise InputError(f"{folder}: the model could not be written ({one_line(error)})") from error
-        finally:
-            shutil.rmtree(part, ignore_errors=True)
-        self.save_description(folder)
+        write_model(Path(folder), self.save_weights)
+        self.save_description(Path(folder))
 
-    def save_description(self, folder: Path) -> None:
+    def save_description(self, folder: Path, adapter: Adapter | None = None) -> None:
         """Write `system.json` alone: what is said of the weights that are there. Raises InputError."""
-        said = Description(system=self.config, sampler=self.sampler, size=self.size, fps=self.fps)
-        text = json.dumps(asdict(said), indent=2) + "\n"
+        said = asdict(Description(system=self.config, sampler=self.sampler, size=self.size, fps=self.fps))
+        said["adapter"] = adapter and asdict(adapter)
+        text = json.dumps({name: value for name, value in said.items() if value is not None}, indent=2) + "\n"
         write_whole(folder / DESCRIPTION, lambda part: part.write_text(text, encoding="utf-8"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Adapter:
+    """What `system.json` says of weights that are an adapter (LoRA): what they are added to."""
+
+    base: str
+    """"tiny", a folder or a hub id."""
+    base_hash: str
+    """Of the base's weights in float32."""
+    rank: int
+    alpha: int
+    """Each adapted layer's weights are W + alpha / rank B A."""
+    files: dict[str, str]
+    """The sha256 of each file of weights, by its name."""
+
+    def __post_init__(self) -> None:
+        check_fields(self, {"rank": 1}, positive=("alpha",))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -436,6 +445,31 @@ class Description:
     sampler: Sampler = field(default_factory=Sampler)
     size: Size | None = None
     fps: float | None = None
+    adapter: Adapter | None = None
+    """None = the weights are a whole model."""
+
+
+def write_model(folder: Path, write: Callable[[Path], object]) -> None:
+    """Let `write(part)` write a model's files into a folder beside `folder`, then move them into it.
+
+    A full disk leaves the folder as it was. Without `system.json`, which is to be written next, it is no model yet.
+    Raises InputError naming the folder.
+    """
+    folder = folder.absolute()
+    part = folder.with_name(f".{folder.name}.{os.getpid()}.part")
+    try:
+        part.mkdir(parents=True)
+        write(part)
+        folder.mkdir(exist_ok=True)
+        (folder / DESCRIPTION).unlink(missing_ok=True)
+        for file in [path for path in part.rglob("*") if path.is_file()]:
+            target = folder / file.relative_to(part)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            file.replace(target)
+    except Exception as error:  # the libraries that write have errors of their own
+        raise InputError(f"{folder}: the model could not be written ({one_line(error)})") from error
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
 
 
 def split_noise(noise: Tensor, generated: int) -> tuple[Tensor | None, Tensor]:

@@ -16,7 +16,7 @@ from contrastive_i2v.evaluation.calibration import CALIBRATION, Calibration, Cal
 from contrastive_i2v.evaluation.report.calibration import write_page
 from contrastive_i2v.evaluation.videos import read_reference_set
 from contrastive_i2v.files import locked_folder, write_whole
-from contrastive_i2v.models import load_system
+from contrastive_i2v.models import load_system, read_description
 from contrastive_i2v.models.loading import locate
 from contrastive_i2v.system import DESCRIPTION, System
 
@@ -102,7 +102,8 @@ def calibrate_model(
         write_page(found, clips, output, title=f"Calibration of {folder.parent.name}/{folder.name}", command=command)
         system.sampler = found.chosen.sampler
         if save is None:
-            system.save_description(folder)
+            said = read_description(folder)
+            system.save_description(folder, said.adapter if said else None)
         else:
             system.save(save)
         write_whole((save or folder) / CALIBRATION, lambda part: part.write_text(found.to_json(), encoding="utf-8"))

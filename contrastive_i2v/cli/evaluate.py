@@ -28,6 +28,9 @@ class Options(SuiteOptions):
     method: str = "tiny"
     """[NAME=]SPEC: "tiny", a folder that train wrote, an InstructPix2Pix folder or hub id, a folder of another
     diffusers image-to-video pipeline, or a folder of finished videos named like the clips."""
+    lora: tuple[str, ...] = ()
+    """Adapters of that model, PATH or PATH=WEIGHT each, added to its weights; compare takes them with a model's name,
+    as NAME=MODEL?lora=PATH=WEIGHT."""
     baselines: tuple[Literal["first-frame", "retrieval"], ...] = ("first-frame",)
     """What to read it beside: the first frame repeated; the training clip with the nearest caption (--train-data)."""
 
@@ -35,7 +38,14 @@ class Options(SuiteOptions):
 def run(arguments: Sequence[str]) -> None:
     """Parse the options, evaluate, and print the table and where the report is."""
     options = tyro.cli(Options, prog="contrastive-i2v evaluate", args=arguments)
-    evaluate_methods(options, (options.method, *options.baselines), command="evaluate", arguments=arguments)
+    method = options.method
+    if options.lora:
+        from contrastive_i2v.cli.evaluation_methods import split_name  # takes seconds
+        from contrastive_i2v.models.loading import with_adapters
+
+        name, spec = split_name(method)
+        method = f"{name}={with_adapters(spec, options.lora)}"
+    evaluate_methods(options, (method, *options.baselines), command="evaluate", arguments=arguments)
 
 
 def evaluate_methods(

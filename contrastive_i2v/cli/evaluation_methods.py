@@ -29,7 +29,7 @@ from contrastive_i2v.evaluation.suite import Networks
 from contrastive_i2v.evaluation.videos import ReferenceSet, read_reference_set
 from contrastive_i2v.files import folder_hash
 from contrastive_i2v.models import load_system, opening_kind
-from contrastive_i2v.models.loading import locate, read_object, split_options
+from contrastive_i2v.models.loading import locate, read_object, split_options, split_weight
 from contrastive_i2v.system import Dtype, Size, System, default_device
 
 BASELINES = ("first-frame", "retrieval")
@@ -239,9 +239,10 @@ def _loaded(spec: str, dtype: Dtype, compiled: bool) -> System:
 @cache
 def _weights(spec: str) -> str:
     """A hash of a folder's files; of a hub id's, of the parameters as loaded."""
-    folder = Path(locate(split_options(spec)[0]))
-    if folder.is_dir():
-        return f"sha256 {folder_hash(folder)}"
+    name, options = split_options(spec)
+    folders = [Path(locate(path)) for path in (name, *(split_weight(one)[0] for one in options.get("lora", ())))]
+    if folders[0].is_dir():
+        return f"sha256 {' + '.join(map(folder_hash, folders))}"
     digest = hashlib.sha256(_system(spec).fingerprint.encode())
     for key, value in sorted(_system(spec).network.state_dict().items()):
         digest.update(key.encode())

@@ -18,6 +18,7 @@ COMMANDS = {
     "interpolate": "give rollouts and videos another frame rate, along their path in latent space",
     "evaluate": "measure a model's videos of held-out clips, with intervals, into a report",
     "compare": "measure several models on the same clips, and say which differences are real",
+    "merge": "write a model with its adapters (LoRA) merged into its weights",
     "calibrate": "choose the steps, scale and guidance that a trained model is sampled with, on held-out clips",
     "study": "let people compare two folders of videos in the browser, and count their votes",
     "experiment": "train with and without the contrastive term over several seeds, and compare",

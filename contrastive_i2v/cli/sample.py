@@ -42,6 +42,8 @@ class Options(SamplerOptions):
     prompts first, where it can (Emu Video)."""
     model: str = "tiny"
     """"tiny", a folder that train wrote, any InstructPix2Pix folder, or a hub id."""
+    lora: tuple[str, ...] = ()
+    """Adapters of that model, PATH or PATH=WEIGHT each, added to its weights."""
     output: Path = Path("videos")
     """Folder for the videos: 00000.mp4, 00001.mp4, ..."""
     formats: tuple[Format, ...] = ("mp4",)
@@ -76,9 +78,11 @@ def run(arguments: Sequence[str]) -> None:
     jobs = _pair_up(options)
     # what is wrong with an image is said before any work
     images = [_first_frame(image) for image, _ in jobs if image is not None]
-    from contrastive_i2v.pipeline import ImageToVideoPipeline  # takes seconds
+    from contrastive_i2v.models.loading import with_adapters  # takes seconds
+    from contrastive_i2v.pipeline import ImageToVideoPipeline
 
-    pipeline = ImageToVideoPipeline.from_pretrained(options.model, dtype=getattr(torch, options.dtype))
+    name = with_adapters(options.model, options.lora)
+    pipeline = ImageToVideoPipeline.from_pretrained(name, dtype=getattr(torch, options.dtype))
     pipeline.to(default_device()).set_progress_bar_config(disable=True)
     if options.compile:
         pipeline.enable_compile()

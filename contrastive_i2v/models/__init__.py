@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import dacite
@@ -17,8 +18,9 @@ from contrastive_i2v.errors import InputError, one_line
 from contrastive_i2v.models.consisti2v import ConsistI2V
 from contrastive_i2v.models.emu_video import EmuVideo
 from contrastive_i2v.models.instruct_pix2pix import InstructPix2Pix
-from contrastive_i2v.models.loading import locate, reach, split_options
-from contrastive_i2v.system import DESCRIPTION, Description, System, SystemConfig, default_device
+from contrastive_i2v.models.loading import locate, reach, split_options, split_weight
+from contrastive_i2v.models.lora import merge_adapters
+from contrastive_i2v.system import DESCRIPTION, Adapter, Description, System, SystemConfig, default_device
 
 SYSTEMS: dict[str, type[System]] = {
     "instruct-pix2pix": InstructPix2Pix,
@@ -39,19 +41,35 @@ def load_system(
 
     Args:
         name: "tiny" (packaged, no download), a folder that training wrote, a diffusers folder, or a hub id; then
-            options of the system, as "runs/mine?frame_init=false".
+            options of the system, and adapters with weights, as "runs/mine?frame_init=false&lora=runs/other=0.5".
         config: the kind of system and its options, say for training; None = what the folder says, or the first system
             that opens it.
         device: None = CUDA where there is one, else the CPU.
         dtype: weights are converted to it, whatever the files hold.
 
     Raises:
-        InputError: nothing there, a folder that no system opens or that holds another one, missing parts, or options
-            that its weights can't have.
+        InputError: nothing there, a folder that no system opens or that holds another one, missing parts, options
+            that its weights can't have, or adapters of another model.
     """
     name, options = split_options(name)
+    adapters = [split_weight(adapter) for adapter in options.pop("lora", ())]
     source = reach(locate(name))
     saved = read_description(source)
+    if not adapters and not (saved and saved.adapter):
+        system = _open(source, saved, config, options, name)
+    else:
+        system = _open_adapted(source, saved, adapters)
+        if config or options:  # a model of another form is made of a whole folder
+            with TemporaryDirectory() as folder:
+                system.save(folder)
+                system = _open(folder, read_description(folder), config, options, name)
+    return system.to(default_device() if device is None else device, dtype)
+
+
+def _open(
+    source: str, saved: Description | None, config: SystemConfig | None, options: dict[str, Any], name: str
+) -> System:
+    """The system of a whole model's folder or hub id, in float32 on the CPU."""
     kind = config.kind if config else saved.system.kind if saved else _opens(Path(source)) or next(iter(SYSTEMS))
     if saved and saved.system.kind not in (kind, *SYSTEMS[kind].starts_from):
         raise InputError(f"model {str(name)!r} is of kind {saved.system.kind}; expected {kind}: give another --model")
@@ -59,11 +77,43 @@ def load_system(
     if options:
         wanted = parse_config(asdict(wanted) | options)
     system = SYSTEMS[kind].load(source, wanted, saved.system if saved else None)
-    if saved:
-        system.sampler = saved.sampler
-        system.size = saved.size or system.size
-        system.fps = saved.fps or system.fps
-    return system.to(default_device() if device is None else device, dtype)
+    return _describe(system, saved) if saved else system
+
+
+def _describe(system: System, saved: Description) -> System:
+    """The system, sampled as a description says."""
+    system.sampler = saved.sampler
+    system.size = saved.size or system.size
+    system.fps = saved.fps or system.fps
+    return system
+
+
+def _open_adapted(source: str, saved: Description | None, more: Sequence[tuple[str, float]]) -> System:
+    """A whole model, or the base of an adapter with that adapter, with more adapters and their weights merged in."""
+    folders = [(Path(source), 1.0)] * bool(saved and saved.adapter)
+    folders += [(Path(locate(path)), weight) for path, weight in more]
+    adapters = [(folder, *_read_adapter(folder), weight) for folder, weight in folders]
+    base, form = saved.adapter.base if saved and saved.adapter else source, adapters[0][1]
+    try:
+        found = reach(locate(base))
+        system = _open(found, read_description(found), form.system, {}, base)
+    except InputError as error:
+        raise InputError(
+            f"{folders[0][0]}: an adapter of model {base!r}, which doesn't open: {error}; where that has moved, name "
+            "it as the model and this folder as its adapter (--lora)"
+        ) from error
+    merge_adapters(system, [(folder, adapter, weight) for folder, _, adapter, weight in adapters])
+    return _describe(system, saved or form)
+
+
+def _read_adapter(folder: Path) -> tuple[Description, Adapter]:
+    said = read_description(folder) if folder.is_dir() else None
+    if said is None or said.adapter is None:
+        raise InputError(
+            f"{folder}: is no adapter's folder; expected what training with --lora.rank wrote (a hub id has to be "
+            "downloaded first)"
+        )
+    return said, said.adapter
 
 
 def parse_config(values: Any) -> SystemConfig:

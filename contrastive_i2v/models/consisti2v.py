@@ -197,7 +197,9 @@ class ConsistI2V(VideoStableDiffusion):
         keep_noisy_inputs(source, parts.unet, int(parts.vae.config.latent_channels))
         embed_number(parts.unet)
         temporal = temporal_layers(parts.unet, cast(Rope, merged.rope), alpha=cast(float, merged.start_alpha))
-        return cls(parts, temporal, load_scheduler(source, is_base=True), merged)
+        system = cls(parts, temporal, load_scheduler(source, is_base=True), merged)
+        system.added = ("temporal", "unet.class_embedding")
+        return system
 
     def constrain(self) -> None:
         """Alphas lie between 0 and 1. (A clamp in the forward pass would leave an alpha above 1 without gradient.)"""

@@ -137,7 +137,9 @@ class EmuVideo(VideoStableDiffusion):
             temporal, parts = load_temporal(source), load_parts(source)
             merged = wanted.over(saved)
             _check_start(source, merged, saved)
-            return cls(parts, temporal, load_scheduler(source, is_base=False), merged)
+            system = cls(parts, temporal, load_scheduler(source, is_base=False), merged)
+            system.added = ("temporal",) if saved.task == "image" else ()  # untrained there
+            return system
         parts = load_parts(source)
         merged = wanted.over(PUBLISHED)
         is_base = parts.unet.config.in_channels == int(parts.vae.config.latent_channels)
@@ -155,7 +157,9 @@ class EmuVideo(VideoStableDiffusion):
                 f"model {source!r} is no video model; interpolation starts from one: train it with task=video first"
             )
         _check_noise(source, merged, scheduler)
-        return cls(parts, temporal_layers(parts.unet), scheduler, merged)
+        system = cls(parts, temporal_layers(parts.unet), scheduler, merged)
+        system.added = ("temporal",)
+        return system
 
     def still(self) -> EmuVideo:
         """The image model: the spatial layers alone. The parts are shared."""

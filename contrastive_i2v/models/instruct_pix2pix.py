@@ -151,11 +151,15 @@ class InstructPix2Pix(StableDiffusion):
         scheduler = load_scheduler(source, is_base=is_base)
         has = cast(InstructPix2PixConfig, saved or PLAIN)
         config = cast(InstructPix2PixConfig, config).over(has)
-        before = {"noisy": channels} if is_base else _inputs(has, channels)
-        grow_conv_in(unet, before, _inputs(config, channels))
+        before, after = {"noisy": channels} if is_base else _inputs(has, channels), _inputs(config, channels)
+        grow_conv_in(unet, before, after)
+        added = ["unet.conv_in"] * (before != after)
         if config.noise_level and not has.noise_level:
             embed_number(unet)
-        return cls(parts, scheduler, config)
+            added.append("unet.class_embedding")
+        system = cls(parts, scheduler, config)
+        system.added = tuple(added)
+        return system
 
     def save_weights(self, folder: Path) -> None:
         """A diffusers folder (safetensors): with plain options StableDiffusionInstructPix2PixPipeline opens it."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -56,11 +57,17 @@ def locate(name: str | Path) -> str:
 
 
 def split_options(name: str | Path) -> tuple[str, dict[str, Any]]:
-    """`"runs/mine?frame_init=false&steps=4"` -> the name, and options as YAML values; most names have none."""
+    """`"runs/mine?frame_init=false&steps=4"` -> the name, and options as YAML values; most names have none.
+
+    `lora=PATH` or `lora=PATH=WEIGHT`, as often as there are adapters, is a list of these texts.
+    """
     source, _, query = str(name).partition("?")
     options: dict[str, Any] = {}
     for part in query.split("&") if query else ():
         key, equals, value = part.partition("=")
+        if key == "lora" and equals:
+            options.setdefault(key, []).append(value)
+            continue
         try:
             options[key.replace("-", "_")] = yaml.safe_load(value)
         except yaml.YAMLError:
@@ -68,6 +75,26 @@ def split_options(name: str | Path) -> tuple[str, dict[str, Any]]:
         if not equals:
             raise InputError(f"model {str(name)!r}: expected NAME?OPTION=VALUE&OPTION=VALUE, got {part!r} in it")
     return source, options
+
+
+def with_adapters(name: str, adapters: Sequence[str]) -> str:
+    """A model's name with adapters, PATH or PATH=WEIGHT each, as options that `split_options` takes apart."""
+    options = "&".join(f"lora={adapter}" for adapter in adapters)
+    return f"{name}{'&' if '?' in name else '?'}{options}" if options else name
+
+
+def split_weight(adapter: str) -> tuple[str, float]:
+    """PATH or PATH=WEIGHT -> the path, and the weight or 1. Raises InputError for a weight that is no number."""
+    path, equals, weight = adapter.rpartition("=")
+    if not equals or Path(adapter).expanduser().exists():
+        return adapter, 1.0
+    try:
+        value = float(weight)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise InputError(f"lora {adapter!r}: expected PATH or PATH=WEIGHT with a number, got {weight!r}")
+    return path, value
 
 
 def reach(source: str) -> str:

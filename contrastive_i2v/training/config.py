@@ -17,6 +17,7 @@ from contrastive_i2v.errors import InputError, check_fields, one_line
 from contrastive_i2v.files import write_whole
 from contrastive_i2v.models import parse_config
 from contrastive_i2v.models.instruct_pix2pix import InstructPix2PixConfig
+from contrastive_i2v.models.lora import AdapterConfig
 from contrastive_i2v.system import SamplerOptions, SystemConfig
 
 T = TypeVar("T")
@@ -246,6 +247,7 @@ class TrainConfig:
     loss: LossConfig = field(default_factory=LossConfig)
     own_samples: OwnSamplesConfig = field(default_factory=OwnSamplesConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    lora: AdapterConfig = field(default_factory=AdapterConfig)
     preview: PreviewConfig = field(default_factory=PreviewConfig)
 
     def __post_init__(self) -> None:

@@ -7,7 +7,7 @@ writes them.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -15,7 +15,7 @@ import torch
 from accelerate import Accelerator
 from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
-from torch.distributed.checkpoint.state_dict import get_model_state_dict, set_model_state_dict
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict, set_model_state_dict
 
 from contrastive_i2v.errors import InputError, one_line
 from contrastive_i2v.training.checkpoint import (
@@ -55,6 +55,9 @@ class RunState:
     ema: EMAModel | None
     beside: Mapping[str, Stateful]
     """What else goes on, the same in every process, by its file's name in a checkpoint."""
+    base: str | None = None
+    """A hash of the model that adapters are trained on: checkpoints leave out what isn't trained; None = they hold
+    the whole network."""
     step: int = 0
     nonfinite_steps: int = 0
     nonfinite_in_a_row: int = 0
@@ -70,6 +73,8 @@ class RunState:
             tensors: dict[str, Mapping[str, Tensor]] = {"network": weights, "optimizer": moments}
             state: dict[str, Any] = {name: getattr(self, name) for name in COUNTERS}
             state |= {"groups": groups, "unlogged": read_rows(self.unlogged)}
+            if self.base is not None:
+                state["base"] = self.base
             tensors |= {name: part.state_dict() for name, part in self.beside.items()}
             if self.ema:
                 tensors["ema"], state["ema_step"] = averaged, self.ema.optimization_step
@@ -82,6 +87,11 @@ class RunState:
         """Take over the last checkpoint below `folder` that is whole. Raises InputError where none is, or where it is
         of another network."""
         checkpoint, tensors, state = load_last_checkpoint(folder)
+        if state.get("base") != self.base:
+            raise InputError(
+                f"{checkpoint}: is of adapters, and the model that they were trained on has other weights now; "
+                "expected that model, or start again in a new --output"
+            )
         try:
             self._take_over(tensors, state)
         except (RuntimeError, KeyError, ValueError, TypeError) as error:
@@ -118,11 +128,14 @@ class RunState:
             self.ema.restore(self.trainable)
 
     def _weights(self) -> dict[str, Tensor]:
-        weights: dict[str, Any] = get_model_state_dict(self.network, options=WHOLE)
+        weights: dict[str, Any] = get_model_state_dict(self.network, options=self._options())
         return {name: value.clone() for name, value in weights.items()}
 
     def _load(self, weights: dict[str, Any]) -> None:
-        set_model_state_dict(self.network, weights, options=WHOLE)
+        set_model_state_dict(self.network, weights, options=self._options())
+
+    def _options(self) -> StateDictOptions:
+        return WHOLE if self.base is None else replace(WHOLE, ignore_frozen_params=True, strict=False)
 
     def _inner_optimizer(self) -> torch.optim.Optimizer:
         inner: torch.optim.Optimizer = getattr(self.optimizer, "optimizer", self.optimizer)

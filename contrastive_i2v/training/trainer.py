@@ -25,7 +25,9 @@ from contrastive_i2v.diffusion import NoiseSchedule
 from contrastive_i2v.errors import DivergedError, InputError
 from contrastive_i2v.files import lock_folder
 from contrastive_i2v.losses import ContrastiveDiffusionLoss, OwnSampleContrast, OwnSampleOutput, dispersive_loss
-from contrastive_i2v.models import load_system
+from contrastive_i2v.models import load_system, read_description
+from contrastive_i2v.models.loading import locate, split_options
+from contrastive_i2v.models.lora import LoraTraining
 from contrastive_i2v.randomness import seeded
 from contrastive_i2v.system import DESCRIPTION, System
 from contrastive_i2v.training.batches import build_loader, encode_dataset
@@ -89,9 +91,10 @@ class Trainer:
             OwnSamples(config, self.dataset, self.system, self.accelerator) if config.own_samples.on else None
         )
         self.own_contrast = build_own_contrast(self.system, config.loss)
+        self.lora = build_lora(self.system, config)
         self.features = Features(self.system, config.loss.dispersive_layer) if config.loss.dispersive_weight else None
         self.text_frames = TextFrames(config, self.system, self.accelerator) if config.loss.text_weight else None
-        trainable = self.system.trainable()
+        trainable = self.lora.trainable() if self.lora else self.system.trainable()
         self.system.network.requires_grad_(False)
         for parameter in trainable:
             parameter.requires_grad_(True)
@@ -111,6 +114,7 @@ class Trainer:
             optimizer=optimizer,
             ema=EMAModel(trainable, decay=config.ema_decay) if config.ema_decay else None,
             beside=self._beside(),
+            base=self.lora.base_hash if self.lora else None,
         )
         if going_on:
             self.state.restore(config.output / "checkpoints")
@@ -282,7 +286,7 @@ class Trainer:
             self.system.network.eval()
             if self.text_frames:
                 self.text_frames.save(folder)
-            self.state.with_average(partial(self.system.save, folder))
+            self.state.with_average(partial(self.lora.save if self.lora else self.system.save, folder))
         self.accelerator.wait_for_everyone()
         self.accelerator.end_training()
         return folder
@@ -311,6 +315,19 @@ def build_own_contrast(system: System, config: LossConfig) -> OwnContrast | None
         system.schedule, beta=config.own_beta, weight=config.own_weight, positive_only=config.own_positive_only
     )
     return OwnContrast(loss, copy.deepcopy(system.network))
+
+
+def build_lora(system: System, config: TrainConfig) -> LoraTraining | None:
+    """The adapters that a config asks for, in the system's network. Raises InputError."""
+    if not config.lora.rank:
+        return None
+    name, options = split_options(config.model)
+    if "lora" in options or ((saved := read_description(locate(name))) and saved.adapter):
+        raise InputError(
+            f"lora.rank: model {config.model!r} has an adapter already; expected a whole model: write one by "
+            f"`contrastive-i2v merge --model {config.model!r} --output FOLDER`"
+        )
+    return LoraTraining(system, config.lora, base=name, seed=config.seed)
 
 
 def build_candidates(

@@ -26,7 +26,10 @@ from typing import Protocol
 
 import torch
 
-TARGETS = ("metadata", "video", "picture", "cache", "checkpoint", "model", "weights", "config", "report", "study", "op")
+TARGETS = (
+    "metadata", "video", "picture", "cache", "checkpoint", "model", "adapter", "weights", "config", "report", "study",
+    "op",
+)  # fmt: skip
 """The modules of `targets`; each has a class `Target`."""
 CASE_SECONDS = 60
 """One input may take this long."""

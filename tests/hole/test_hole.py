@@ -23,7 +23,9 @@ from contrastive_i2v import ImageToVideoPipeline
 from contrastive_i2v.cli import main
 from contrastive_i2v.data.frames import FramesConfig
 from contrastive_i2v.data.video import probe
+from contrastive_i2v.errors import InputError
 from contrastive_i2v.models import SYSTEMS, load_system
+from contrastive_i2v.models.lora import AdapterConfig
 from contrastive_i2v.sampling import rollout
 from contrastive_i2v.training.config import (
     DataConfig,
@@ -125,6 +127,15 @@ def test_killed_and_resumed_it_ends_with_the_same_bits(trained: Path, start: Pat
     assert not (tmp_path / "run" / "model" / "system.json").exists(), "killed after its end: nothing was tested"
     Trainer(replace(config, resume=True)).run()
     assert digest(tmp_path / "run") == digest(trained)
+
+
+def test_it_takes_adapters(start: Path, clips: Path, tmp_path: Path) -> None:
+    config = replace(recipe(start, clips, tmp_path / "run"), steps=2, preview=PreviewConfig(every=0))
+    with pytest.raises(InputError, match="no layer is named to_q or to_k or to_v or to_out.0; there are tell"):
+        Trainer(replace(config, lora=AdapterConfig(rank=1)))
+    folder = Trainer(replace(config, lora=AdapterConfig(rank=1, targets=("tell",)))).run()
+    before, after = (load_system(path, device="cpu").network.state_dict() for path in (start, folder))
+    assert {name for name, value in before.items() if not torch.equal(value, after[name])} == {"tell.weight"}
 
 
 def test_it_rolls_out_ten_frames(trained: Path) -> None:
