@@ -26,6 +26,7 @@ from contrastive_i2v.errors import DivergedError, InputError
 from contrastive_i2v.files import lock_folder
 from contrastive_i2v.losses import ContrastiveDiffusionLoss, OwnSampleContrast, OwnSampleOutput, dispersive_loss
 from contrastive_i2v.models import load_system
+from contrastive_i2v.processes import process_state
 from contrastive_i2v.randomness import seeded
 from contrastive_i2v.system import DESCRIPTION, System
 from contrastive_i2v.training.batches import build_loader, encode_dataset
@@ -53,6 +54,7 @@ class Trainer:
     def __init__(self, config: TrainConfig, system: System | None = None) -> None:
         self.config = config
         going_on = _goes_on(config)
+        process_state()
         self.accelerator = Accelerator(
             mixed_precision=config.mixed_precision, gradient_accumulation_steps=config.gradient_accumulation
         )
@@ -284,7 +286,6 @@ class Trainer:
                 self.text_frames.save(folder)
             self.state.with_average(partial(self.system.save, folder))
         self.accelerator.wait_for_everyone()
-        self.accelerator.end_training()
         return folder
 
 
