@@ -12,9 +12,9 @@ from pathlib import Path
 import tyro
 from torch import Tensor
 
+from contrastive_i2v.data.types import NoClipLeft
 from contrastive_i2v.errors import InputError
 from contrastive_i2v.evaluation.calibration import CALIBRATION, CalibrationConfig, NothingToCalibrate
-from contrastive_i2v.evaluation.videos import NoClipLeft
 from contrastive_i2v.models import load_system
 from contrastive_i2v.processes import process_state
 from contrastive_i2v.training.config import TrainConfig, load_config
