@@ -12,7 +12,7 @@ import torch
 from runs import assert_same_run, beside, train_until
 from test_waits import counted
 from toy import BlockMeans, Toy
-from transformers import CLIPVisionConfig, CLIPVisionModel, Dinov2Config, Dinov2Model
+from transformers import CLIPVisionConfig, CLIPVisionModel, Dinov2Model
 
 from contrastive_i2v.errors import InputError
 from contrastive_i2v.evaluation.extractors.preparation import stretch
@@ -23,17 +23,6 @@ from contrastive_i2v.training.config import LossConfig, OwnSamplesConfig, TrainC
 from contrastive_i2v.training.logs import read_log
 from contrastive_i2v.training.representation_alignment import PatchEncoder, RepresentationAlignment, forward_flops
 from contrastive_i2v.training.trainer import Trainer
-
-SIZES: dict[str, Any] = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
-
-
-@pytest.fixture(scope="module")
-def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A DINOv2 of 16-d tokens with random weights, patches of 5 pixels, trained at 15."""
-    folder = tmp_path_factory.mktemp("dinov2")
-    torch.manual_seed(0)
-    Dinov2Model(Dinov2Config(**SIZES, image_size=15, patch_size=5)).save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture
@@ -142,11 +131,12 @@ def test_what_cant_be_aligned_is_said(config: TrainConfig, encoder: Path, tmp_pa
     refuse("alignment_layer=nowhere: the network", alignment_layer="nowhere")
     refuse("alignment_layer: its output isn't a map", alignment_layer="unet.time_embedding")
     refuse("'/nowhere' is neither a folder .* nor a hub id", alignment_encoder="/nowhere")
+    sizes: dict[str, Any] = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 16}
     (tmp_path / "damaged").mkdir()
     (tmp_path / "damaged" / "config.json").write_text((encoder / "config.json").read_text())
     (tmp_path / "damaged" / "model.safetensors").write_bytes(b"\0" * 64)
     refuse("loss.alignment_encoder:.*could not be loaded", alignment_encoder=str(tmp_path / "damaged"))
-    CLIPVisionModel(CLIPVisionConfig(**SIZES, image_size=16, patch_size=4)).save_pretrained(tmp_path / "clip")
+    CLIPVisionModel(CLIPVisionConfig(**sizes)).save_pretrained(tmp_path / "clip")
     refuse("is of type clip_vision_model; expected one of dinov2", alignment_encoder=str(tmp_path / "clip"))
 
     trainer = Trainer(beside(config, "other", loss=LossConfig()))
