@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datetime import timedelta
 
+import torch
 from accelerate import PartialState
 from accelerate.utils import parse_flag_from_env
 
@@ -12,5 +13,6 @@ WAIT = timedelta(days=1)
 
 
 def process_state() -> PartialState:
-    """Which process this is, and of how many; the first call meets the others."""
-    return PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"), timeout=WAIT)
+    """Which process this is, and of how many; the first call meets the others, on CPUs by gloo."""
+    on_cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
+    return PartialState(cpu=on_cpu, timeout=WAIT)

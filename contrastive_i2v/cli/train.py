@@ -59,7 +59,8 @@ def run(arguments: Sequence[str]) -> None:
         folder = config.output / "model"
         if len(configs) > 1:
             if is_trained(config):
-                print(f"trained already: {folder}")
+                if state.is_main_process:
+                    print(f"trained already: {folder}")
                 continue
             # what an interrupted run of all stages left goes on
             config = replace(config, resume=config.resume and bool(list_checkpoints(config.output / "checkpoints")))

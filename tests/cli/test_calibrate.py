@@ -96,7 +96,7 @@ def launch(command: str, options: list[str]) -> str:
     """Run a command in two processes on the CPU; returns what they print."""
     line = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     line += ["-m", "contrastive_i2v", command, *options]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "CUDA_VISIBLE_DEVICES": ""}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run(line, env=environment, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr[-6000:]
     return done.stdout

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from runs import assert_same_run, beside, train_until
 from test_waits import counted
 from toy import BlockMeans, Toy
-from transformers import CLIPVisionConfig, CLIPVisionModel, Dinov2Model
 
 from contrastive_i2v.errors import InputError
 from contrastive_i2v.evaluation.extractors.preparation import stretch
@@ -24,6 +24,14 @@ from contrastive_i2v.training.logs import read_log
 from contrastive_i2v.training.representation_alignment import PatchEncoder, RepresentationAlignment, forward_flops
 from contrastive_i2v.training.trainer import Trainer
 
+SIZES: dict[str, Any] = {
+    "hidden_size": 16,
+    "intermediate_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "image_size": 15,
+}
+
 
 @pytest.fixture
 def config(train_config: TrainConfig, encoder: Path) -> TrainConfig:
@@ -31,15 +39,20 @@ def config(train_config: TrainConfig, encoder: Path) -> TrainConfig:
     return replace(train_config, loss=loss, log_every=1)
 
 
-def test_the_targets_are_the_patch_tokens_by_their_places(encoder: Path) -> None:
+@pytest.mark.parametrize("kind", ["Dinov2", "Dinov2WithRegisters", "DINOv3ViT"])
+def test_the_targets_are_the_patch_tokens_by_their_places(kind: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = getattr(transformers, f"{kind}Model")(getattr(transformers, f"{kind}Config")(**SIZES, patch_size=5)).eval()
+    model.save_pretrained(tmp_path)
     frames = torch.rand(2, 3, 16, 26, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    found = PatchEncoder(str(encoder))(frames)
+    found = PatchEncoder(str(tmp_path))(frames)
     mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
     pixels = ((stretch(frames, 15, 25) + 1) / 2 - mean.view(3, 1, 1)) / std.view(3, 1, 1)
     with torch.no_grad():
-        tokens = Dinov2Model.from_pretrained(encoder).eval()(pixel_values=pixels).last_hidden_state
-    assert found.shape == (2, 16, 3, 5)
-    torch.testing.assert_close(found[1, :, 2, 1], tokens[1, 1 + 2 * 5 + 1])
+        tokens = model(pixel_values=pixels).last_hidden_state
+    first = 1 + getattr(model.config, "num_register_tokens", 0)
+    assert found.shape == (2, 16, 3, 5) and tokens.shape[1] == first + 15
+    torch.testing.assert_close(found[1, :, 2, 1], tokens[1, first + 2 * 5 + 1])
 
 
 @pytest.mark.parametrize("kind", ["one frame", "own samples"])
@@ -131,12 +144,11 @@ def test_what_cant_be_aligned_is_said(config: TrainConfig, encoder: Path, tmp_pa
     refuse("alignment_layer=nowhere: the network", alignment_layer="nowhere")
     refuse("alignment_layer: its output isn't a map", alignment_layer="unet.time_embedding")
     refuse("'/nowhere' is neither a folder .* nor a hub id", alignment_encoder="/nowhere")
-    sizes: dict[str, Any] = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 16}
     (tmp_path / "damaged").mkdir()
     (tmp_path / "damaged" / "config.json").write_text((encoder / "config.json").read_text())
     (tmp_path / "damaged" / "model.safetensors").write_bytes(b"\0" * 64)
     refuse("loss.alignment_encoder:.*could not be loaded", alignment_encoder=str(tmp_path / "damaged"))
-    CLIPVisionModel(CLIPVisionConfig(**sizes)).save_pretrained(tmp_path / "clip")
+    transformers.CLIPVisionModel(transformers.CLIPVisionConfig(**SIZES)).save_pretrained(tmp_path / "clip")
     refuse("is of type clip_vision_model; expected one of dinov2", alignment_encoder=str(tmp_path / "clip"))
 
     trainer = Trainer(beside(config, "other", loss=LossConfig()))
