@@ -127,9 +127,7 @@ def test_two_processes_find_what_one_finds_and_go_on_where_they_were_stopped(
 
 
 @pytest.mark.processes
-def test_all_processes_of_a_training_calibrate_at_its_end(
-    model: Path, clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_all_processes_of_a_training_calibrate_at_its_end(model: Path, clips: Path, tmp_path: Path) -> None:
     """Of 16 frames there is no clip, which both find alike, and go on to 5 frames."""
     said = launch("train", training(model, clips, tmp_path / "run", tmp_path / "latents"))
     folder = tmp_path / "run" / "model"
