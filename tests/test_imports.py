@@ -26,7 +26,7 @@ ALLOWED = {
         "ops", "losses", "models", "data", "sampling", "training", "evaluation", "diffusion", "system", "pipeline",
     },
 }  # fmt: skip
-COMMON = {"errors", "files", "randomness", "__version__"}
+COMMON = {"errors", "files", "processes", "randomness", "__version__"}
 """What any part may import; these import nothing but each other."""
 ENTRY = {"__main__"}
 """What imports `cli`, so that `python -m contrastive_i2v` runs it."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import shlex
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from contrastive_i2v.evaluation.videos import read_reference_set
 from contrastive_i2v.files import locked_folder, write_whole
 from contrastive_i2v.models import load_system, read_description
 from contrastive_i2v.models.loading import locate
+from contrastive_i2v.processes import process_state
 from contrastive_i2v.system import DESCRIPTION, System
 
 
@@ -43,7 +45,8 @@ class Options(CalibrationConfig):
     """Choose a model's steps, guidance and scale of the prediction by rollouts of held-out clips. No training.
 
     The model's folder keeps the result as its sampler's defaults: sample, evaluate, previews and the pipeline use them.
-    The same command goes on where it was stopped.
+    The same command goes on where it was stopped. Under torchrun or accelerate launch, every process makes the rollouts
+    of its share of the clips.
     """
 
     model: str
@@ -64,6 +67,7 @@ def run(arguments: Sequence[str]) -> None:
             f"--model {options.model}: isn't a folder that this library wrote, so its sampler's defaults can't be kept "
             "in it; give --save FOLDER for a copy of the model with them"
         )
+    state = process_state()
     found = calibrate_model(
         load_system(options.model),
         folder,
@@ -73,8 +77,10 @@ def run(arguments: Sequence[str]) -> None:
         save=options.save,
         command=shlex.join(["contrastive-i2v", "calibrate", *arguments]),
     )
-    print("\n".join(["", *format_calibration(found), "", f"page:  {options.output / 'calibration.html'}"]))
-    print(f"model: {options.save or folder}")
+    if state.is_main_process:
+        print("\n".join(["", *format_calibration(found), "", f"page:  {options.output / 'calibration.html'}"]))
+        print(f"model: {options.save or folder}")
+    state.destroy_process_group()
 
 
 def calibrate_model(
@@ -89,18 +95,22 @@ def calibrate_model(
 ) -> Calibration:
     """Calibrate a system, write the page, and keep the result in the model's folder, or in a copy of the model.
 
-    A model that was calibrated before starts from the sampler that it had before that. Raises InputError.
+    A model that was calibrated before starts from the sampler that it had before that. All of several processes call
+    this; the main one writes. Raises InputError.
     """
+    main = process_state().is_main_process
     system.sampler = read_default(folder / CALIBRATION) or system.sampler
     size = system.size
     reference = read_reference_set(
         data.path, frames=data.frames, resolution=size, frame_rate=data.frame_rate or system.fps, limit=data.clips
     )
     at_once = max(1, min(config.batch_size, PIXELS_AT_ONCE // math.prod(size)))
-    with locked_folder(output):
+    with locked_folder(output) if main else nullcontext():
         found, clips = calibrate(system, reference, replace(config, batch_size=at_once), folder=output)
-        write_page(found, clips, output, title=f"Calibration of {folder.parent.name}/{folder.name}", command=command)
         system.sampler = found.chosen.sampler
+        if not main:
+            return found
+        write_page(found, clips, output, title=f"Calibration of {folder.parent.name}/{folder.name}", command=command)
         if save is None:
             said = read_description(folder)
             system.save_description(folder, said.adapter if said else None)

@@ -10,12 +10,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import tyro
-from accelerate import PartialState
 from torch import Tensor
 
+from contrastive_i2v.data.types import NoClipLeft
 from contrastive_i2v.errors import InputError
-from contrastive_i2v.evaluation.calibration import CALIBRATION, CalibrationConfig
+from contrastive_i2v.evaluation.calibration import CALIBRATION, CalibrationConfig, NothingToCalibrate
 from contrastive_i2v.models import load_system
+from contrastive_i2v.processes import process_state
 from contrastive_i2v.training.config import TrainConfig, load_config
 from contrastive_i2v.training.recipes import RECIPES, stages
 
@@ -53,29 +54,35 @@ def run(arguments: Sequence[str]) -> None:
     from contrastive_i2v.training.checkpoint import list_checkpoints
     from contrastive_i2v.training.trainer import Trainer, is_trained
 
+    state = process_state()
     for config in configs:
         folder = config.output / "model"
         if len(configs) > 1:
             if is_trained(config):
-                print(f"trained already: {folder}")
+                if state.is_main_process:
+                    print(f"trained already: {folder}")
                 continue
             # what an interrupted run of all stages left goes on
             config = replace(config, resume=config.resume and bool(list_checkpoints(config.output / "checkpoints")))
         folder = Trainer(config).run()
-        print(f"model: {folder}")
-    if config.data.validation_path is not None and not start.no_calibration and PartialState().is_main_process:
+        if state.is_main_process:
+            print(f"model: {folder}")
+    if config.data.validation_path is not None and not start.no_calibration:
         lengths = sorted({16, config.preview.frames}, reverse=True)  # the clips may be too short for the first
         _calibrate(folder, config.data.validation_path, lengths, config.output, shlex.join(["train", *arguments]))
-    print(f"next:  contrastive-i2v sample --model {folder} --image IMAGE --prompt TEXT")
+    if state.is_main_process:
+        print(f"next:  contrastive-i2v sample --model {folder} --image IMAGE --prompt TEXT")
+    state.destroy_process_group()
 
 
 def _calibrate(folder: Path, validation: Path, lengths: Sequence[int], output: Path, command: str) -> None:
-    """The last step of a training with validation clips; what keeps it from being done is said, and the model stays."""
+    """The last step of a training with validation clips, of all its processes; what keeps it from being done is said,
+    and the model stays."""
     from contrastive_i2v.cli.calibrate import ClipsOptions, calibrate_model, format_calibration
 
     if (folder / CALIBRATION).exists():
         return
-    reason = ""
+    state, reason = process_state(), ""
     for frames in lengths:
         try:
             found = calibrate_model(
@@ -87,11 +94,15 @@ def _calibrate(folder: Path, validation: Path, lengths: Sequence[int], output: P
                 command=f"contrastive-i2v {command}",
             )
         except InputError as error:
+            if state.num_processes > 1 and not isinstance(error, (NoClipLeft, NothingToCalibrate)):
+                raise  # this process's alone, and the others wait for it: its end is theirs
             reason = reason or str(error)
         else:
-            print("\n".join(format_calibration(found)))
+            if state.is_main_process:
+                print("\n".join(format_calibration(found)))
             return
-    print(f"not calibrated: {reason}")
+    if state.is_main_process:
+        print(f"not calibrated: {reason}")
 
 
 def _train_tiny_base(arguments: Sequence[str]) -> None:

@@ -14,6 +14,9 @@ still or a flickering video doesn't win. The search goes along one number at a t
 within 0.02 of the best the one of the fewest steps is chosen; and no slope, or a scale of 1, where that is as good or
 where the interval over clips doesn't tell it apart.
 
+Of several processes (torchrun, accelerate launch) each makes the rollouts of its share of the clips, in the batches of
+one process where there is a batch for each, and all go through the same search, on what they measured together.
+
 Sources: the scale is epsilon scaling (Ning et al., arXiv 2308.15321), there tuned by FID on a grid; the interval is of
 Kynkaanniemi et al. (arXiv 2404.07724).
 """
@@ -30,6 +33,7 @@ from pathlib import Path
 
 import dacite
 import torch
+from accelerate.utils import reduce
 from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
@@ -41,6 +45,7 @@ from contrastive_i2v.evaluation.suite.jackknife import interval, leave_out
 from contrastive_i2v.evaluation.suite.store import load_tensors, save_tensors
 from contrastive_i2v.evaluation.videos import ReferenceSet, read_true_frames
 from contrastive_i2v.files import digest, parse_json
+from contrastive_i2v.processes import process_state
 from contrastive_i2v.randomness import seeded
 from contrastive_i2v.sampling import fill_in, guidance_branches, rollout
 from contrastive_i2v.system import Sampler, System
@@ -55,6 +60,10 @@ TOLERANCE = 0.02
 """Objectives that are no farther apart are as good as each other."""
 GAIN = 0.01
 """What a trial must lower the objective by for the search to go on in its direction."""
+
+
+class NothingToCalibrate(InputError):
+    """Clips or a model that no sampler can be chosen with."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,13 +141,13 @@ class Calibration:
 class Clips:
     """The latents of held-out clips, and rollouts of them.
 
-    Raises InputError for a system that makes images alone: it has no truth to be nearer to.
+    Raises NothingToCalibrate for a system that makes images alone: it has no truth to be nearer to.
     """
 
     def __init__(self, system: System, reference: ReferenceSet, config: CalibrationConfig) -> None:
         window = system.window
         if not (window.rolls or window.given):
-            raise InputError(
+            raise NothingToCalibrate(
                 f"{system.config.kind} makes images from text here, which have no true frames to be calibrated by; "
                 "expected a model of videos"
             )
@@ -146,7 +155,8 @@ class Clips:
         self.names, self.captions = [one.name for one in reference.clips], [one.caption for one in reference.clips]
         self.text = system.encode_text(self.captions)
         own = []
-        for clip in tqdm(reference.clips, desc="latents", unit="clip", leave=False):
+        hidden = not process_state().is_main_process
+        for clip in tqdm(reference.clips, desc="latents", unit="clip", leave=False, disable=hidden):
             pixels = read_true_frames(clip, reference.size).float() / 127.5 - 1
             own.append(system.codec.sample(system.codec.encode(pixels[None]))[0].float())
         self.own = torch.stack(own)  # [N, f, C, h, w], the autoencoder's own latents
@@ -169,13 +179,18 @@ class Clips:
             parts.append(video.float())
         return torch.cat(parts)
 
-    def first(self, count: int) -> Clips:
-        """The first clips alone."""
-        few = copy.copy(self)
-        few.names, few.captions = self.names[:count], self.captions[:count]
-        few.own, few.truth = self.own[:count], self.truth[:count]
-        few.text = {name: value[:count] for name, value in self.text.items()}
+    def pick(self, rows: Sequence[int]) -> Clips:
+        """Some of the clips alone."""
+        few, places = copy.copy(self), list(rows)
+        few.names, few.captions = [self.names[row] for row in rows], [self.captions[row] for row in rows]
+        few.own, few.truth = self.own[places], self.truth[places]
+        few.text = {name: value[places] for name, value in self.text.items()}
         return few
+
+    def share(self, process: int, processes: int) -> list[int]:
+        """The rows of a process: whole batches in turn, smaller ones where there are fewer of them than processes."""
+        size = min(self.config.batch_size, math.ceil(len(self.names) / processes))
+        return [row for row in range(len(self.names)) if row // size % processes == process]
 
     def seed_of(self, name: str) -> int:
         """A clip's noise is its own, in any set of clips."""
@@ -230,18 +245,24 @@ def calibrate(
     """Find the sampler with which rollouts are nearest to held-out clips.
 
     Every trial is kept in `folder/trials`, so that the same call goes on where it was stopped, and another objective
-    costs no rollout that was made before. The same clips, weights and seed give the same result.
+    costs no rollout that was made before. The same clips, weights and seed give the same result, and every process of
+    several, which all call this, gets it; the main one alone reads and writes the folder.
 
     Returns:
         what was found, and the clips, whose `generate` shows it.
 
     Raises:
-        InputError: fewer than three clips, a system without true frames, or a model whose own rollouts aren't finite.
+        NothingToCalibrate: fewer than three clips, a system without true frames, or a model whose own rollouts aren't
+            finite; in every process alike.
+        InputError: the folder can't be written.
     """
     if len(reference.clips) < 3:
-        raise InputError(f"{reference.folder}: {len(reference.clips)} clips to calibrate with; expected at least 3")
+        raise NothingToCalibrate(
+            f"{reference.folder}: {len(reference.clips)} clips to calibrate with; expected at least 3"
+        )
+    state = process_state()
     search = Search(Clips(system, reference, config), config, folder / "trials", stamp_of(system, reference, config))
-    with tqdm(desc="calibration", unit="trial", disable=not progress) as bar:
+    with tqdm(desc="calibration", unit="trial", disable=not (progress and state.is_main_process)) as bar:
 
         def finished(trial: Trial) -> None:
             bar.set_postfix_str(str(trial.sampler))
@@ -279,7 +300,8 @@ class Search:
 
     def __init__(self, clips: Clips, config: CalibrationConfig, folder: Path, stamp: str) -> None:
         self.clips, self.config, self.folder, self.stamp = clips, config, folder, stamp
-        self.truth = clips.measure(clips.truth)
+        self.state = process_state()
+        self.truth = self.from_main(clips.measure(clips.truth))
         self.kept: dict[Sampler, dict[str, Tensor]] = {}
         self.trials: dict[Sampler, Trial] = {}
         self.finished: Callable[[Trial], object] = lambda trial: None
@@ -291,7 +313,9 @@ class Search:
         """The best setting, as simple as the intervals allow."""
         self.default = self.at(self.base)
         if not math.isfinite(self.default.error):
-            raise InputError("the model's own rollouts hold NaN or infinity; check its weights, or sample in float32")
+            raise NothingToCalibrate(
+                "the model's own rollouts hold NaN or infinity; check its weights, or sample in float32"
+            )
         best = self.along(self.default, "prediction_scale", self.unit, levels=2)  # down to half a unit
         if self.config.guidance:
             for name in ("guidance_scale", "image_guidance_scale"):
@@ -338,14 +362,39 @@ class Search:
         """The trial of a setting, made where it isn't known."""
         if sampler not in self.trials:
             file = self.folder / f"{digest(asdict(sampler))}.safetensors"
-            kept = load_tensors(file, self.stamp)
-            if kept is None:
-                kept = self.clips.measure(self.clips.generate(sampler))
-                save_tensors(file, kept, self.stamp)
+            kept = load_tensors(file, self.stamp) if self.state.is_main_process else None
+            if self.from_main({"known": torch.tensor(int(kept is not None))})["known"]:
+                kept = self.from_main(kept or self.truth)
+            else:
+                kept = self.measure(sampler)
+                if self.state.is_main_process:
+                    save_tensors(file, kept, self.stamp)
             self.kept[sampler] = kept
             self.trials[sampler] = self.judge(sampler)
             self.finished(self.trials[sampler])
         return self.trials[sampler]
+
+    def measure(self, sampler: Sampler) -> dict[str, Tensor]:
+        """`Clips.measure` of a setting's rollouts, each made by the process that has its clip."""
+        rows = self.clips.share(self.state.process_index, self.state.num_processes)
+        kept = {name: torch.zeros_like(value) for name, value in self.truth.items()}
+        if rows:
+            mine = self.clips.pick(rows)
+            for name, value in mine.measure(mine.generate(sampler)).items():
+                kept[name][rows] = value
+        return self.summed(kept)
+
+    def from_main(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The main process's tensors, in all of them; the others give tensors of the same shapes."""
+        if self.state.is_main_process:
+            return self.summed(tensors)
+        return self.summed({name: torch.zeros_like(value) for name, value in tensors.items()})
+
+    def summed(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The sum over the processes, exact where all but one of them have zeros."""
+        if self.state.num_processes == 1:
+            return tensors
+        return {name: reduce(tensors[name].to(self.state.device), "sum").cpu() for name in sorted(tensors)}
 
     def judge(self, sampler: Sampler) -> Trial:
         """The numbers of a setting whose rollouts were measured."""

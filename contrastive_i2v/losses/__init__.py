@@ -7,6 +7,7 @@ from contrastive_i2v.losses.gradient_cache import cached_backward
 from contrastive_i2v.losses.memory_bank import Candidates, MemoryBank
 from contrastive_i2v.losses.other_targets import distance_to_other_targets
 from contrastive_i2v.losses.own_samples import OwnSampleContrast, OwnSampleOutput
+from contrastive_i2v.losses.representation_alignment import RepresentationAlignmentLoss
 from contrastive_i2v.losses.sharded import sharded_contrastive_diffusion_loss
 from contrastive_i2v.losses.text_frames import TextFrameLoss, TextFrameOutput
 from contrastive_i2v.losses.weighting import min_snr_weights
@@ -19,6 +20,7 @@ __all__ = [
     "MemoryBank",
     "OwnSampleContrast",
     "OwnSampleOutput",
+    "RepresentationAlignmentLoss",
     "TextFrameLoss",
     "TextFrameOutput",
     "cached_backward",

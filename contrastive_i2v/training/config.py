@@ -95,10 +95,27 @@ class LossConfig:
     """Of their squared distances."""
     dispersive_layer: str | None = None
     """Which module of the network has the features; None = the system's middle one."""
+    alignment_weight: float = 0.0
+    """Representation alignment (arXiv 2410.06940): features of the network, projected by a learned MLP, are pulled
+    towards a frozen encoder's of the clean frames; 0.5 is usual, 0 = off."""
+    alignment_encoder: str | None = None
+    """Folder or hub id of a DINOv2 or DINOv3 (transformers), say facebook/dinov2-base."""
+    alignment_layer: str | None = None
+    """Which module of the network has those features; None = the system's middle one."""
 
     def __post_init__(self) -> None:
-        least = dict.fromkeys(("memory_bank", "own_weight", "text_weight", "dispersive_weight"), 0.0)
-        check_fields(self, least, positive=("own_beta", "dispersive_temperature"))
+        weights = ("own_weight", "text_weight", "dispersive_weight", "alignment_weight")
+        check_fields(
+            self, dict.fromkeys(("memory_bank", *weights), 0.0), positive=("own_beta", "dispersive_temperature")
+        )
+        if self.alignment_weight and self.alignment_encoder is None:
+            raise InputError(
+                f"alignment_weight={self.alignment_weight}: needs alignment_encoder, a DINOv2's folder or hub id"
+            )
+        if not self.alignment_weight and (self.alignment_encoder or self.alignment_layer):
+            raise InputError(
+                "alignment_encoder, alignment_layer: for alignment_weight, which is 0; expected one above 0"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,26 +16,27 @@ class Features:
     Raises InputError for a layer that the network hasn't.
     """
 
-    def __init__(self, system: System, layer: str | None) -> None:
+    def __init__(self, system: System, layer: str | None, *, option: str = "dispersive_layer") -> None:
         name = layer or system.middle
         modules = dict(system.network.named_modules())
         if name is None or name not in modules:
             raise InputError(
-                f"loss.dispersive_layer={layer}: the network of {system.config.kind} has no such module; expected a "
+                f"loss.{option}={layer}: the network of {system.config.kind} has no such module; expected a "
                 "name of its named_modules(), say unet.mid_block"
             )
+        self.option = option
         self.last: Tensor | None = None
         self.batch = 0
         modules[name].register_forward_hook(self._keep)
         system.network.register_forward_pre_hook(self._count)
 
     def take(self, rows: int) -> Tensor:
-        """`[rows, *]` of the first rows of the last call; a layer that sees frame by frame has a window's frames side
-        by side. Raises InputError where the layer wasn't called, or its output isn't by rows."""
+        """`[rows, F, *]` of the first rows of the last call; F is 1, or the frames of a window where a layer sees frame
+        by frame. Raises InputError where the layer wasn't called, or its output isn't by rows."""
         features, self.last = self.last, None
         if features is None or features.dim() == 0 or len(features) % self.batch:
-            raise InputError("loss.dispersive_layer: its output isn't a tensor by rows; expected another layer")
-        return features.reshape(self.batch, -1)[:rows]
+            raise InputError(f"loss.{self.option}: its output isn't a tensor by rows; expected another layer")
+        return features.reshape(self.batch, -1, *features.shape[1:])[:rows]
 
     def _count(self, module: nn.Module, inputs: Any) -> None:
         self.batch = len(inputs[0])

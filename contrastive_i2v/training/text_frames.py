@@ -1,43 +1,34 @@
 """The text-frame loss in the trainer: its projection is trained, averaged and saved beside the network.
 
-It is no part of the network, so it has an optimizer of its own, of the same settings and learning rate; its gradient is
-the mean over the processes, its moving average decays as the network's does, and the model's folder gets it as
-`text_frames.safetensors` with a `text_frames.json`.
+The model's folder gets the projection as `text_frames.safetensors` with a `text_frames.json`.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from diffusers.training_utils import EMAModel
 from safetensors.torch import save_file
 from torch import Tensor
 
-from contrastive_i2v.errors import InputError
 from contrastive_i2v.files import write_whole
 from contrastive_i2v.losses import TextFrameLoss, TextFrameOutput
 from contrastive_i2v.randomness import seeded
 from contrastive_i2v.system import System
 from contrastive_i2v.training.config import TrainConfig
 from contrastive_i2v.training.inputs import Inputs
+from contrastive_i2v.training.projection import LearnedProjection
 
 FILE = "text_frames"
 INITIAL_STD = 0.02
 
 
-class TextFrames:
-    """The loss, and everything that moves its projection.
-
-    Raises InputError for mixed_precision fp16, whose loss scale is the network's alone.
-    """
+class TextFrames(LearnedProjection):
+    """The loss, and everything that moves its projection."""
 
     def __init__(self, config: TrainConfig, system: System, accelerator: Accelerator) -> None:
-        if config.mixed_precision == "fp16":
-            raise InputError("loss.text_weight: there is none with mixed_precision=fp16; expected bf16 or no")
         codec = system.codec
         latent = (codec.channels, *(side // codec.downscale for side in system.size))
         width = system.caption_features(system.encode_text([""])).shape[1]
@@ -49,16 +40,8 @@ class TextFrames:
             weight = self.loss.projection.weight
             weight.copy_(INITIAL_STD * torch.randn(weight.shape, generator=seeded(config.seed, "text frames")))
             self.loss.projection.bias.zero_()
-        self.loss.to(accelerator.device)
-        self.accelerator, self.about = accelerator, {"features": width, "latent_shape": list(latent)}
-        self.parameters = list(self.loss.parameters())
-        self.optimizer = torch.optim.AdamW(
-            self.parameters,
-            betas=config.optimizer.betas,
-            weight_decay=config.optimizer.weight_decay,
-            fused=accelerator.device.type in ("cpu", "cuda"),  # it never waits for the device
-        )
-        self.ema = EMAModel(self.parameters, decay=config.ema_decay) if config.ema_decay else None
+        self.about = {"features": width, "latent_shape": list(latent)}
+        super().__init__(self.loss, config, accelerator, option="text_weight", ema_decay=config.ema_decay)
 
     def __call__(self, prediction: Tensor, inputs: Inputs) -> TextFrameOutput:
         """The loss of a batch, a row a generated frame."""
@@ -73,18 +56,6 @@ class TextFrames:
         )
         return out
 
-    def step(self, learning_rate: float, *, finite: bool) -> None:
-        """Move the projection by the gradient that was summed up; without a finite one forget it."""
-        if finite:
-            for parameter in self.parameters:
-                parameter.grad = self.accelerator.reduce(parameter.grad, reduction="mean")
-            for group in self.optimizer.param_groups:
-                group["lr"] = learning_rate
-            self.optimizer.step()
-            if self.ema:
-                self.ema.step(self.parameters)
-        self.optimizer.zero_grad(set_to_none=True)
-
     def save(self, folder: Path) -> None:
         """Write the projection, averaged if there is an average, into a model's folder."""
         names = [name for name, _ in self.loss.named_parameters()]
@@ -93,30 +64,3 @@ class TextFrames:
         text = json.dumps({**self.about, "temperature": self.loss.temperature}, indent=2) + "\n"
         write_whole(folder / f"{FILE}.safetensors", lambda part: save_file(tensors, part))
         write_whole(folder / f"{FILE}.json", lambda part: part.write_text(text, encoding="utf-8"))
-
-    def state_dict(self) -> dict[str, Tensor]:
-        """Everything that training goes on from."""
-        state = {f"weights.{name}": value for name, value in self.loss.state_dict().items()}
-        for number, parameter in enumerate(self.parameters):
-            moments = self.optimizer.state.get(parameter, {})
-            state |= {f"optimizer.{number}.{name}": value for name, value in moments.items()}
-        if self.ema:
-            state |= {f"ema.{number}": value for number, value in enumerate(self.ema.shadow_params)}
-            state["ema_step"] = torch.tensor(self.ema.optimization_step)
-        return state
-
-    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """The inverse of `state_dict`."""
-
-        def below(prefix: str) -> dict[str, Tensor]:
-            return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
-
-        self.loss.load_state_dict(below("weights."))
-        for number, parameter in enumerate(self.parameters):
-            moments = below(f"optimizer.{number}.")
-            if moments:
-                self.optimizer.state[parameter] = {name: value.to(parameter.device) for name, value in moments.items()}
-        if self.ema:
-            for number, shadow in enumerate(self.ema.shadow_params):
-                shadow.copy_(state[f"ema.{number}"])
-            self.ema.optimization_step = int(state["ema_step"])

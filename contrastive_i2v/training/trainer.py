@@ -28,6 +28,7 @@ from contrastive_i2v.losses import ContrastiveDiffusionLoss, OwnSampleContrast, 
 from contrastive_i2v.models import load_system, read_description
 from contrastive_i2v.models.loading import locate, split_options
 from contrastive_i2v.models.lora import LoraTraining
+from contrastive_i2v.processes import process_state
 from contrastive_i2v.randomness import seeded
 from contrastive_i2v.system import DESCRIPTION, System
 from contrastive_i2v.training.batches import build_loader, encode_dataset
@@ -42,6 +43,7 @@ from contrastive_i2v.training.logs import Row, RunLog, mean_rows, read_rows
 from contrastive_i2v.training.own_contrast import OwnContrast
 from contrastive_i2v.training.own_samples import OwnSamples, windows_after
 from contrastive_i2v.training.preview import build_preview
+from contrastive_i2v.training.representation_alignment import RepresentationAlignment
 from contrastive_i2v.training.state import RunState, Stateful
 from contrastive_i2v.training.text_frames import TextFrames
 
@@ -55,6 +57,7 @@ class Trainer:
     def __init__(self, config: TrainConfig, system: System | None = None) -> None:
         self.config = config
         going_on = _goes_on(config)
+        process_state()
         self.accelerator = Accelerator(
             mixed_precision=config.mixed_precision, gradient_accumulation_steps=config.gradient_accumulation
         )
@@ -85,7 +88,11 @@ class Trainer:
                 raise InputError(f"data.frames: {error}; windows of those, with --data.frames.max-offset") from error
         if config.gradient_checkpointing:
             _enable_gradient_checkpointing(self.system)
-        self.compute = compute_of(config, self.system, self.accelerator.num_processes)
+        self.alignment = (
+            RepresentationAlignment(config, self.system, self.accelerator) if config.loss.alignment_weight else None
+        )
+        beside = self.alignment.units if self.alignment else 0.0
+        self.compute = compute_of(config, self.system, self.accelerator.num_processes, beside=beside)
         self.steps = self.compute.steps_within(config.steps) if config.equal_compute else config.steps
         self.own_samples = (
             OwnSamples(config, self.dataset, self.system, self.accelerator) if config.own_samples.on else None
@@ -181,8 +188,9 @@ class Trainer:
             optimizer.step()
             self.system.constrain()
         optimizer.zero_grad(set_to_none=True)
-        if self.text_frames:
-            self.text_frames.step(learning_rate, finite=finite)
+        for projection in (self.text_frames, self.alignment):
+            if projection:
+                projection.step(learning_rate, finite=finite)
         self.candidates.remember()
         if state.ema and finite:
             state.ema.step(state.trainable)
@@ -238,6 +246,9 @@ class Trainer:
             features = self.features.take(len(inputs.groups))
             figures["dispersive"] = dispersive_loss(features, config.dispersive_temperature, groups=groups)
             loss = figures["loss"] = loss + config.dispersive_weight * figures["dispersive"]
+        if self.alignment:
+            figures["alignment"] = self.alignment(inputs.clean_latents)
+            loss = figures["loss"] = loss + config.alignment_weight * figures["alignment"]
         if self.text_frames:
             text = self.text_frames(prediction, inputs)
             loss = figures["loss"] = loss + text.loss
@@ -266,6 +277,8 @@ class Trainer:
             beside["reference"] = self.own_contrast.reference
         if self.text_frames:
             beside["text_frames"] = self.text_frames
+        if self.alignment:
+            beside["alignment"] = self.alignment
         return beside
 
     def _write_log(self, row: dict[str, float]) -> None:
@@ -288,7 +301,6 @@ class Trainer:
                 self.text_frames.save(folder)
             self.state.with_average(partial(self.lora.save if self.lora else self.system.save, folder))
         self.accelerator.wait_for_everyone()
-        self.accelerator.end_training()
         return folder
 
 

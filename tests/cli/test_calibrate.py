@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -55,6 +58,14 @@ def arguments(model: Path, clips: Path, output: Path, *more: str) -> list[str]:
     ]
 
 
+def training(model: Path, clips: Path, output: Path, latents: Path) -> list[str]:
+    """Options of `train` for one step and a calibration."""
+    options = ["--model", str(model), "--data.path", str(clips / "train"), "--data.validation-path"]
+    options += [str(clips / "test"), "--data.resolution", "16", "--data.cache-dir", str(latents), "--steps", "1"]
+    options += ["--batch-size", "2", "--preview.every", "0", "--preview.frames", "5"]
+    return [*options, "--output", str(output)]
+
+
 def test_the_model_keeps_what_was_found_and_everything_uses_it(
     model: Path, clips: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -81,6 +92,50 @@ def test_the_model_keeps_what_was_found_and_everything_uses_it(
     assert (model / "unet" / "diffusion_pytorch_model.safetensors").read_bytes() == weights
 
 
+def launch(command: str, options: list[str]) -> str:
+    """Run a command in two processes on the CPU; returns what they print."""
+    line = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    line += ["-m", "contrastive_i2v", command, *options]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(line, env=environment, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr[-6000:]
+    return done.stdout
+
+
+@pytest.mark.processes
+def test_two_processes_find_what_one_finds_and_go_on_where_they_were_stopped(
+    model: Path, clips: Path, tmp_path: Path
+) -> None:
+    """Four clips in batches of two: a batch a process, so everything is the same to the bit."""
+    for number in (1, 2):
+        shutil.copytree(model, tmp_path / f"copy-{number}")
+    more = ["--steps", "1", "--batch-size", "2"]
+    calibrate.run(arguments(model, clips, tmp_path / "one", *more))
+    expected = (model / "calibration.json").read_text()
+    said = launch("calibrate", arguments(tmp_path / "copy-1", clips, tmp_path / "two", *more))
+    assert said.count("page:  ") == 1 and (tmp_path / "two" / "calibration.html").is_file()
+    assert (tmp_path / "copy-1" / "calibration.json").read_text() == expected
+    assert (tmp_path / "copy-1" / "system.json").read_text() == (model / "system.json").read_text()
+
+    trials = sorted((tmp_path / "two" / "trials").iterdir())
+    for file in trials[::2]:
+        file.unlink()
+    kept = {file: file.stat().st_mtime_ns for file in trials[1::2]}
+    launch("calibrate", arguments(tmp_path / "copy-2", clips, tmp_path / "two", *more))
+    assert (tmp_path / "copy-2" / "calibration.json").read_text() == expected
+    assert kept == {file: file.stat().st_mtime_ns for file in kept}
+
+
+@pytest.mark.processes
+def test_all_processes_of_a_training_calibrate_at_its_end(model: Path, clips: Path, tmp_path: Path) -> None:
+    """Of 16 frames there is no clip, which both find alike, and go on to 5 frames."""
+    said = launch("train", training(model, clips, tmp_path / "run", tmp_path / "latents"))
+    folder = tmp_path / "run" / "model"
+    kept = json.loads((folder / "calibration.json").read_text())
+    assert said.count("objective ") == 3 and said.count("next:") == 1 and kept["frames"] == 5
+    assert load_system(folder, device="cpu").sampler.prediction_scale == kept["chosen"]["sampler"]["prediction_scale"]
+
+
 def test_a_copy_is_saved_where_the_model_cant_keep_it(
     model: Path, pipeline_folder: Path, clips: Path, tmp_path: Path
 ) -> None:
@@ -103,17 +158,8 @@ def test_too_short_clips_are_said(model: Path, clips: Path, tmp_path: Path) -> N
 def test_a_training_with_validation_clips_ends_with_it(
     model: Path, clips: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    options = [
-        "--model",
-        str(model),
-        "--data.path",
-        str(clips / "train"),
-        "--data.validation-path",
-        str(clips / "test"),
-    ]
-    options += ["--data.resolution", "16", "--data.cache-dir", str(tmp_path / "latents"), "--steps", "1"]
-    options += ["--batch-size", "2", "--preview.every", "0", "--preview.frames", "5"]
-    train.run([*options, "--output", str(tmp_path / "run")])
+    options = training(model, clips, tmp_path / "run", tmp_path / "latents")
+    train.run(options)
     said = capsys.readouterr().out
     assert "objective " in said and "next:" in said
     folder = tmp_path / "run" / "model"
@@ -137,6 +183,7 @@ def test_a_training_with_validation_clips_ends_with_it(
         ]
     )
 
+    options = options[:-2]
     train.run([*options, "--output", str(tmp_path / "without"), "--no-calibration"])
     assert not (tmp_path / "without" / "calibration").exists()
     few = tmp_path / "few"

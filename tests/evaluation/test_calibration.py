@@ -229,10 +229,18 @@ def test_other_weights_or_clips_are_measured_anew(reference: ReferenceSet, tmp_p
 
 def test_a_clips_rollout_is_the_same_in_any_batch(reference: ReferenceSet) -> None:
     clips = Clips(Toy(), reference, CONFIG)
-    few = clips.first(2)
-    assert few.captions == ["clip 0", "clip 1"] and len(few.text["length"]) == 2
+    few = clips.pick([2, 0])
+    assert few.captions == ["clip 2", "clip 0"] and len(few.text["length"]) == 2
     sampler = Sampler(steps=2)
-    torch.testing.assert_close(few.generate(sampler), clips.generate(sampler)[:2])
+    torch.testing.assert_close(few.generate(sampler), clips.generate(sampler)[[2, 0]])
+
+
+def test_processes_share_whole_batches(tmp_path: Path) -> None:
+    _, clips = search("v", 1.0, tmp_path, batch_size=10)
+    shares = [clips.share(process, 3) for process in range(3)]
+    assert shares == [[*range(10), *range(30, 40)], [*range(10, 20), *range(40, 48)], [*range(20, 30)]]
+    few = clips.pick(range(4))
+    assert [few.share(process, 3) for process in range(3)] == [[0, 1], [2, 3], []]
 
 
 @pytest.mark.parametrize("window", [Window(4), Window(6, given=(2, 4), regenerates=True)], ids=["windows", "between"])

@@ -164,6 +164,19 @@ def test_windows_from_own_last_frames_and_their_contrast(
         assert torch.equal(before[-1], after[0]) and not torch.equal(before[0], after[0])
 
 
+@pytest.mark.parametrize("kind", ["consisti2v", "image", "video", "interpolation"])
+def test_the_frames_of_a_window_are_aligned(
+    config: TrainConfig, staged: dict[str, TrainConfig], kind: str, encoder: Path
+) -> None:
+    run = config if kind == "consisti2v" else staged[kind]
+    loss = LossConfig(target_weight=0.0, dispersive_weight=0.5, alignment_weight=0.5, alignment_encoder=str(encoder))
+    trainer = Trainer(replace(run, steps=1, loss=loss))
+    trainer.run()
+    row = read_log(run.output / "log.jsonl")[-1]
+    assert -1 < row["alignment"] < 1
+    assert row["loss"] == pytest.approx(row["mse"] + 0.5 * row["dispersive"] + 0.5 * row["alignment"], rel=1e-5)
+
+
 def test_own_samples_between_keyframes_are_one_window_deep(
     staged: dict[str, TrainConfig], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -79,7 +79,7 @@ def plane(found: Calibration) -> Plane:
 def write_page(found: Calibration, clips: Clips, folder: Path, *, title: str, command: str) -> Path:
     """Write `folder/calibration.html` and `folder/calibration.mp4`, rows truth, before and after; returns the page."""
     system = clips.system
-    few = clips.first(SHOWN)
+    few = clips.pick(range(min(SHOWN, len(clips.names))))
     rows = [few.truth, few.generate(found.default.sampler), few.generate(found.chosen.sampler)]
     pixels = [system.codec.decode(row.to(system.device)).float().cpu() for row in rows]  # [n, F, 3, H, W] each
     grid = torch.cat([torch.cat(list(row.unbind(0)), dim=-1) for row in pixels], dim=-2)  # [F, 3, 3 H, n W]
