@@ -29,7 +29,7 @@ class BlockMeans:
 
     def encode(self, pixels: Tensor) -> Tensor:
         assert pixels.dtype == torch.float32 and pixels.abs().max() <= 1
-        self.frames += pixels.shape[1]
+        self.frames += pixels.shape[0] * pixels.shape[1]
         means = F.avg_pool2d(pixels.flatten(0, 1), 8).to(self.dtype).unflatten(0, pixels.shape[:2])
         if self.temporal_downscale > 1:
             ends = range(1, pixels.shape[1] + 1, self.temporal_downscale)

@@ -1,22 +1,31 @@
-"""`contrastive-i2v encode`: fill the latent cache ahead of training, say on a machine that has the disk."""
+"""`contrastive-i2v encode`: latents ahead of training, in the cache or in shards."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import tyro
 
-from contrastive_i2v.data.examples import SKIPPED
+from contrastive_i2v.data.examples import SKIPPED, WindowReader
+from contrastive_i2v.data.shards import encode_shards
+from contrastive_i2v.data.types import NoClipLeft, Skipped
+from contrastive_i2v.errors import InputError, check_fields
 from contrastive_i2v.models import load_system
 from contrastive_i2v.models.instruct_pix2pix import InstructPix2PixConfig
-from contrastive_i2v.system import SystemConfig
+from contrastive_i2v.system import System, SystemConfig, default_device
 from contrastive_i2v.training.config import DataConfig
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """Encode the latents and prompt embeddings that training with the same data options and seed will read."""
+    """Encode the latents and prompt embeddings that training with the same model, data options and seed will read.
+
+    Without `output` the cache is filled. With it, shards are written, by as many processes as torchrun or accelerate
+    launch start, none of which waits for another; training reads them with --data.shards.
+    """
 
     model: str = "stable-diffusion-v1-5/stable-diffusion-v1-5"
     """"tiny", a diffusers folder, or a hub id: its autoencoder and text encoder are used."""
@@ -25,6 +34,19 @@ class Options:
     data: DataConfig = field(default_factory=DataConfig)
     seed: int = 0
     """The training run's seed: it decides which windows are drawn."""
+    output: Path | None = None
+    """Folder of the shards. Run again, it goes on where it was stopped."""
+    workers: int = max(1, (os.cpu_count() or 1) - 1)
+    """Processes that decode videos ahead of the encoder, for shards."""
+    frames_at_once: int = 64
+    """Frames that the autoencoder gets together, for shards."""
+    shard_megabytes: int = 32
+    """A shard is closed when it has as many."""
+
+    def __post_init__(self) -> None:
+        check_fields(self, {"workers": 0, "frames_at_once": 1, "shard_megabytes": 1})
+        if self.data.shards is not None:
+            raise InputError("data.shards: are read; expected output, where they are written")
 
 
 def run(arguments: Sequence[str]) -> None:
@@ -32,6 +54,46 @@ def run(arguments: Sequence[str]) -> None:
     options = tyro.cli(Options, prog="contrastive-i2v encode", args=arguments)
     from contrastive_i2v.training.batches import encode_dataset  # takes seconds
 
+    if options.output is not None:
+        write_shards(options, options.output)
+        return
     data, system = options.data, load_system(options.model, options.system)
     dataset = encode_dataset(data, system, seed=options.seed, skipped_file=data.cache_dir.expanduser() / SKIPPED)
     print(f"{len(dataset)} windows of {len(dataset.clips)} clips in {data.cache_dir}")
+
+
+def write_shards(options: Options, output: Path) -> None:
+    """This process's part; the last one to end says what there is."""
+    from contrastive_i2v.training.batches import read_clips, say_skipped
+
+    rank, ranks = (int(os.environ.get(name, default)) for name, default in (("RANK", 0), ("WORLD_SIZE", 1)))
+    data, system = options.data, _load(options)
+    skipped_file = output / SKIPPED
+    clips, uncaptioned = read_clips(data, skipped_file=skipped_file, progress=rank == 0)
+    try:
+        manifest = encode_shards(
+            clips,
+            system,
+            output,
+            WindowReader.of(system, data.resolution, data.frames, seed=options.seed),
+            rank=rank,
+            ranks=ranks,
+            workers=options.workers,
+            frames_at_once=options.frames_at_once,
+            shard_bytes=options.shard_megabytes * 2**20,
+            progress=rank == 0,
+        )
+    except NoClipLeft as error:
+        say_skipped([*uncaptioned, *error.skipped], skipped_file)
+        raise InputError(f"{error}; all of them are in {skipped_file}") from error
+    if manifest is not None:
+        say_skipped([*uncaptioned, *(Skipped(Path(path), reason) for path, reason in manifest.skipped)], skipped_file)
+        print(f"{manifest.examples} windows of {manifest.clips} clips in {len(manifest.shards)} shards in {output}")
+
+
+def _load(options: Options) -> System:
+    """On this process's own device where there are several."""
+    device = default_device()
+    if device.type == "cuda":
+        device = type(device)("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+    return load_system(options.model, options.system, device=device)

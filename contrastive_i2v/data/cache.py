@@ -14,15 +14,16 @@ import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save
+from safetensors.torch import load, save
 from torch import Tensor
 
 from contrastive_i2v.data.types import Clip
 from contrastive_i2v.data.video import VideoError, VideoInfo
-from contrastive_i2v.errors import InputError
+from contrastive_i2v.errors import InputError, one_line
 from contrastive_i2v.files import digest, write_whole
 from contrastive_i2v.system import Size, Text
 
@@ -64,15 +65,20 @@ def cache_folder(cache_dir: Path, fingerprint: str, size: Size) -> Path:
     return cache_dir.expanduser() / f"{name}-{digest([fingerprint, key, PREPROCESSING], 32)}"
 
 
-def clip_file(folder: Path, clip: Clip) -> Path:
-    """The cache file of a clip. Raises VideoError where the video can't be read."""
+def clip_key(clip: Clip) -> str:
+    """A hash of the file's path, size and time, the caption and the bounds. Raises VideoError where the video can't be
+    read."""
     try:
         stat = clip.path.stat()
     except OSError as error:
         raise VideoError(f"{clip.path}: can't be read ({error.strerror})") from error
     path = os.path.abspath(clip.path)
-    key = digest([path, stat.st_size, stat.st_mtime_ns, clip.caption, clip.start, clip.end], 32)
-    return folder / f"{key}.safetensors"
+    return digest([path, stat.st_size, stat.st_mtime_ns, clip.caption, clip.start, clip.end], 32)
+
+
+def clip_file(folder: Path, clip: Clip) -> Path:
+    """The cache file of a clip. Raises VideoError where the video can't be read."""
+    return folder / f"{clip_key(clip)}.safetensors"
 
 
 def load_clip(file: Path, rows: Sequence[int] | None = None) -> CachedClip | None:
@@ -80,25 +86,40 @@ def load_clip(file: Path, rows: Sequence[int] | None = None) -> CachedClip | Non
     isn't what was written."""
     try:
         with safe_open(file, framework="pt") as handle:
-            header = json.loads(handle.metadata()["clip"])
-            sums = header.pop("sums")
-            if sums["clip"] != digest(header):
-                return None
-            stored, info = handle.get_tensor(ROWS).tolist(), VideoInfo(**header["info"])
+            header, raw = handle.metadata()["clip"], handle.get_slice(RAW)
+            stored = handle.get_tensor(ROWS).tolist()
             places = list(range(len(stored))) if rows is None else [stored.index(row) for row in rows]
-            raw = handle.get_slice(RAW)
-            if len(stored) != raw.get_shape()[0]:
-                return None
             picked = torch.stack([raw[place] for place in places])
             text = {name: handle.get_tensor(name) for name in handle.keys() if name not in (ROWS, RAW)}  # noqa: SIM118
-            if text.keys() != sums["text"].keys() or any(sums["text"][name] != _sum(text[name]) for name in text):
+            if len(stored) != raw.get_shape()[0]:
                 return None
-            kept = stored if rows is None else rows
-            if any(sums["rows"][str(row)] != _sum(one) for row, one in zip(kept, picked, strict=True)):
-                return None
+            return _checked(header, stored if rows is None else rows, picked, text)[0]
     except Exception:  # what isn't there, and damage, which readers have many errors for
         return None
-    return CachedClip(list(kept), picked, text, info)
+
+
+def parse_clip(data: bytes) -> tuple[CachedClip, dict[str, Any]]:
+    """What `pack_clip` made the bytes of, and what it was given beside the clip. Raises ValueError for damage."""
+    try:
+        size = int.from_bytes(data[:8], "little")
+        header = json.loads(data[8 : 8 + size])["__metadata__"]["clip"]
+        tensors = load(data)
+        return _checked(header, tensors.pop(ROWS).tolist(), tensors.pop(RAW), tensors)
+    except Exception as error:  # readers have many errors for damage
+        raise ValueError(one_line(error)) from error
+
+
+def _checked(header: str, rows: Sequence[int], raw: Tensor, text: Text) -> tuple[CachedClip, dict[str, Any]]:
+    """Raises ValueError, or whatever else comes of damage."""
+    said = json.loads(header)
+    sums = said.pop("sums")
+    if sums["clip"] != digest(said):
+        raise ValueError("the header isn't the one that was written")
+    if text.keys() != sums["text"].keys() or any(sums["text"][name] != _sum(text[name]) for name in text):
+        raise ValueError("the text isn't the one that was written")
+    if any(sums["rows"][str(row)] != _sum(one) for row, one in zip(rows, raw, strict=True)):
+        raise ValueError("the latents aren't those that were written")
+    return CachedClip(list(rows), raw, text, VideoInfo(**said["info"])), said
 
 
 def store_clip(file: Path, new: CachedClip, clip: Clip) -> None:
@@ -106,24 +127,30 @@ def store_clip(file: Path, new: CachedClip, clip: Clip) -> None:
 
     Raises InputError naming the cache when the disk refuses.
     """
-    merged = _merge(load_clip(file), new)  # loaded anew: another process may have added rows
-    tensors = {ROWS: torch.tensor(merged.rows), RAW: merged.raw.contiguous()}
-    tensors |= {name: value.contiguous() for name, value in merged.text.items()}
-    about = {"path": str(clip.path), "caption": clip.caption, "start": clip.start, "end": clip.end}
-    clip_header = {**about, "info": asdict(merged.info)}
-    sums = {
-        "clip": digest(clip_header),
-        "rows": {str(row): _sum(one) for row, one in zip(merged.rows, merged.raw, strict=True)},
-        "text": {name: _sum(value) for name, value in merged.text.items()},
-    }
-    header = {"clip": json.dumps({**clip_header, "sums": sums})}  # one entry: several have no order of their own
+    data = pack_clip(_merge(load_clip(file), new), clip)  # loaded anew: another process may have added rows
     try:
-        write_whole(file, lambda part: part.write_bytes(save(tensors, header)))
+        write_whole(file, lambda part: part.write_bytes(data))
     except InputError as error:
         raise InputError(
             f"cache_dir {file.parent.parent}: can't write the latents of {clip.path.name} ({error}). What is encoded "
             "so far stays: free some space on that disk, or give another cache_dir, and run again"
         ) from error
+
+
+def pack_clip(cached: CachedClip, clip: Clip, **more: Any) -> bytes:
+    """A cache file's bytes: tensors, checksums, what the clip is, and what else is given, as JSON has it."""
+    tensors = {ROWS: torch.tensor(cached.rows), RAW: cached.raw.contiguous()}
+    tensors |= {name: value.contiguous() for name, value in cached.text.items()}
+    about = {"path": str(clip.path), "caption": clip.caption, "start": clip.start, "end": clip.end}
+    header = {**about, "info": asdict(cached.info), **more}
+    sums = {
+        "clip": digest(header),
+        "rows": {str(row): _sum(one) for row, one in zip(cached.rows, cached.raw, strict=True)},
+        "text": {name: _sum(value) for name, value in cached.text.items()},
+    }
+    # one entry: several have no order of their own
+    data: bytes = save(tensors, {"clip": json.dumps({**header, "sums": sums})})
+    return data
 
 
 def _sum(tensor: Tensor) -> str:

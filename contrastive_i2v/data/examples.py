@@ -6,7 +6,7 @@ A window that needs other frames of a cached clip encodes only those, and an int
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -26,10 +26,10 @@ from contrastive_i2v.data.frames import (
     valid_frames,
 )
 from contrastive_i2v.data.types import Clip, NoClipLeft, Skipped
-from contrastive_i2v.data.video import VideoError, as_size, probe, read_frames, resize_frames
+from contrastive_i2v.data.video import VideoError, VideoInfo, as_size, probe, read_frames, resize_frames
 from contrastive_i2v.errors import InputError
 from contrastive_i2v.files import write_csv
-from contrastive_i2v.system import Size, System, Text
+from contrastive_i2v.system import Size, System, Text, Window
 
 SKIPPED = "skipped.csv"
 """The file that names everything that was left out, in the output folder of the run."""
@@ -52,12 +52,100 @@ class Example(NamedTuple):
     """int64 `[]`: the video the example is from. Examples of one group are no negatives of each other."""
 
 
+def example_of(raw: Tensor, present: Tensor, text: Text, fps: Tensor, group: Tensor) -> Example:
+    """An example of what the cache keeps: floating point numbers as float32, masks and indices as they are."""
+    text = {name: value.float() if value.is_floating_point() else value for name, value in text.items()}
+    return Example(raw.float(), present, text, fps, group)
+
+
 class DrawnWindows(NamedTuple):
     """The windows of one clip."""
 
     windows: list[SampledWindow]
     frame_rate: float
     """Valid frames a second, as there are: a slow video has fewer than were asked for."""
+
+
+@dataclass(frozen=True)
+class WindowReader:
+    """How windows are drawn from clips and their frames are read: the part of encoding that needs no model."""
+
+    window: Window
+    temporal_downscale: int
+    """Of the codec."""
+    size: Size
+    config: FramesConfig
+    seed: int
+    following: int = 0
+
+    @classmethod
+    def of(
+        cls, system: System, resolution: int | Size, config: FramesConfig, *, seed: int, following: int = 0
+    ) -> WindowReader:
+        """Raises InputError for a resolution below 1."""
+        size = as_size(resolution)
+        if min(size) < 1:
+            raise InputError(f"resolution: expected pixels >= 1, got {resolution}")
+        return cls(system.window, system.codec.temporal_downscale, size, config, seed, following)
+
+    def __call__(self, clip: Clip, cached: CachedClip | None = None) -> ClipFrames | Skipped:
+        """The clip's windows and the frames that `cached` lacks for them; or why it gives none. Raises VideoError."""
+        header = cached.info if cached else probe(clip.path)
+        least = frames_after_source(self.window, self.temporal_downscale) + 1
+        for info in (header, replace(header, frames=header.frames - 1)):
+            if reason := skip_reason(info, clip, self.config, least=least):
+                return Skipped(clip.path, reason)
+            valid, rng = valid_frames(info, clip, self.config), clip_rng(clip, self.seed)
+            windows = sample_windows(
+                valid,
+                self.window,
+                self.config,
+                rng,
+                temporal_downscale=self.temporal_downscale,
+                following=self.following,
+            )
+            drawn = DrawnWindows(windows, min(self.config.frame_rate, info.fps))
+            needed = [window for first in windows for window in (first, *first.following)]
+            missing = self._missing(needed, set(cached.rows) if cached else set())
+            try:
+                return ClipFrames(drawn, info, missing, [_read_pixels(clip, some, self.size) for some in missing])
+            except VideoError:
+                if info is not header or max(map(max, missing)) != header.frames - 1:
+                    raise  # else the container may overstate its length by one: draw again without that frame
+        raise AssertionError("not reached")
+
+    def index(self, window: SampledWindow, clip: int, frame_rate: float) -> ExampleIndex:
+        """Where a drawn window's example is found."""
+        rows = [row for run in self._runs(window) for row in row_keys(run, self.temporal_downscale)]
+        following = (self.index(one, clip, frame_rate) for one in window.following)
+        return ExampleIndex(clip, tuple(rows), window.present, frame_rate / window.offset, tuple(following))
+
+    def _runs(self, window: SampledWindow) -> list[tuple[int, ...]]:
+        """The native frames that are encoded together: each alone by an image codec; the anchor, and the window, by a
+        video codec."""
+        if self.temporal_downscale == 1:
+            return [(frame,) for frame in window.frames]
+        anchors = int(self.window.anchor)
+        return [(frame,) for frame in window.frames[:anchors]] + [window.frames[anchors:]]
+
+    def _missing(self, drawn: Sequence[SampledWindow], cached: set[int]) -> list[tuple[int, ...]]:
+        """Runs of native frames still to be encoded; for an image codec one run of all frames, rising."""
+        runs = dict.fromkeys(run for window in drawn for run in self._runs(window))
+        missing = [run for run in runs if not cached.issuperset(row_keys(run, self.temporal_downscale))]
+        if self.temporal_downscale > 1:
+            return missing
+        return [tuple(sorted(frame for run in missing for frame in run))] * bool(missing)
+
+
+class ClipFrames(NamedTuple):
+    """What `WindowReader` reads of a clip."""
+
+    drawn: DrawnWindows
+    info: VideoInfo
+    runs: list[tuple[int, ...]]
+    """Native frames that are encoded together."""
+    pixels: list[Tensor]
+    """Of each run, float32 `[F, 3, height, width]` in [-1, 1]."""
 
 
 class ExampleIndex(NamedTuple):
@@ -87,6 +175,11 @@ class ExampleDataset(Dataset[Example]):
         videos: dict[Path, int] = {}
         self._groups = [videos.setdefault(clip.path, len(videos)) for clip in clips]
 
+    @property
+    def rates(self) -> list[float]:
+        """Frames a second that its windows have."""
+        return sorted({example.fps for example in self.examples})
+
     def __len__(self) -> int:
         return len(self.examples)
 
@@ -102,13 +195,8 @@ class ExampleDataset(Dataset[Example]):
                 f"{self.files[clip]}: this cached latent is gone or damaged since the run began; "
                 f"start again to encode it anew"
             )
-        return Example(
-            raw=cached.raw.float(),
-            present=torch.tensor(present),
-            text={name: _float(value).clone() for name, value in cached.text.items()},  # off the mapped file
-            fps=torch.tensor(fps),
-            group=torch.tensor(self._groups[clip]),
-        )
+        text = {name: value.clone() for name, value in cached.text.items()}  # off the mapped file
+        return example_of(cached.raw, torch.tensor(present), text, torch.tensor(fps), torch.tensor(self._groups[clip]))
 
 
 def encode_clips(
@@ -120,6 +208,7 @@ def encode_clips(
     frames: FramesConfig,
     seed: int,
     following: int = 0,
+    first: int = 0,
     progress: bool = True,
 ) -> tuple[ExampleDataset, list[Skipped]]:
     """Draw the windows of every clip and encode the frames they need, but for those the cache has.
@@ -127,36 +216,40 @@ def encode_clips(
     Returns the data set, in the clips' order, and the clips left out (a file that can't be decoded, a clip
     too long or too short) with the reasons. The windows depend on `seed` and the clip alone, not on its folder
     or its neighbours. `resolution` is what the codec sees: a square's side or (height, width), in pixels.
-    `following` windows after each are encoded as well, as far as the clip goes on (for image codecs alone).
+    `following` windows after each are encoded as well, as far as the clip goes on (for image codecs alone). It begins
+    with clip `first`: processes that begin with other ones share the work of one cache, and none waits.
 
     Raises NoClipLeft when no clip can be used; InputError when `cache_dir` can't be written (what is encoded stays) and
     when the encoder gives values that aren't finite.
     """
     if not clips:
         raise InputError("clips: expected at least one clip, got none")
-    size = as_size(resolution)
-    if min(size) < 1:
-        raise InputError(f"resolution: expected pixels >= 1, got {resolution}")
-    folder = cache_folder(Path(cache_dir), system.fingerprint, size)
-    kept: list[Clip] = []
-    files: list[Path] = []
-    indices: list[ExampleIndex] = []
-    skipped: list[Skipped] = []
+    read = WindowReader.of(system, resolution, frames, seed=seed, following=following)
+    folder = cache_folder(Path(cache_dir), system.fingerprint, read.size)
+    found: dict[int, tuple[Path, DrawnWindows] | Skipped] = {}
     anew = 0
-    for clip in tqdm(clips, desc="encoding", unit="clip", mininterval=0.5, disable=not progress):
+    order = [*range(first, len(clips)), *range(first)]
+    for number in tqdm(order, desc="encoding", unit="clip", mininterval=0.5, disable=not progress):
+        clip = clips[number]
         try:
             file = clip_file(folder, clip)
             cached = load_clip(file)
             anew += cached is None and file.exists()
-            drawn = _encode_clip(clip, system, file, cached, size, frames, seed, following)
+            drawn = _encode_clip(clip, system, file, cached, read)
         except VideoError as error:
-            skipped.append(Skipped.because(clip.path, error))
+            drawn = Skipped.because(clip.path, error)
+        found[number] = drawn if isinstance(drawn, Skipped) else (file, drawn)
+    kept: list[Clip] = []
+    files: list[Path] = []
+    indices: list[ExampleIndex] = []
+    skipped: list[Skipped] = []
+    for number, one in sorted(found.items()):
+        if isinstance(one, Skipped):
+            skipped.append(one)
             continue
-        if isinstance(drawn, Skipped):
-            skipped.append(drawn)
-            continue
-        indices += [_index(window, len(kept), drawn.frame_rate, system) for window in drawn.windows]
-        kept.append(clip)
+        file, drawn = one
+        indices += [read.index(window, len(kept), drawn.frame_rate) for window in drawn.windows]
+        kept.append(clips[number])
         files.append(file)
     if anew and progress:
         print(f"encoded {anew} clips anew: their files in {folder} were damaged, or an earlier version wrote them")
@@ -200,70 +293,21 @@ def encode_clip_frames(clip: Clip, system: System, size: Size, frames: Sequence[
     CPU. Raises VideoError naming the file, InputError when the encoder's values aren't finite.
     """
     pixels = _read_pixels(clip, frames, size)
-    return pixels, _encode(pixels, system, clip).float()
+    return pixels, encode_runs([pixels], system, [clip])[0].float()
 
 
 def _encode_clip(
-    clip: Clip,
-    system: System,
-    file: Path,
-    cached: CachedClip | None,
-    size: Size,
-    config: FramesConfig,
-    seed: int,
-    following: int,
+    clip: Clip, system: System, file: Path, cached: CachedClip | None, read: WindowReader
 ) -> DrawnWindows | Skipped:
     """The clip's windows, their frames in the cache; or why it gives none."""
-    header = cached.info if cached else probe(clip.path)
-    least = frames_after_source(system.window, system.codec.temporal_downscale) + 1
-    for info in (header, replace(header, frames=header.frames - 1)):
-        if reason := skip_reason(info, clip, config, least=least):
-            return Skipped(clip.path, reason)
-        valid, rng = valid_frames(info, clip, config), clip_rng(clip, seed)
-        downscale = system.codec.temporal_downscale
-        windows = sample_windows(valid, system.window, config, rng, temporal_downscale=downscale, following=following)
-        drawn = DrawnWindows(windows, min(config.frame_rate, info.fps))
-        needed = [window for first in windows for window in (first, *first.following)]
-        missing = _missing(needed, set(cached.rows) if cached else set(), system)
-        if not missing:
-            return drawn
-        try:
-            pixels = [_read_pixels(clip, some, size) for some in missing]
-            break
-        except VideoError:
-            if info is not header or max(map(max, missing)) != header.frames - 1:
-                raise  # else the container may overstate its length by one: draw again without that frame
-
-    raw = torch.cat([_encode(part, system, clip) for part in pixels])
-    rows = [row for some in missing for row in row_keys(some, downscale)]
-    store_clip(file, CachedClip(rows, raw, cached.text if cached else _text(system, clip), info), clip)
-    return drawn
-
-
-def _runs(window: SampledWindow, system: System) -> list[tuple[int, ...]]:
-    """The native frames that are encoded together: each alone by an image codec; the anchor, and the window, by a video
-    codec."""
-    if system.codec.temporal_downscale == 1:
-        return [(frame,) for frame in window.frames]
-    anchors = int(system.window.anchor)
-    return [(frame,) for frame in window.frames[:anchors]] + [window.frames[anchors:]]
-
-
-def _index(window: SampledWindow, clip: int, frame_rate: float, system: System) -> ExampleIndex:
-    rows, following = _row_keys(window, system), (_index(one, clip, frame_rate, system) for one in window.following)
-    return ExampleIndex(clip, tuple(rows), window.present, frame_rate / window.offset, tuple(following))
-
-
-def _row_keys(window: SampledWindow, system: System) -> list[int]:
-    return [row for run in _runs(window, system) for row in row_keys(run, system.codec.temporal_downscale)]
-
-
-def _missing(drawn: Sequence[SampledWindow], cached: set[int], system: System) -> list[tuple[int, ...]]:
-    """Runs of native frames that are still to be encoded; for an image codec one run of all frames, rising."""
-    downscale = system.codec.temporal_downscale
-    runs = dict.fromkeys(run for window in drawn for run in _runs(window, system))
-    missing = [run for run in runs if not cached.issuperset(row_keys(run, downscale))]
-    return [tuple(sorted(frame for run in missing for frame in run))] * bool(missing) if downscale == 1 else missing
+    found = read(clip, cached)
+    if isinstance(found, Skipped) or not found.runs:
+        return found if isinstance(found, Skipped) else found.drawn
+    raw = torch.cat(encode_runs(found.pixels, system, [clip] * len(found.runs)))
+    rows = [row for some in found.runs for row in row_keys(some, read.temporal_downscale)]
+    text = cached.text if cached else encode_captions([clip], system)[0]
+    store_clip(file, CachedClip(rows, raw, text, found.info), clip)
+    return found.drawn
 
 
 def _read_pixels(clip: Clip, frames: Sequence[int], size: Size) -> Tensor:
@@ -273,35 +317,56 @@ def _read_pixels(clip: Clip, frames: Sequence[int], size: Size) -> Tensor:
 
 
 @torch.no_grad()
-def _encode(pixels: Tensor, system: System, clip: Clip) -> Tensor:
-    """Frames `[F, 3, H, W]` that belong together -> `[f, R, h, w]`."""
+def encode_runs(
+    runs: Sequence[Tensor], system: System, clips: Sequence[Clip], *, at_once: int = FRAMES_AT_ONCE
+) -> list[Tensor]:
+    """Runs of frames that belong together, `[F, 3, H, W]` each -> what the codec makes of each, `[f, R, h, w]`.
+
+    An image codec gets `at_once` frames together, whichever run they are of; a video codec runs of one length, as many
+    as have no more frames. Raises InputError naming the clip of a run whose latents aren't finite.
+    """
     downscale = system.codec.temporal_downscale
-    parts = torch.split(pixels, FRAMES_AT_ONCE) if downscale == 1 else [pixels]
-    raw = torch.cat([system.codec.encode(part[None])[0].detach().cpu() for part in parts])
-    expected = (len(pixels) - 1) // downscale + 1
-    if raw.dim() != 4 or len(raw) != expected:
+    if downscale == 1:
+        parts = torch.split(torch.cat(list(runs)), at_once)
+        encoded = torch.cat([_encode(part[None], system)[0] for part in parts])
+        found = list(torch.split(encoded, [len(run) for run in runs]))
+    else:
+        found = [torch.empty(0)] * len(runs)
+        for length in sorted({len(run) for run in runs}):
+            places = [place for place, run in enumerate(runs) if len(run) == length]
+            for some in torch.split(torch.tensor(places), max(1, at_once // length)):
+                for place, raw in zip(some, _encode(torch.stack([runs[i] for i in some]), system), strict=True):
+                    found[int(place)] = raw
+    for raw, clip in zip(found, clips, strict=True):
+        _require_finite(raw, "the encoder's latents", clip)
+    return found
+
+
+def _encode(pixels: Tensor, system: System) -> Tensor:
+    """`[B, F, 3, H, W]` -> `[B, f, R, h, w]`."""
+    raw = system.codec.encode(pixels).detach().cpu()
+    frames = (pixels.shape[1] - 1) // system.codec.temporal_downscale + 1
+    if raw.dim() != 5 or raw.shape[:2] != (len(pixels), frames):
         raise ValueError(
-            f"codec.encode: expected [1, {expected}, R, h, w] of pixels {tuple(pixels.shape)}, "
-            f"got [1, {', '.join(map(str, raw.shape))}]"
+            f"codec.encode: expected [{len(pixels)}, {frames}, R, h, w] of pixels {tuple(pixels.shape)}, "
+            f"got [{', '.join(map(str, raw.shape))}]"
         )
-    _require_finite(raw, "the encoder's latents", clip)
     return raw
 
 
 @torch.no_grad()
-def _text(system: System, clip: Clip) -> Text:
-    text = {name: value.detach().cpu() for name, value in system.encode_text([clip.caption]).items()}
-    for name, value in text.items():
-        if len(value) != 1:
-            raise ValueError(f"encode_text: expected {name} [1, *] of one prompt, got {tuple(value.shape)}")
-        if value.is_floating_point():
-            _require_finite(value, f"{name} of {clip.caption!r}", clip)
-    return {name: value[0] for name, value in text.items()}
-
-
-def _float(value: Tensor) -> Tensor:
-    """Floating point numbers as float32; masks and indices as they are."""
-    return value.float() if value.is_floating_point() else value
+def encode_captions(clips: Sequence[Clip], system: System) -> list[Text]:
+    """Each clip's prompt as tensors `[*]`. Raises InputError naming the clip whose text isn't finite."""
+    text = {name: value.detach().cpu() for name, value in system.encode_text([one.caption for one in clips]).items()}
+    for name, values in text.items():
+        if len(values) != len(clips):
+            raise ValueError(
+                f"encode_text: expected {name} [{len(clips)}, *] of {len(clips)} prompts, got {tuple(values.shape)}"
+            )
+        for clip, value in zip(clips, values, strict=True):
+            if value.is_floating_point():
+                _require_finite(value, f"{name} of {clip.caption!r}", clip)
+    return [{name: values[i].clone() for name, values in text.items()} for i in range(len(clips))]
 
 
 def _require_finite(values: Tensor, what: str, clip: Clip) -> None:

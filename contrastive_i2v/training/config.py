@@ -29,6 +29,14 @@ class DataConfig:
 
     path: Path = Path("clips/train")
     """Folder of videos with captions: NAME.txt beside each, or one metadata.csv / metadata.jsonl."""
+    shards: str | None = None
+    """Folder or URL of latents that `contrastive-i2v encode --output` wrote; then `path` isn't read, and the other
+    options are those that they were encoded with."""
+    streams: int = 8
+    """The shards are dealt to as many streams, of which each batch has one: a multiple of processes x workers lets each
+    of those read shards of its own. Changes the order of the batches."""
+    shuffle_shards: int = 2
+    """Shards of a stream that are shuffled together and held in memory."""
     validation_path: Path | None = None
     """Held-out folder of the same form, for previews; None = no previews."""
     cache_dir: Path = Path("~/.cache/contrastive_i2v/latents")
@@ -44,6 +52,9 @@ class DataConfig:
     """CLIP's folder or hub id, for `keep`; None = motion and sharpness alone."""
 
     def __post_init__(self) -> None:
+        check_fields(self, {"streams": 1, "shuffle_shards": 1})
+        if self.shards is not None and (self.path != DataConfig.path or self.keep < 1):
+            raise InputError("shards: path and keep were for encoding them; expected shards alone")
         if not 0 < self.keep <= 1:
             raise InputError(f"keep: expected a share above 0, at most 1, got {self.keep}")
         if self.clip is not None and self.keep == 1:

@@ -19,7 +19,7 @@ from diffusers.training_utils import EMAModel
 from torch import Tensor
 from tqdm import tqdm
 
-from contrastive_i2v.data.examples import SKIPPED, Example
+from contrastive_i2v.data.examples import Example, ExampleDataset
 from contrastive_i2v.data.video import as_size
 from contrastive_i2v.diffusion import NoiseSchedule
 from contrastive_i2v.errors import DivergedError, InputError
@@ -31,7 +31,7 @@ from contrastive_i2v.models.lora import LoraTraining
 from contrastive_i2v.processes import process_state
 from contrastive_i2v.randomness import seeded
 from contrastive_i2v.system import DESCRIPTION, System
-from contrastive_i2v.training.batches import build_loader, encode_dataset
+from contrastive_i2v.training.batches import build_loader, open_dataset
 from contrastive_i2v.training.candidates import CandidateBanks
 from contrastive_i2v.training.checkpoint import list_checkpoints
 from contrastive_i2v.training.compute import compute_of
@@ -41,7 +41,7 @@ from contrastive_i2v.training.inputs import Inputs, loss_rows, make_inputs
 from contrastive_i2v.training.interrupt import stop_requests
 from contrastive_i2v.training.logs import Row, RunLog, mean_rows, read_rows
 from contrastive_i2v.training.own_contrast import OwnContrast
-from contrastive_i2v.training.own_samples import OwnSamples, windows_after
+from contrastive_i2v.training.own_samples import OwnSamples
 from contrastive_i2v.training.preview import build_preview
 from contrastive_i2v.training.representation_alignment import RepresentationAlignment
 from contrastive_i2v.training.state import RunState, Stateful
@@ -72,16 +72,8 @@ class Trainer:
         if "input" in self.loss.banks and not self.system.window.given:
             raise InputError("loss.input_weight: the model is given no frame to contrast with; expected 0")
         self.candidates = build_candidates(config, self.loss, self.system, self.accelerator)
-        with self.accelerator.main_process_first():  # the main process fills the cache, the others find it filled
-            self.dataset = encode_dataset(
-                config.data,
-                self.system,
-                seed=config.seed,
-                skipped_file=config.output / SKIPPED,
-                following=windows_after(config.own_samples, self.system),
-                progress=self.main,
-            )
-        for fps in sorted({example.fps for example in self.dataset.examples}):
+        self.dataset = open_dataset(config, self.system, self.accelerator)
+        for fps in self.dataset.rates:
             try:
                 self.system.check_fps(fps)
             except InputError as error:
@@ -94,9 +86,9 @@ class Trainer:
         beside = self.alignment.units if self.alignment else 0.0
         self.compute = compute_of(config, self.system, self.accelerator.num_processes, beside=beside)
         self.steps = self.compute.steps_within(config.steps) if config.equal_compute else config.steps
-        self.own_samples = (
-            OwnSamples(config, self.dataset, self.system, self.accelerator) if config.own_samples.on else None
-        )
+        self.own_samples: OwnSamples | None = None
+        if config.own_samples.on and isinstance(self.dataset, ExampleDataset):  # shards refuse own samples
+            self.own_samples = OwnSamples(config, self.dataset, self.system, self.accelerator)
         self.own_contrast = build_own_contrast(self.system, config.loss)
         self.lora = build_lora(self.system, config)
         self.features = Features(self.system, config.loss.dispersive_layer) if config.loss.dispersive_weight else None

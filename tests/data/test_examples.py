@@ -155,7 +155,7 @@ def test_a_codec_with_other_latents_than_it_says_is_refused(clips: list[Clip], t
 
     with pytest.raises(ValueError, match=r"codec.encode: expected \[1, 5, R, h, w\] of pixels .*got \[1, 4, 6, 2, 2\]"):
         encode(clips, Toy(Window(5), Short()), tmp_path / "cache", frames=replace(EVERY, windows_per_clip=1))
-    with pytest.raises(ValueError, match=r"codec.encode: expected \[1, 3, R, h, w\] of pixels .*got \[1, 2, 6, 2, 2\]"):
+    with pytest.raises(ValueError, match=r"codec.encode: expected \[2, 3, R, h, w\] of pixels .*got \[2, 2, 6, 2, 2\]"):
         encode(clips, Toy(Window(3), Short(2)), tmp_path / "cache")
 
 

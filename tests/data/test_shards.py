@@ -1,0 +1,277 @@
+"""Shards hold what the cache would, go on after a stop, find damage, and are read in an order that needs no state."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tarfile
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import pytest
+import torch
+from encoding import FRAMES, encode, write_noise
+from fsspec.implementations.memory import MemoryFileSystem
+from toy import BlockMeans, Toy
+
+from contrastive_i2v.data import shards
+from contrastive_i2v.data.examples import WindowReader
+from contrastive_i2v.data.shards import MANIFEST, Place, ShardDataset, ShardOrder, encode_shards, read_manifest
+from contrastive_i2v.data.types import Clip, NoClipLeft
+from contrastive_i2v.errors import InputError
+from contrastive_i2v.system import Window
+
+
+@pytest.fixture
+def many(tmp_path: Path) -> list[Clip]:
+    """Seven clips, the fourth not a video."""
+    clips = [Clip(write_noise(tmp_path / f"{i}.mp4", seed=i), f"caption {i}") for i in range(7)]
+    clips[3].path.write_bytes(b"not a video")
+    return clips
+
+
+def reader(system: Toy, **changes: Any) -> WindowReader:
+    return replace(WindowReader.of(system, 16, FRAMES, seed=0), **changes)
+
+
+def write(clips: list[Clip], output: Path, system: Toy | None = None, **options: Any) -> Any:
+    system = system or Toy()
+    options = {"shard_bytes": 6000, "frames_at_once": 8, "progress": False} | options
+    return encode_shards(clips, system, output, reader(system), **options)
+
+
+def by_raw(example: Any) -> list[float]:
+    return example.raw.flatten().tolist()  # type: ignore[no-any-return]
+
+
+def every_example(output: Path, system: Toy | None = None) -> list[Any]:
+    system = system or Toy()
+    dataset = ShardDataset(str(output), system, reader(system), held=2)
+    places = [Place(s, n) for s, one in enumerate(dataset.manifest.shards) for n in range(one.examples)]
+    return sorted((dataset[[place]] for place in places), key=by_raw)
+
+
+def same(one: Any, other: Any) -> bool:
+    parts = zip(one[:2] + one[3:4], other[:2] + other[3:4], strict=True)
+    return all(torch.equal(a, b) for a, b in parts) and all(torch.equal(one.text[k], other.text[k]) for k in one.text)
+
+
+@pytest.mark.parametrize("window, downscale", [(Window(2), 1), (Window(3, (0, 1), anchor=True), 1), (Window(2), 2)])
+def test_shards_hold_what_the_cache_would(many: list[Clip], tmp_path: Path, window: Window, downscale: int) -> None:
+    def system() -> Toy:
+        return Toy(window, BlockMeans(downscale))
+
+    manifest = write(many, tmp_path / "shards", system())
+    cached, skipped = encode(many, system(), tmp_path / "cache")
+    assert manifest.examples == len(cached) and manifest.clips == 6 and len(manifest.shards) > 1
+    assert [path for path, _ in manifest.skipped] == [str(one.path) for one in skipped] == [str(many[3].path)]
+    assert manifest.rates == cached.rates
+    found = every_example(tmp_path / "shards", system())
+    expected = sorted((cached[i] for i in range(len(cached))), key=by_raw)
+    for one, other in zip(found, expected, strict=True):
+        assert same(
+            one, type(one)(*(v[None] if torch.is_tensor(v) else {k: t[None] for k, t in v.items()} for v in other))
+        )
+    groups = Counter(one.group.item() for one in found)
+    assert sorted(groups.values()) == sorted(Counter(other.group.item() for other in expected).values())
+
+
+def test_batches_across_clips_reach_the_encoder(many: list[Clip], tmp_path: Path) -> None:
+    calls: list[int] = []
+
+    class Counting(BlockMeans):
+        def encode(self, pixels: torch.Tensor) -> torch.Tensor:
+            calls.append(pixels.shape[1])
+            return super().encode(pixels)
+
+    write(many, tmp_path / "shards", Toy(Window(2), Counting()), frames_at_once=6)
+    assert max(calls) == 6 and sum(calls) > 12  # a clip has 4
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.suffix in (".tar", ".json")}
+
+
+@pytest.mark.parametrize("stop", [0, 1, 2])
+def test_a_stopped_process_goes_on_and_loses_a_batch_at_most(
+    many: list[Clip], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop: int
+) -> None:
+    write(many, tmp_path / "whole")
+    journal_write, batches = shards._Journal.write, []
+
+    def dies(self: Any, members: Any, clips: Any, size: int) -> None:
+        if len(batches) == stop:
+            self._append(members)  # members without their line in the journal
+            with self.path.open("a") as file:
+                file.write('{"shard": 0, "en')
+            raise KeyboardInterrupt
+        batches.append(clips)
+        journal_write(self, members, clips, size)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shards._Journal, "write", dies)
+        with pytest.raises(KeyboardInterrupt):
+            write(many, tmp_path / "stopped")
+    assert not (tmp_path / "stopped" / MANIFEST).exists()
+    system = Toy()
+    write(many, tmp_path / "stopped", system)
+    assert files(tmp_path / "stopped") == files(tmp_path / "whole")
+    seen = {one["clip"] for batch in batches for one in batch}
+    assert not any(f"caption {number}" in system.prompts for number in seen)
+
+
+def test_processes_share_the_clips_and_may_be_another_number_the_next_time(many: list[Clip], tmp_path: Path) -> None:
+    output = tmp_path / "shards"
+    assert write(many, output, rank=2, ranks=3) is None
+    assert write(many, output, rank=0, ranks=3) is None
+    systems = [Toy(), Toy()]
+    assert write(many, output, systems[0], rank=0, ranks=2) is None
+    manifest = write(many, output, systems[1], rank=1, ranks=2)
+    assert manifest.clips == 6
+    prompts = [text for system in systems for text in system.prompts]
+    assert sorted(prompts) == ["caption 1", "caption 4"]  # of process 1 of 3
+    write(many, tmp_path / "one")
+    for one, other in zip(every_example(output), every_example(tmp_path / "one"), strict=True):
+        assert same(one, other)
+    system = Toy()
+    assert write(many, output, system) == manifest and not system.prompts  # all is there
+
+
+def test_a_shard_that_was_deleted_is_encoded_again(many: list[Clip], tmp_path: Path) -> None:
+    first = write(many, tmp_path / "shards")
+    (tmp_path / "shards" / first.shards[0].name).unlink()
+    with pytest.raises(InputError, match="isn't there; copy it anew, or encode again"):
+        every_example(tmp_path / "shards")
+    system = Toy()
+    again = write(many, tmp_path / "shards", system)
+    assert (again.clips, again.examples) == (first.clips, first.examples)
+    assert 0 < len(system.prompts) < 6
+    every_example(tmp_path / "shards")
+
+
+def test_other_clips_or_settings_are_refused(many: list[Clip], tmp_path: Path) -> None:
+    output = tmp_path / "shards"
+    write(many, output)
+    with pytest.raises(InputError, match="other clips, or encoded otherwise"):
+        write(many[:-1], output)
+    other = Toy(Window(3))
+    with pytest.raises(InputError, match="other options .window"):
+        ShardDataset(str(output), other, reader(other), held=1)
+    system = Toy()
+    system.fingerprint = "another"
+    with pytest.raises(InputError, match="another autoencoder"):
+        ShardDataset(str(output), system, reader(system), held=1)
+    with pytest.raises(InputError, match=r"size: \[16, 16\], asked for \[32, 32\]"):
+        ShardDataset(str(output), Toy(), reader(Toy(), size=(32, 32)), held=1)
+    with pytest.raises(InputError, match="isn't there; expected latents"):
+        read_manifest(str(tmp_path))
+
+
+def test_no_clip_left(many: list[Clip], tmp_path: Path) -> None:
+    with pytest.raises(NoClipLeft) as raised:
+        write([many[3]], tmp_path / "shards")
+    assert [one.path for one in raised.value.skipped] == [many[3].path]
+
+
+@pytest.mark.parametrize("damage", ["cut", "byte", "swapped"])
+def test_damage_is_named(many: list[Clip], tmp_path: Path, damage: str) -> None:
+    manifest = write(many, tmp_path / "shards")
+    file, other = (tmp_path / "shards" / one.name for one in manifest.shards[:2])
+    data = bytearray(file.read_bytes())
+    if damage == "cut":
+        file.write_bytes(data[:-600])
+    elif damage == "byte":
+        with tarfile.open(file) as tar:
+            member = tar.getmembers()[1]
+        data[member.offset_data + member.size - 3] ^= 1
+        file.write_bytes(data)
+    else:
+        shutil.copy(other, file)
+    expected = {"cut": "bytes of", "byte": rf"is damaged at {'0' * 8}\d.safetensors .the (latents|text) "}
+    with pytest.raises(InputError, match=expected.get(damage, "bytes of|not of one encoding")) as raised:
+        every_example(tmp_path / "shards")
+    assert file.name in str(raised.value)
+
+
+def test_a_manifest_names_no_file_outside_its_folder(many: list[Clip], tmp_path: Path) -> None:
+    write(many, tmp_path / "shards")
+    path = tmp_path / "shards" / MANIFEST
+    values = json.loads(path.read_text())
+    values["shards"][0]["name"] = "../elsewhere.tar"
+    path.write_text(json.dumps(values))
+    with pytest.raises(InputError, match="names a shard"):
+        read_manifest(str(tmp_path / "shards"))
+
+
+def test_a_store_that_is_away_for_a_while(many: list[Clip], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(many, tmp_path / "shards")
+    store = fsspec.filesystem("memory")
+    store.put(str(tmp_path / "shards"), "/away", recursive=True)
+    waits: list[float] = []
+    monkeypatch.setattr(shards.time, "sleep", waits.append)
+    whole, failures = MemoryFileSystem._open, [0]
+
+    def sometimes(self: Any, *args: Any, **kwargs: Any) -> Any:
+        failures[0] += 1
+        if failures[0] % 3:
+            raise TimeoutError("no answer")
+        return whole(self, *args, **kwargs)
+
+    monkeypatch.setattr(MemoryFileSystem, "_open", sometimes)
+    system = Toy()
+    dataset = ShardDataset("memory://away", system, reader(system), held=1)
+    assert dataset[[Place(1, 0)]].raw.shape[0] == 1 and waits == [1, 2, 1, 2]
+    monkeypatch.setattr(MemoryFileSystem, "_open", lambda *args, **kwargs: (_ for _ in ()).throw(TimeoutError("gone")))
+    with pytest.raises(InputError, match=r"can't be read after 6 tries \(gone\)"):
+        dataset[[Place(0, 0)]]
+    assert waits[4:] == [1, 2, 4, 8, 16]
+
+
+ORDER = ShardOrder((3, 5, 2, 7, 1, 4), batch_size=2, streams=2, buffer=2, seed=0)
+
+
+def taken(order: ShardOrder, numbers: range) -> list[list[Place]]:
+    return list(order.batches(numbers))
+
+
+def test_a_stream_has_every_example_of_its_shards_once_an_epoch() -> None:
+    order = replace(ORDER, batch_size=1)
+    for epoch in range(3):
+        first = torch.randperm(6, generator=shards.seeded(0, "shards", epoch)).tolist()
+        dealt = [sum(order.examples[shard] for shard in first[stream::2]) for stream in (0, 1)]
+        if epoch == 0:
+            begins = [0, 0]
+        batches = [
+            [batch[0] for batch in taken(order, range(2 * begins[s] + s, 2 * (begins[s] + dealt[s]) + s, 2))]
+            for s in (0, 1)
+        ]
+        for stream in (0, 1):
+            expected = [Place(shard, n) for shard in first[stream::2] for n in range(order.examples[shard])]
+            assert sorted(batches[stream]) == sorted(expected) and batches[stream] != expected
+            buffered = {shard for place in batches[stream][: dealt[stream]] for shard in [place.shard]}
+            assert buffered == set(first[stream::2])
+        begins = [begin + count for begin, count in zip(begins, dealt, strict=True)]
+
+
+def test_batches_are_a_function_of_their_number() -> None:
+    all_of_them = taken(ORDER, range(40))
+    assert all(len(batch) == 2 for batch in all_of_them)
+    for start in (0, 1, 7, 23):
+        assert taken(ORDER, range(start, 40)) == all_of_them[start:]
+    for ranks in (2, 3, 4):  # whatever the number of processes, together they make the same batches
+        for rank in range(ranks):
+            assert taken(ORDER, range(rank, 40, ranks)) == all_of_them[rank::ranks]
+    assert taken(replace(ORDER, seed=1), range(40)) != all_of_them
+
+
+def test_a_thousand_processes_read_shards_of_their_own_and_start_anywhere_at_once() -> None:
+    """A million examples in 1,000 shards: each of 1,000 processes of 2 workers reads half a thousandth of them."""
+    order = ShardOrder((1000,) * 4000, batch_size=4, streams=2000, buffer=2, seed=0)
+    for worker in (0, 999, 1234):
+        batches = taken(order, range(worker, worker + 2000 * 250, 2000))
+        assert len({place.shard for batch in batches for place in batch}) == 2  # an epoch has 500 batches a stream
+    late = next(iter(order.batches([2000 * 12_345 + 7])))
+    assert late == taken(order, range(2000 * 12_000 + 7, 2000 * 12_346 + 7, 2000))[-1]
