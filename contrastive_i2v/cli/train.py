@@ -13,6 +13,7 @@ import tyro
 from accelerate import PartialState
 from torch import Tensor
 
+from contrastive_i2v.data.sources import SourceConfig
 from contrastive_i2v.errors import InputError
 from contrastive_i2v.evaluation.calibration import CALIBRATION, CalibrationConfig
 from contrastive_i2v.models import load_system
@@ -65,11 +66,19 @@ def run(arguments: Sequence[str]) -> None:
         print(f"model: {folder}")
     if config.data.validation_path is not None and not start.no_calibration and PartialState().is_main_process:
         lengths = sorted({16, config.preview.frames}, reverse=True)  # the clips may be too short for the first
-        _calibrate(folder, config.data.validation_path, lengths, config.output, shlex.join(["train", *arguments]))
+        command, source = shlex.join(["train", *arguments]), config.data.validation_source
+        _calibrate(folder, config.data.validation_path, lengths, config.output, command, source)
     print(f"next:  contrastive-i2v sample --model {folder} --image IMAGE --prompt TEXT")
 
 
-def _calibrate(folder: Path, validation: Path, lengths: Sequence[int], output: Path, command: str) -> None:
+def _calibrate(
+    folder: Path,
+    validation: Path,
+    lengths: Sequence[int],
+    output: Path,
+    command: str,
+    source: SourceConfig | None = None,
+) -> None:
     """The last step of a training with validation clips; what keeps it from being done is said, and the model stays."""
     from contrastive_i2v.cli.calibrate import ClipsOptions, calibrate_model, format_calibration
 
@@ -81,7 +90,7 @@ def _calibrate(folder: Path, validation: Path, lengths: Sequence[int], output: P
             found = calibrate_model(
                 load_system(folder),
                 folder,
-                ClipsOptions(path=validation, frames=frames),
+                ClipsOptions(path=validation, frames=frames, source=source or SourceConfig()),
                 output / "calibration",
                 config=CalibrationConfig(),
                 command=f"contrastive-i2v {command}",

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -20,8 +19,9 @@ from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from contrastive_i2v.data.reading import stamp_clip
 from contrastive_i2v.data.types import Clip
-from contrastive_i2v.data.video import VideoError, VideoInfo
+from contrastive_i2v.data.video import VideoInfo
 from contrastive_i2v.errors import InputError
 from contrastive_i2v.files import digest, write_whole
 from contrastive_i2v.system import Size, Text
@@ -66,12 +66,7 @@ def cache_folder(cache_dir: Path, fingerprint: str, size: Size) -> Path:
 
 def clip_file(folder: Path, clip: Clip) -> Path:
     """The cache file of a clip. Raises VideoError where the video can't be read."""
-    try:
-        stat = clip.path.stat()
-    except OSError as error:
-        raise VideoError(f"{clip.path}: can't be read ({error.strerror})") from error
-    path = os.path.abspath(clip.path)
-    key = digest([path, stat.st_size, stat.st_mtime_ns, clip.caption, clip.start, clip.end], 32)
+    key = digest([*stamp_clip(clip), clip.caption, clip.start, clip.end], 32)
     return folder / f"{key}.safetensors"
 
 
@@ -109,7 +104,7 @@ def store_clip(file: Path, new: CachedClip, clip: Clip) -> None:
     merged = _merge(load_clip(file), new)  # loaded anew: another process may have added rows
     tensors = {ROWS: torch.tensor(merged.rows), RAW: merged.raw.contiguous()}
     tensors |= {name: value.contiguous() for name, value in merged.text.items()}
-    about = {"path": str(clip.path), "caption": clip.caption, "start": clip.start, "end": clip.end}
+    about = {"path": str(clip.where), "caption": clip.caption, "start": clip.start, "end": clip.end}
     clip_header = {**about, "info": asdict(merged.info)}
     sums = {
         "clip": digest(clip_header),
@@ -121,7 +116,7 @@ def store_clip(file: Path, new: CachedClip, clip: Clip) -> None:
         write_whole(file, lambda part: part.write_bytes(save(tensors, header)))
     except InputError as error:
         raise InputError(
-            f"cache_dir {file.parent.parent}: can't write the latents of {clip.path.name} ({error}). What is encoded "
+            f"cache_dir {file.parent.parent}: can't write the latents of {clip.where.name} ({error}). What is encoded "
             "so far stays: free some space on that disk, or give another cache_dir, and run again"
         ) from error
 

@@ -25,9 +25,10 @@ from contrastive_i2v.data.frames import (
     skip_reason,
     valid_frames,
 )
+from contrastive_i2v.data.reading import probe_clip, read_clip
 from contrastive_i2v.data.types import Clip, NoClipLeft, Skipped
-from contrastive_i2v.data.video import VideoError, as_size, probe, read_frames, resize_frames
-from contrastive_i2v.errors import InputError
+from contrastive_i2v.data.video import VideoError, as_size, resize_frames
+from contrastive_i2v.errors import InputError, one_line
 from contrastive_i2v.files import write_csv
 from contrastive_i2v.system import Size, System, Text
 
@@ -85,7 +86,7 @@ class ExampleDataset(Dataset[Example]):
         """The cache file of each clip."""
         self.examples = list(examples)
         videos: dict[Path, int] = {}
-        self._groups = [videos.setdefault(clip.path, len(videos)) for clip in clips]
+        self._groups = [videos.setdefault(clip.where, len(videos)) for clip in clips]
 
     def __len__(self) -> int:
         return len(self.examples)
@@ -150,7 +151,7 @@ def encode_clips(
             anew += cached is None and file.exists()
             drawn = _encode_clip(clip, system, file, cached, size, frames, seed, following)
         except VideoError as error:
-            skipped.append(Skipped.because(clip.path, error))
+            skipped.append(Skipped.because(clip.where, error))
             continue
         if isinstance(drawn, Skipped):
             skipped.append(drawn)
@@ -174,7 +175,7 @@ def report_skipped(skipped: Sequence[Skipped], *, show: int = 10, file: Path | N
     if not skipped:
         return ""
     lines = [f"left out {len(skipped)} clip{'s' if len(skipped) > 1 else ''}:"]
-    lines += [f"  {s.path}: {s.reason}" for s in skipped[:show]]
+    lines += [f"  {one_line(f'{s.path}: {s.reason}')}" for s in skipped[:show]]
     if len(skipped) > show:
         lines.append(f"  and {len(skipped) - show} more")
     if file is not None:
@@ -214,11 +215,11 @@ def _encode_clip(
     following: int,
 ) -> DrawnWindows | Skipped:
     """The clip's windows, their frames in the cache; or why it gives none."""
-    header = cached.info if cached else probe(clip.path)
+    header = cached.info if cached else probe_clip(clip)
     least = frames_after_source(system.window, system.codec.temporal_downscale) + 1
     for info in (header, replace(header, frames=header.frames - 1)):
         if reason := skip_reason(info, clip, config, least=least):
-            return Skipped(clip.path, reason)
+            return Skipped(clip.where, reason)
         valid, rng = valid_frames(info, clip, config), clip_rng(clip, seed)
         downscale = system.codec.temporal_downscale
         windows = sample_windows(valid, system.window, config, rng, temporal_downscale=downscale, following=following)
@@ -269,7 +270,7 @@ def _missing(drawn: Sequence[SampledWindow], cached: set[int], system: System) -
 def _read_pixels(clip: Clip, frames: Sequence[int], size: Size) -> Tensor:
     """Native frames `[F, 3, height, width]` in [-1, 1]."""
     starts = range(0, len(frames), FRAMES_AT_ONCE)
-    return torch.cat([resize_frames(read_frames(clip.path, frames[i : i + FRAMES_AT_ONCE]), size) for i in starts])
+    return torch.cat([resize_frames(read_clip(clip, frames[i : i + FRAMES_AT_ONCE]), size) for i in starts])
 
 
 @torch.no_grad()
@@ -307,6 +308,6 @@ def _float(value: Tensor) -> Tensor:
 def _require_finite(values: Tensor, what: str, clip: Clip) -> None:
     if not bool(torch.isfinite(values).all()):
         raise InputError(
-            f"{clip.path}: {what} hold NaN or infinity in {values.dtype}; nothing of it was cached. "
+            f"{clip.where}: {what} hold NaN or infinity in {values.dtype}; nothing of it was cached. "
             f"Encode in float32 (a half-precision VAE overflows), or check the weights"
         )

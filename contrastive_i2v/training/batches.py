@@ -10,8 +10,8 @@ from accelerate import Accelerator
 from torch.utils.data import DataLoader
 
 from contrastive_i2v.data.examples import Example, ExampleDataset, encode_clips, report_skipped, write_skipped
-from contrastive_i2v.data.sources.folder import read_folder
-from contrastive_i2v.data.types import NoClipLeft
+from contrastive_i2v.data.sources import read
+from contrastive_i2v.data.types import NoClipLeft, Skipped
 from contrastive_i2v.errors import InputError
 from contrastive_i2v.randomness import seeded
 from contrastive_i2v.system import System
@@ -29,10 +29,14 @@ def encode_dataset(
         following: how many windows after each are encoded as well.
         progress: whether this process shows a bar, says and writes.
     """
-    clips, uncaptioned = read_folder(config.path)
-    if config.keep < 1:
-        clips = select_clips(clips, config, file=skipped_file.with_name(SCORES), progress=progress)
+    uncaptioned: list[Skipped] = []
     try:
+        found = read(config.path, config.source, seed=seed)
+        clips, uncaptioned = found.clips, found.skipped
+        if progress:
+            print(found)
+        if config.keep < 1:
+            clips = select_clips(clips, config, file=skipped_file.with_name(SCORES), progress=progress)
         dataset, unusable = encode_clips(
             clips,
             system,
