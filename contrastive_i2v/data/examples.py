@@ -175,7 +175,7 @@ def report_skipped(skipped: Sequence[Skipped], *, show: int = 10, file: Path | N
     if not skipped:
         return ""
     lines = [f"left out {len(skipped)} clip{'s' if len(skipped) > 1 else ''}:"]
-    lines += [f"  {one_line(f'{s.path}: {s.reason}')}" for s in skipped[:show]]
+    lines += [f"  {one_line(s.path)}: {one_line(s.reason)}" for s in skipped[:show]]
     if len(skipped) > show:
         lines.append(f"  and {len(skipped) - show} more")
     if file is not None:

@@ -93,7 +93,7 @@ def read(path: str | Path, config: SourceConfig | None = None, *, seed: int = 0,
     except NoVideos as error:
         raise InputError(f"{error}. Beside videos, looked for {_looked_for(SOURCES.values())}") from error
     if not clips:
-        reasons = "; ".join(one_line(f"{one.path}: {one.reason}") for one in skipped[:3])
+        reasons = "; ".join(f"{one_line(one.path)}: {one_line(one.reason)}" for one in skipped[:3])
         raise NoClipLeft(skipped, f"{path}: {source.name}, and none of its {len(skipped)} rows can be used: {reasons}")
     return Dataset(path, source.name, split, clips, skipped)
 

@@ -7,10 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from contrastive_i2v.data.sources.source import Files, Found, Place, Request, Source
-from contrastive_i2v.data.sources.tables import jsonl_rows
+from contrastive_i2v.data.sources.tables import jsonl_keys, jsonl_rows
 from contrastive_i2v.data.types import Clip, Skipped
 from contrastive_i2v.errors import InputError
 
@@ -19,14 +18,7 @@ TEMPLATE = "{YoutubeID}_{Start_timestamp}_{End_timestamp}.mp4"
 
 
 def _lists(place: Place) -> list[Path]:
-    return [file for file in place.find("*.jsonl") if set(_first(file)) >= KEYS]
-
-
-def _first(file: Path) -> dict[str, Any]:
-    try:
-        return next(jsonl_rows(file), (0, {}))[1]
-    except InputError:
-        return {}
+    return [file for file in place.find("*.jsonl") if set(jsonl_keys(file)) >= KEYS]
 
 
 def _read(request: Request) -> Found:

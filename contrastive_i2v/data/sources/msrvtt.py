@@ -86,8 +86,8 @@ def _table(file: Path, captions: Mapping[str, Sequence[str]]) -> Rows:
 
 def _hub(file: Path) -> Rows:
     content = read_json(file)
-    rows = zip(_strings(file, content, ("video_id",)), content, strict=True)
-    return [(str(row.get("video") or f"{video}.mp4"), row.get("caption")) for (video,), row in rows]
+    videos = [video for (video,) in _strings(file, content, ("video_id",))]
+    return [(str(r.get("video") or f"{v}.mp4"), r.get("caption")) for v, r in zip(videos, content, strict=True)]
 
 
 def _strings(file: Path, rows: Any, keys: tuple[str, ...]) -> Iterator[Any]:

@@ -25,7 +25,7 @@ MAX_CELL = 1 << 24
 def csv_columns(file: Path) -> list[str]:
     """The header's names; [] where the file has none that can be read."""
     try:
-        return next(iter(_cells(file)))[1]
+        return next(_cells(file, "replace"))[1]  # what is wrong with a later row, its reader says
     except (InputError, StopIteration):
         return []
 
@@ -46,9 +46,17 @@ def csv_rows(file: Path, columns: Sequence[str]) -> Iterator[tuple[int, list[str
         yield line, [cells[place] for place in places]
 
 
-def jsonl_rows(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+def jsonl_keys(file: Path) -> list[str]:
+    """The keys of the first object; [] where the file has none that can be read."""
+    try:
+        return list(next(jsonl_rows(file, "replace"))[1])
+    except (InputError, StopIteration):
+        return []
+
+
+def jsonl_rows(file: Path, errors: str = "strict") -> Iterator[tuple[int, dict[str, Any]]]:
     """The number of each line that isn't blank, and its object. Raises InputError naming the file and the line."""
-    with _opened(file) as lines:
+    with _opened(file, errors) as lines:
         for number, line in enumerate(lines, 1):
             if line.strip():
                 try:
@@ -87,11 +95,11 @@ def read_toml(file: Path) -> dict[str, Any]:
 
 
 @contextmanager
-def _opened(file: Path) -> Iterator[Any]:
+def _opened(file: Path, errors: str = "strict") -> Iterator[Any]:
     if not file.is_file():  # a pipe or a device may never end
         raise InputError(f"{file}: is no regular file; expected a list of captions")
     try:
-        with file.open(encoding="utf-8-sig", newline="") as opened:
+        with file.open(encoding="utf-8-sig", errors=errors, newline="") as opened:
             yield opened
     except UnicodeDecodeError as error:
         raise InputError(f"{file}: can't be read as UTF-8 ({error.reason}); save the file as UTF-8") from error
@@ -99,9 +107,9 @@ def _opened(file: Path) -> Iterator[Any]:
         raise InputError(f"{file}: can't be read ({error.strerror or error})") from error
 
 
-def _cells(file: Path) -> Iterator[tuple[int, list[str]]]:
+def _cells(file: Path, errors: str = "strict") -> Iterator[tuple[int, list[str]]]:
     """The line each row of a CSV ends on, and all its cells."""
-    with _opened(file) as opened:
+    with _opened(file, errors) as opened:
         before = csv.field_size_limit(MAX_CELL)  # of the whole process
         reader = csv.reader(opened, strict=True)
         try:
