@@ -26,7 +26,20 @@ from typing import Protocol
 
 import torch
 
-TARGETS = ("metadata", "video", "picture", "cache", "checkpoint", "model", "weights", "config", "report", "study", "op")
+TARGETS = (
+    "metadata",
+    "sources",
+    "video",
+    "picture",
+    "cache",
+    "checkpoint",
+    "model",
+    "weights",
+    "config",
+    "report",
+    "study",
+    "op",
+)
 """The modules of `targets`; each has a class `Target`."""
 CASE_SECONDS = 60
 """One input may take this long."""

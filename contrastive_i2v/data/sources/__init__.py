@@ -81,6 +81,10 @@ def read(path: str | Path, config: SourceConfig | None = None, *, seed: int = 0,
         unused = option.name not in ("format", "captions", *source.takes)
         if unused and getattr(config, option.name) != option.default:
             raise InputError(f"source.{option.name}: {source.name}, the format of {path}, has no use for it")
+    if config.videos is not None and not config.videos.expanduser().is_dir():
+        raise InputError(
+            f"source.videos: {config.videos} is no folder; expected the one that the files of {path} are in"
+        )
     clips: list[Clip] = []
     skipped: list[Skipped] = []
     try:

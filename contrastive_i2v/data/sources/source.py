@@ -106,9 +106,9 @@ class Request(NamedTuple):
         for name in available:  # in the dataset's order: train before train_9k
             if kind is not None and SPLITS.get(name.split("_")[0]) == kind and (wanted is None or "_" not in name):
                 return name
-        if wanted is None and len(available) == 1:
-            return available[0]
-        said = f"split {wanted}" if wanted else f"a split for {self.purpose}"
+        if wanted is None and len(available) == 1 and SPLITS.get(available[0].split("_")[0]) != "train":
+            return available[0]  # held-out clips are never of the training split for want of another
+        said = f"split {wanted}" if wanted else f"split for {self.purpose}"
         raise InputError(f"{self.place.path}: has no {said}; expected {' or '.join(available)}")
 
     def caption(self, value: object, *clip: object) -> str:

@@ -112,6 +112,8 @@ def test_both_parquet_layouts(tmp_path: Path) -> None:
             assert (probe_clip(clip).frames, probe_clip(clip).height, probe_clip(clip).width) == (2, 16, 24)
     with pytest.raises(InputError, match="has no split val; expected train"):
         read(few, SourceConfig(split="val"))
+    with pytest.raises(InputError, match="has no split for validation; expected train"):
+        read(few, purpose="validation")
 
 
 def test_hostile_parquet_files(tmp_path: Path) -> None:

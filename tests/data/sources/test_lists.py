@@ -71,6 +71,8 @@ def test_videos_elsewhere_and_lists_that_must_be_chosen(tmp_path: Path) -> None:
         read(tmp_path / "lists")
     dataset = read(tmp_path / "lists/results_2M_train.csv", SourceConfig(videos=tmp_path / "disk"))
     assert found(dataset, tmp_path / "disk") == {"006001_006050/1.mp4": READ[0]}
+    with pytest.raises(InputError, match=r"source.videos: nowhere is no folder"):
+        read(tmp_path / "lists/results_2M_train.csv", SourceConfig(videos=Path("nowhere")))
 
 
 def test_names_in_a_list_never_lead_out_of_its_folder(tmp_path: Path) -> None:
