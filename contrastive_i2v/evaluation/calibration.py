@@ -236,10 +236,14 @@ def calibrate(
         what was found, and the clips, whose `generate` shows it.
 
     Raises:
-        InputError: fewer than three clips, a system without true frames, or a model whose own rollouts aren't finite.
+        InputError: fewer than three clips (five of two frames), a system without true frames, or a model whose own
+            rollouts aren't finite.
     """
-    if len(reference.clips) < 3:
-        raise InputError(f"{reference.folder}: {len(reference.clips)} clips to calibrate with; expected at least 3")
+    least = 5 if reference.frames == 2 else 3  # half of them, without one, must have two generated frames
+    if len(reference.clips) < least:
+        raise InputError(
+            f"{reference.folder}: {len(reference.clips)} clips to calibrate with; expected at least {least}"
+        )
     search = Search(Clips(system, reference, config), config, folder / "trials", stamp_of(system, reference, config))
     with tqdm(desc="calibration", unit="trial", disable=not progress) as bar:
 

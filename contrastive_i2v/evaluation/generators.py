@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from contrastive_i2v.data.frames import FramesConfig, skip_reason, valid_frames
 from contrastive_i2v.data.reading import probe_clip, read_clip, stamp_clip
-from contrastive_i2v.data.sources import SourceConfig, read
+from contrastive_i2v.data.sources import read
 from contrastive_i2v.data.types import Clip
 from contrastive_i2v.data.video import VideoError, resize_frames, to_uint8
 from contrastive_i2v.errors import InputError, one_line
@@ -206,7 +206,7 @@ def first_frame() -> Method:
     return Method("first-frame", "first-frame", {"repeats": "the given frame"}, lambda: generate)
 
 
-def retrieval(train: Path, text: TextExtractor, reference: ReferenceSet, source: SourceConfig | None = None) -> Method:
+def retrieval(train: Path, text: TextExtractor, reference: ReferenceSet) -> Method:
     """The baseline that answers with the training clip whose caption is nearest to the prompt: real motion of
     something else (the retrieval baseline shown beside Emu Video).
 
@@ -215,7 +215,7 @@ def retrieval(train: Path, text: TextExtractor, reference: ReferenceSet, source:
     Clips too short for F frames are passed over, and so are files that are evaluated themselves; files that can't be
     decoded are, too, and named.
     """
-    clips = read(train, source).clips
+    clips = read(train).clips
     tested = {clip.clip.where.resolve() for clip in reference.clips}
     clips = [clip for clip in clips if clip.where.resolve() not in tested]
     if not clips:

@@ -12,13 +12,17 @@ import torch
 from dataset_files import write_pairs
 from pyarrow import parquet
 
+from contrastive_i2v.cli.evaluation_methods import load_reference
+from contrastive_i2v.cli.evaluation_options import SuiteOptions
 from contrastive_i2v.cli.main import main
+from contrastive_i2v.data.cache import load_clip
 from contrastive_i2v.data.frames import FramesConfig
 from contrastive_i2v.data.reading import read_clip
 from contrastive_i2v.data.sources import SourceConfig, read
+from contrastive_i2v.data.types import Images
 from contrastive_i2v.data.video import resize_frames
 from contrastive_i2v.errors import InputError
-from contrastive_i2v.evaluation.videos import read_reference_set, read_true_frames
+from contrastive_i2v.evaluation.videos import read_true_frames
 from contrastive_i2v.training.config import PreviewConfig, TrainConfig, load_config
 from contrastive_i2v.training.logs import read_log
 from contrastive_i2v.training.trainer import Trainer
@@ -57,36 +61,28 @@ def test_pairs_in_parquet_give_the_same_examples_by_the_command(
 ) -> None:
     root = pairs(tmp_path)
     clips = read(root).clips
-    rows = [
-        {
-            "edit_prompt": clip.caption,
-            **{
-                column: {"bytes": (clip.path / name).read_bytes(), "path": name}
-                for column, name in zip(("input_image", "edited_image"), clip.part.names, strict=True)  # type: ignore[union-attr]
-            },
-        }
-        for clip in clips
-    ]
+    rows = []
+    for clip in clips:
+        assert isinstance(clip.part, Images)
+        source, edited = ({"bytes": (clip.path / name).read_bytes(), "path": name} for name in clip.part.names)
+        rows.append({"edit_prompt": clip.caption, "input_image": source, "edited_image": edited})
     parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "train-0.parquet", row_group_size=10)
     options = ["--model", str(pipeline_folder), "--data.resolution", "16", "--data.cache-dir", str(tmp_path / "cache")]
     main(["encode", *options, "--data.path", str(root), "--data.source.split", "train"])
     main(["encode", *options, "--data.path", str(tmp_path / "train-0.parquet")])
     said = capsys.readouterr().out
     assert said.count(f"36 windows of 36 clips in {tmp_path / 'cache'}") == 2
-    from contrastive_i2v.data.cache import load_clip
-
-    def latents(kind: str) -> list[float]:
-        files = [load_clip(file) for file in (tmp_path / "cache").rglob("*.safetensors")]
-        assert all(files) and len(files) == 72
-        return sorted(float(one.raw.sum()) for one in files if one is not None)
-
-    sums = latents("all")
-    assert sums[::2] == pytest.approx(sums[1::2])  # each example twice, once of each kind
+    cached = [load_clip(file) for file in (tmp_path / "cache").rglob("*.safetensors")]
+    sums = sorted(float(one.raw.sum()) for one in cached if one is not None)
+    assert len(sums) == 72 and sums[::2] == sums[1::2]  # each example twice, once of each kind
 
 
 def test_pairs_can_be_evaluated(tmp_path: Path) -> None:
     root = pairs(tmp_path)
-    reference = read_reference_set(root, frames=2, resolution=16)
+    options = SuiteOptions(data=root, frames=2, resolution=16)
+    reference = load_reference(options, ["first-frame"])
     assert [clip.clip.path.name for clip in reference.clips] == ["0000038", "0000039"]  # the test split
     assert read_true_frames(reference.clips[0], (16, 16)).shape == (2, 3, 16, 16)
+    val = load_reference(replace(options, source=SourceConfig(split="val")), ["first-frame"])
+    assert [clip.clip.path.name for clip in val.clips] == ["0000036", "0000037"]
     assert len({clip.name for clip in reference.clips}) == len({clip.content for clip in reference.clips}) == 2
