@@ -81,7 +81,7 @@ class NoClipLeft(InputError):
 
     def __init__(self, skipped: Sequence[Skipped], message: str = "") -> None:
         self.skipped = skipped
-        reasons = [f"{one_line(s.path)}: {one_line(s.reason)}" for s in skipped[:5]] + [
-            f"and {len(skipped) - 5} more"
-        ] * (len(skipped) > 5)
+        reasons = [f"{one_line(s.path)}: {one_line(s.reason)}" for s in skipped[:5]]
+        if len(skipped) > 5:
+            reasons.append(f"and {len(skipped) - 5} more")
         super().__init__(message or f"none of the {len(skipped)} clips can be used: {'; '.join(reasons)}")

@@ -83,13 +83,12 @@ def read_folder(root: str | Path, *, outside: bool = False) -> tuple[list[Clip],
     if not clips and not skipped:
         raise NoVideos(f"{root}: holds no videos; looked in it and below for {', '.join(VIDEO_EXTENSIONS)}")
     if not clips:
-        missing = [s for s in skipped if s.reason.startswith(NO_FILE)]
+        missing = sum(s.reason.startswith(NO_FILE) for s in skipped)
         raise InputError(
             f"{root}: none of its {len(skipped)} videos has a caption "
             f"({_some([os.path.relpath(s.path, root) for s in skipped])}); put the caption of NAME.mp4 into "
             f"NAME.txt beside it, or write a metadata.csv with the columns file_name,text"
-            + f"; {len(missing)} of them aren't there, which metadata names"
-            * bool(missing)
+            f"{f'; {missing} of them are not there, though metadata names them' if missing else ''}"
         )
     return sorted(clips, key=lambda c: c.path.as_posix()), sorted(skipped, key=lambda s: s.path.as_posix())
 

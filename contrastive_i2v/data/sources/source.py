@@ -73,7 +73,8 @@ class Place:
         found = set()
         for pattern in patterns:
             folder, _, last = pattern.rpartition("/")
-            found |= {self.root / folder / name for name in fnmatch.filter(self._list(folder), last)}
+            names = fnmatch.filter(self._list(folder), last) if "*" in last else [last]
+            found |= {self.root / folder / name for name in names}
         return sorted(path for path in found if path.is_file())
 
     def _list(self, folder: str) -> list[str]:

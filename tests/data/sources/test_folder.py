@@ -227,7 +227,7 @@ def test_rows_without_their_file_are_left_out_and_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["\ud800.mp4", "\0.mp4", "a" * 5000 + ".mp4"], ids=["surrogate", "null", "long"])
 def test_names_that_no_file_can_have(name: str, tmp_path: Path) -> None:
     (tmp_path / "metadata.jsonl").write_text(json.dumps({"file_name": name, "text": "a"}))
-    with pytest.raises(InputError, match=r"none of its 1 videos has a caption .*; 1 of them aren't there") as raised:
+    with pytest.raises(InputError, match=r"none of its 1 videos has a caption .*; 1 of them are not there") as raised:
         read_folder(tmp_path)
     assert len(str(raised.value).encode()) < 700
     _touch(tmp_path, "a.mp4")
