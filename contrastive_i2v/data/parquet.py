@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,9 @@ def parquet_rows(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, int,
         for group in range(file.num_row_groups):
             row = 0
             for batch in _batches(path, file, group, columns, TEXTS_AT_ONCE):
-                for cells in batch.to_pylist():
+                with _damage(path, group):
+                    rows = batch.to_pylist()
+                for cells in rows:
                     yield group, row, cells
                     row += 1
 
@@ -73,7 +76,8 @@ class _Cursor:
             if self.batch is None:
                 self._start()
                 raise InputError(f"{self.path}: its row group {self.group} has no row {row}; was it changed?")
-        return self.batch[column][row - self.first].as_py()
+        with _damage(self.path, self.group):
+            return self.batch[column][row - self.first].as_py()
 
 
 @lru_cache(maxsize=2)
@@ -93,7 +97,13 @@ def _open(path: Path) -> Any:
 
 
 def _batches(path: Path, file: Any, group: int, columns: Sequence[str], size: int) -> Iterator[Any]:
-    try:
+    with _damage(path, group):
         yield from file.iter_batches(batch_size=size, row_groups=[group], columns=list(columns), use_threads=False)
-    except Exception as error:
+
+
+@contextmanager
+def _damage(path: Path, group: int) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # pyarrow's own types, OSError, UnicodeDecodeError, and others
         raise InputError(f"{path}: can't be read, row group {group} is damaged ({one_line(error)})") from error

@@ -59,7 +59,7 @@ def _dataset(where: str, base: Path, options: Mapping[str, Any], request: Reques
     fps, extension = options.get("source_fps"), options.get("caption_extension", ".txt")
     if fps is not None and (isinstance(fps, bool) or not isinstance(fps, (int, float)) or not fps > 0):
         raise InputError(f"{where}: source_fps is {one_line(fps)}; expected frames a second > 0")
-    if not isinstance(extension, str):
+    if not isinstance(extension, str) or not extension.startswith(".") or set(extension) & {"/", "\0"}:
         raise InputError(f"{where}: caption_extension is {one_line(extension)}; expected .txt or alike")
     path = located(options[kinds[0]], base)
     if kinds[0].endswith("jsonl_file"):

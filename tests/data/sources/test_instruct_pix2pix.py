@@ -160,6 +160,15 @@ def test_a_parquet_file_with_damaged_pages(tmp_path: Path) -> None:
             read_clip(clip, [0, 1])
 
 
+def test_a_parquet_file_whose_text_is_not_utf_8(tmp_path: Path) -> None:
+    path = write_table(tmp_path / "train.parquet", [row(n) for n in range(2)])
+    table = parquet.read_table(path)
+    texts = pyarrow.array([b"fine", b"\xff"]).view(pyarrow.string())
+    parquet.write_table(table.set_column(table.column_names.index("edit_prompt"), "edit_prompt", texts), path)
+    with pytest.raises(NoClipLeft, match="train.parquet: can't be read, row group 0 is damaged .*decode byte 0xff"):
+        read(path)
+
+
 def test_other_parquet_files_are_no_pairs(tmp_path: Path) -> None:
     parquet.write_table(pyarrow.Table.from_pylist([{"url": "a", "caption": "b"}]), tmp_path / "00000.parquet")
     write(tmp_path / "a.txt", "a dog")

@@ -81,6 +81,7 @@ def test_musubi_json_lines_with_folders_of_frames(tmp_path: Path, monkeypatch: p
         ('[[datasets]]\nvideo_jsonl_file = "nowhere.jsonl"\n', "nowhere.jsonl: is no regular file"),
         ('[[datasets]]\nvideo_directory = "."\nsource_fps = -1\n', "source_fps is -1; expected frames a second"),
         ('[[datasets]]\nvideo_directory = "."\ncaption_extension = 3\n', "caption_extension is 3"),
+        ('[[datasets]]\nvideo_directory = "."\ncaption_extension = "./../x"\n', "caption_extension is ./../x"),
         ("datasets = 3\n", r"expected \[general\] and \[\[datasets\]\]"),
         ("[[directory]]\nnum_repeats = 1\n", "directory 1: expected a folder as path, got None"),
         ("directory = 3\n", r"expected \[\[directory\]\]"),
