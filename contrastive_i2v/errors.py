@@ -16,7 +16,8 @@ class DivergedError(RuntimeError):
 
 def one_line(error: object) -> str:
     """What an error, or any value, says, on a line that fits into another message."""
-    return " ".join(str(error).split())[:300] or type(error).__name__
+    text = " ".join(str(error).split())[:300] or type(error).__name__
+    return text.encode("utf-8", "backslashreplace").decode()  # a file's name may hold what UTF-8 can't
 
 
 def check_fields(

@@ -6,12 +6,13 @@ import math
 import shlex
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import tyro
 
 from contrastive_i2v.cli.evaluate import PIXELS_AT_ONCE
+from contrastive_i2v.data.sources import SourceConfig
 from contrastive_i2v.errors import InputError, check_fields
 from contrastive_i2v.evaluation.calibration import CALIBRATION, Calibration, CalibrationConfig, calibrate, read_default
 from contrastive_i2v.evaluation.report.calibration import write_page
@@ -28,7 +29,10 @@ class ClipsOptions:
     """Held-out clips; not those that the result is reported on."""
 
     path: Path
-    """Folder of videos with captions: NAME.txt beside each, or one metadata.csv / metadata.jsonl."""
+    """Folder of videos with captions: NAME.txt beside each, or one metadata.csv / metadata.jsonl; or a dataset in any
+    form of docs/data.md."""
+    source: SourceConfig = field(default_factory=SourceConfig)
+    """How it is read; no split = the one for validation, where it has splits."""
     clips: int | None = 32
     """The first so many; None = all."""
     frames: int = 16
@@ -102,7 +106,13 @@ def calibrate_model(
     system.sampler = read_default(folder / CALIBRATION) or system.sampler
     size = system.size
     reference = read_reference_set(
-        data.path, frames=data.frames, resolution=size, frame_rate=data.frame_rate or system.fps, limit=data.clips
+        data.path,
+        frames=data.frames,
+        resolution=size,
+        frame_rate=data.frame_rate or system.fps,
+        limit=data.clips,
+        source=data.source,
+        purpose="validation",
     )
     at_once = max(1, min(config.batch_size, PIXELS_AT_ONCE // math.prod(size)))
     with locked_folder(output) if main else nullcontext():

@@ -69,8 +69,9 @@ def write_shards(options: Options, output: Path) -> None:
     rank, ranks = (int(os.environ.get(name, default)) for name, default in (("RANK", 0), ("WORLD_SIZE", 1)))
     data, system = options.data, _load(options)
     skipped_file = output / SKIPPED
-    clips, uncaptioned = read_clips(data, skipped_file=skipped_file, progress=rank == 0)
+    uncaptioned: list[Skipped] = []
     try:
+        clips, uncaptioned = read_clips(data, seed=options.seed, skipped_file=skipped_file, progress=rank == 0)
         manifest = encode_shards(
             clips,
             system,

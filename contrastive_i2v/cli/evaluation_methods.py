@@ -91,6 +91,7 @@ def load_reference(options: SuiteOptions, specs: Sequence[str]) -> ReferenceSet:
             resolution=resolution,
             frame_rate=options.frame_rate,
             limit=options.clips,
+            source=options.source,
         )
     except NoClipLeft as error:
         write_skipped(options.output / SKIPPED, error.skipped)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from contrastive_i2v.data.sources import SourceConfig
 from contrastive_i2v.data.video import as_size
 from contrastive_i2v.errors import InputError, check_fields
 from contrastive_i2v.system import Dtype, SamplerOptions
@@ -15,7 +16,10 @@ class SuiteOptions(SamplerOptions):
     """Clips, sampling and networks."""
 
     data: Path
-    """Folder of held-out videos with captions: NAME.txt beside each, or one metadata.csv / metadata.jsonl."""
+    """Folder of held-out videos with captions: NAME.txt beside each, or one metadata.csv / metadata.jsonl; or a dataset
+    in any form of docs/data.md."""
+    source: SourceConfig = field(default_factory=SourceConfig)
+    """How it is read; no split = the one for tests, where it has splits."""
     output: Path = Path("evaluation")
     """Folder of everything: report.html, report.json, videos/, and what a later run takes up again."""
     clips: int | None = None

@@ -12,6 +12,7 @@ from pathlib import Path
 import tyro
 from torch import Tensor
 
+from contrastive_i2v.data.sources import SourceConfig
 from contrastive_i2v.data.types import NoClipLeft
 from contrastive_i2v.errors import InputError
 from contrastive_i2v.evaluation.calibration import CALIBRATION, CalibrationConfig, NothingToCalibrate
@@ -69,13 +70,21 @@ def run(arguments: Sequence[str]) -> None:
             print(f"model: {folder}")
     if config.data.validation_path is not None and not start.no_calibration:
         lengths = sorted({16, config.preview.frames}, reverse=True)  # the clips may be too short for the first
-        _calibrate(folder, config.data.validation_path, lengths, config.output, shlex.join(["train", *arguments]))
+        command, source = shlex.join(["train", *arguments]), config.data.validation_source
+        _calibrate(folder, config.data.validation_path, lengths, config.output, command, source)
     if state.is_main_process:
         print(f"next:  contrastive-i2v sample --model {folder} --image IMAGE --prompt TEXT")
     state.destroy_process_group()
 
 
-def _calibrate(folder: Path, validation: Path, lengths: Sequence[int], output: Path, command: str) -> None:
+def _calibrate(
+    folder: Path,
+    validation: Path,
+    lengths: Sequence[int],
+    output: Path,
+    command: str,
+    source: SourceConfig | None = None,
+) -> None:
     """The last step of a training with validation clips, of all its processes; what keeps it from being done is said,
     and the model stays."""
     from contrastive_i2v.cli.calibrate import ClipsOptions, calibrate_model, format_calibration
@@ -88,7 +97,7 @@ def _calibrate(folder: Path, validation: Path, lengths: Sequence[int], output: P
             found = calibrate_model(
                 load_system(folder),
                 folder,
-                ClipsOptions(path=validation, frames=frames),
+                ClipsOptions(path=validation, frames=frames, source=source or SourceConfig()),
                 output / "calibration",
                 config=CalibrationConfig(),
                 command=f"contrastive-i2v {command}",

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -21,8 +20,9 @@ from safetensors import safe_open
 from safetensors.torch import load, save
 from torch import Tensor
 
+from contrastive_i2v.data.reading import stamp_clip
 from contrastive_i2v.data.types import Clip
-from contrastive_i2v.data.video import VideoError, VideoInfo
+from contrastive_i2v.data.video import VideoInfo
 from contrastive_i2v.errors import InputError, one_line
 from contrastive_i2v.files import digest, write_whole
 from contrastive_i2v.system import Size, Text
@@ -66,14 +66,9 @@ def cache_folder(cache_dir: Path, fingerprint: str, size: Size) -> Path:
 
 
 def clip_key(clip: Clip) -> str:
-    """A hash of the file's path, size and time, the caption and the bounds. Raises VideoError where the video can't be
-    read."""
-    try:
-        stat = clip.path.stat()
-    except OSError as error:
-        raise VideoError(f"{clip.path}: can't be read ({error.strerror})") from error
-    path = os.path.abspath(clip.path)
-    return digest([path, stat.st_size, stat.st_mtime_ns, clip.caption, clip.start, clip.end], 32)
+    """A hash of place, size and time of the clip's files, the caption and the bounds. Raises VideoError where the video
+    can't be read."""
+    return digest([*stamp_clip(clip), clip.caption, clip.start, clip.end], 32)
 
 
 def clip_file(folder: Path, clip: Clip) -> Path:
@@ -132,7 +127,7 @@ def store_clip(file: Path, new: CachedClip, clip: Clip) -> None:
         write_whole(file, lambda part: part.write_bytes(data))
     except InputError as error:
         raise InputError(
-            f"cache_dir {file.parent.parent}: can't write the latents of {clip.path.name} ({error}). What is encoded "
+            f"cache_dir {file.parent.parent}: can't write the latents of {clip.where.name} ({error}). What is encoded "
             "so far stays: free some space on that disk, or give another cache_dir, and run again"
         ) from error
 
@@ -141,7 +136,7 @@ def pack_clip(cached: CachedClip, clip: Clip, **more: Any) -> bytes:
     """A cache file's bytes: tensors, checksums, what the clip is, and what else is given, as JSON has it."""
     tensors = {ROWS: torch.tensor(cached.rows), RAW: cached.raw.contiguous()}
     tensors |= {name: value.contiguous() for name, value in cached.text.items()}
-    about = {"path": str(clip.path), "caption": clip.caption, "start": clip.start, "end": clip.end}
+    about = {"path": str(clip.where), "caption": clip.caption, "start": clip.start, "end": clip.end}
     header = {**about, "info": asdict(cached.info), **more}
     sums = {
         "clip": digest(header),

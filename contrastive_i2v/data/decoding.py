@@ -42,6 +42,8 @@ other files or into the network."""
 Turn = tuple[bool, bool, bool]
 """How a stored frame becomes upright: rows and columns swapped, then columns mirrored, then rows mirrored."""
 NO_TURN: Turn = (False, False, False)
+Section = tuple[int, int]
+"""Bytes of a file, from the first number up to the second."""
 
 
 @dataclass(frozen=True)
@@ -72,9 +74,13 @@ def decode_seconds() -> float:
     return seconds
 
 
-def probe_pyav(path: Path) -> VideoInfo:
-    """Count, rate and size. Decodes the first frame, which alone says whether the video is stored turned."""
-    with _Video(path) as video:
+def probe_pyav(path: Path, section: Section | None = None) -> VideoInfo:
+    """Count, rate and size. Decodes the first frame, which alone says whether the video is stored turned.
+
+    Args:
+        section: the video is these bytes of the file; None = all of it.
+    """
+    with _Video(path, section) as video:
         first = video.first()
         height, width = first.height, first.width
         if _turn(first)[0]:
@@ -84,10 +90,10 @@ def probe_pyav(path: Path) -> VideoInfo:
         return VideoInfo(video.count(), video.rate, height, width)
 
 
-def read_pyav(path: Path, indices: Sequence[int]) -> Tensor:
+def read_pyav(path: Path, indices: Sequence[int], section: Section | None = None) -> Tensor:
     """Frames of a video in presentation order, uint8 `[F, 3, H, W]`. Raises IndexError for one that isn't there."""
     wanted = sorted(set(indices))
-    with _Video(path) as video:
+    with _Video(path, section) as video:
         gap = max(later - index for index, later in zip([0, *wanted], wanted, strict=False))
         sparse = gap > 1 and gap * video.stream.height * video.stream.width > SEEK_PIXELS
         found = video.read_seeking(wanted) if sparse else None
@@ -144,18 +150,19 @@ def _open_checked(path: Path) -> tuple[Any, VideoInfo]:
     return open_decord(path), VideoInfo(present, rate, first.height, first.width)
 
 
-def open_container(path: Path, timeout: float) -> Any:
-    """A video file opened by PyAV. Raises av.error.FFmpegError."""
+def open_container(path: Path, timeout: float, section: Section | None = None) -> Any:
+    """A video file, or a section of a file, opened by PyAV. Raises av.error.FFmpegError."""
     import av
 
-    return av.open(str(path), timeout=timeout, options={"format_whitelist": CONTAINERS})
+    name = str(path) if section is None else "subfile,,start,{},end,{},,:{}".format(*section, os.path.abspath(path))
+    return av.open(name, timeout=timeout, options={"format_whitelist": CONTAINERS})
 
 
 class _Video:
     """An open video: frames in order, or by seeking, for as long as `decode_seconds()`."""
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
+    def __init__(self, path: Path, section: Section | None = None) -> None:
+        self._path, self._section = path, section
         self._limit = decode_seconds()
         self._deadline = time.monotonic() + self._limit
 
@@ -164,7 +171,9 @@ class _Video:
         from av.video.reformatter import VideoReformatter
 
         try:
-            self._container = open_container(self._path, self._limit)  # of reading; decoding is checked below
+            self._container = open_container(
+                self._path, self._limit, self._section
+            )  # of reading; decoding is checked below
         except av.error.ExitError as error:
             raise self._too_long() from error
         try:
@@ -199,7 +208,8 @@ class _Video:
     def count(self) -> int:
         """The header's count of frames where the file is large enough for it, else that of the packets there are."""
         claimed = int(self.stream.frames)
-        return claimed if 0 < claimed <= self._path.stat().st_size // 16 else self.count_packets()
+        start, stop = self._section or (0, self._path.stat().st_size)
+        return claimed if 0 < claimed <= (stop - start) // 16 else self.count_packets()
 
     def count_packets(self) -> int:
         """Reads on from the start; frames can't be decoded afterwards."""

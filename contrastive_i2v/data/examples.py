@@ -25,9 +25,10 @@ from contrastive_i2v.data.frames import (
     skip_reason,
     valid_frames,
 )
+from contrastive_i2v.data.reading import probe_clip, read_clip
 from contrastive_i2v.data.types import Clip, NoClipLeft, Skipped
-from contrastive_i2v.data.video import VideoError, VideoInfo, as_size, probe, read_frames, resize_frames
-from contrastive_i2v.errors import InputError
+from contrastive_i2v.data.video import VideoError, VideoInfo, as_size, resize_frames
+from contrastive_i2v.errors import InputError, one_line
 from contrastive_i2v.files import write_csv
 from contrastive_i2v.system import Size, System, Text, Window
 
@@ -90,11 +91,11 @@ class WindowReader:
 
     def __call__(self, clip: Clip, cached: CachedClip | None = None) -> ClipFrames | Skipped:
         """The clip's windows and the frames that `cached` lacks for them; or why it gives none. Raises VideoError."""
-        header = cached.info if cached else probe(clip.path)
+        header = cached.info if cached else probe_clip(clip)
         least = frames_after_source(self.window, self.temporal_downscale) + 1
         for info in (header, replace(header, frames=header.frames - 1)):
             if reason := skip_reason(info, clip, self.config, least=least):
-                return Skipped(clip.path, reason)
+                return Skipped(clip.where, reason)
             valid, rng = valid_frames(info, clip, self.config), clip_rng(clip, self.seed)
             windows = sample_windows(
                 valid,
@@ -173,7 +174,7 @@ class ExampleDataset(Dataset[Example]):
         """The cache file of each clip."""
         self.examples = list(examples)
         videos: dict[Path, int] = {}
-        self._groups = [videos.setdefault(clip.path, len(videos)) for clip in clips]
+        self._groups = [videos.setdefault(clip.where, len(videos)) for clip in clips]
 
     @property
     def rates(self) -> list[float]:
@@ -237,7 +238,7 @@ def encode_clips(
             anew += cached is None and file.exists()
             drawn = _encode_clip(clip, system, file, cached, read)
         except VideoError as error:
-            drawn = Skipped.because(clip.path, error)
+            drawn = Skipped.because(clip.where, error)
         found[number] = drawn if isinstance(drawn, Skipped) else (file, drawn)
     kept: list[Clip] = []
     files: list[Path] = []
@@ -267,7 +268,7 @@ def report_skipped(skipped: Sequence[Skipped], *, show: int = 10, file: Path | N
     if not skipped:
         return ""
     lines = [f"left out {len(skipped)} clip{'s' if len(skipped) > 1 else ''}:"]
-    lines += [f"  {s.path}: {s.reason}" for s in skipped[:show]]
+    lines += [f"  {one_line(s.path)}: {one_line(s.reason)}" for s in skipped[:show]]
     if len(skipped) > show:
         lines.append(f"  and {len(skipped) - show} more")
     if file is not None:
@@ -313,7 +314,7 @@ def _encode_clip(
 def _read_pixels(clip: Clip, frames: Sequence[int], size: Size) -> Tensor:
     """Native frames `[F, 3, height, width]` in [-1, 1]."""
     starts = range(0, len(frames), FRAMES_AT_ONCE)
-    return torch.cat([resize_frames(read_frames(clip.path, frames[i : i + FRAMES_AT_ONCE]), size) for i in starts])
+    return torch.cat([resize_frames(read_clip(clip, frames[i : i + FRAMES_AT_ONCE]), size) for i in starts])
 
 
 @torch.no_grad()
@@ -372,6 +373,6 @@ def encode_captions(clips: Sequence[Clip], system: System) -> list[Text]:
 def _require_finite(values: Tensor, what: str, clip: Clip) -> None:
     if not bool(torch.isfinite(values).all()):
         raise InputError(
-            f"{clip.path}: {what} hold NaN or infinity in {values.dtype}; nothing of it was cached. "
+            f"{clip.where}: {what} hold NaN or infinity in {values.dtype}; nothing of it was cached. "
             f"Encode in float32 (a half-precision VAE overflows), or check the weights"
         )

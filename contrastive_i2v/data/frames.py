@@ -89,7 +89,7 @@ def skip_reason(info: VideoInfo, clip: Clip, config: FramesConfig, *, least: int
 def clip_rng(clip: Clip, seed: int) -> random.Random:
     """The clip's own generator: the same for the same seed, file name, caption and bounds, wherever its
     folder lies and whatever other clips there are."""
-    return random.Random(json.dumps([seed, clip.path.name, clip.caption, clip.start, clip.end]))
+    return random.Random(json.dumps([seed, clip.where.name, clip.caption, clip.start, clip.end]))
 
 
 def frames_after_source(window: Window, temporal_downscale: int = 1) -> int:

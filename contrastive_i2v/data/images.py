@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,20 +15,25 @@ from contrastive_i2v.errors import InputError, one_line
 if TYPE_CHECKING:
     from PIL import Image
 
+IMAGE_EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp")
 INTEGER_RANGES = (255, 65535, 2**31 - 1)
 """White in a picture of 32-bit integers is the smallest of these that no pixel is above."""
 FLOAT_RANGES = (1.0, 255.0, 65535.0)
 """The same for a picture of floats."""
 
 
-def read_image(path: Path) -> Tensor:
-    """An image file as `image_pixels` gives it, uint8 `[1, 3, H, W]`. Raises InputError naming the file."""
+def read_image(path: Path, content: bytes | None = None) -> Tensor:
+    """An image file as `image_pixels` gives it, uint8 `[1, 3, H, W]`. Raises InputError naming the file.
+
+    Args:
+        content: the file's bytes, where they are no file of their own; `path` is what messages call it.
+    """
     from PIL import Image
 
-    if not path.is_file():
+    if content is None and not path.is_file():
         raise InputError(f"{path}: no such file; expected an image (PNG, JPEG, ...)")
     try:
-        opened = Image.open(path)
+        opened = Image.open(path if content is None else io.BytesIO(content))
     except Exception as error:
         raise _unreadable(str(path), error) from error
     with opened as image:

@@ -94,7 +94,7 @@ class _Frames(Dataset[ClipFrames | Skipped]):
         try:
             return self.read(clip)
         except VideoError as error:
-            return Skipped.because(clip.path, error)
+            return Skipped.because(clip.where, error)
 
 
 def encode_shards(
@@ -298,7 +298,7 @@ def _setting(clips: Sequence[Clip], system: System, read: WindowReader) -> str:
         try:
             return clip_key(clip)
         except VideoError:
-            return str(clip.path)  # left out, with the reason, when it is read
+            return str(clip.where)  # left out, with the reason, when it is read
 
     return digest([VERSION, system.fingerprint, asdict(read), [key(clip) for clip in clips]], 32)
 

@@ -6,19 +6,61 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from contrastive_i2v.errors import InputError
+from contrastive_i2v.errors import InputError, one_line
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
+class Images:
+    """Image files in the folder `Clip.path`, a frame each, in order."""
+
+    names: tuple[str, ...]
+    fps: float = 1.0
+    """Frames a second. A pair of images has no time: 1, so that both are valid frames at any usual rate."""
+
+
+@dataclass(frozen=True, slots=True)
+class TarMember:
+    """A video file in the tar file `Clip.path`, read where it lies."""
+
+    name: str
+    offset: int
+    """Of its first byte."""
+    size: int
+    """Bytes."""
+
+
+@dataclass(frozen=True, slots=True)
+class ParquetRow:
+    """Images in the cells of a row of the parquet file `Clip.path`, a frame each, at 1 a second."""
+
+    group: int
+    """Of rows."""
+    row: int
+    """Of that group."""
+    columns: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Clip:
-    """A captioned stretch of a video file."""
+    """A captioned stretch of a video: a file, or what `part` says of one."""
 
     path: Path
     caption: str
     start: float | None = None
-    """Seconds; None = the file's first frame."""
+    """Seconds; None = the video's first frame."""
     end: float | None = None
-    """Seconds; None = the file's last frame."""
+    """Seconds; None = the video's last frame."""
+    part: Images | TarMember | ParquetRow | None = None
+    """Where the frames are, if `path` is not itself their video file."""
+
+    @property
+    def where(self) -> Path:
+        """The video's own name for messages, groups and results: its path, also where it has none on the disk."""
+        if self.part is None:
+            return self.path
+        if isinstance(self.part, ParquetRow):
+            return self.path / f"group {self.part.group} row {self.part.row}"
+        return self.path / (self.part.name if isinstance(self.part, TarMember) else self.part.names[0])
 
 
 @dataclass(frozen=True)
@@ -39,5 +81,7 @@ class NoClipLeft(InputError):
 
     def __init__(self, skipped: Sequence[Skipped], message: str = "") -> None:
         self.skipped = skipped
-        reasons = [f"{s.path}: {s.reason}" for s in skipped[:5]] + [f"and {len(skipped) - 5} more"] * (len(skipped) > 5)
+        reasons = [f"{one_line(s.path)}: {one_line(s.reason)}" for s in skipped[:5]]
+        if len(skipped) > 5:
+            reasons.append(f"and {len(skipped) - 5} more")
         super().__init__(message or f"none of the {len(skipped)} clips can be used: {'; '.join(reasons)}")

@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from contrastive_i2v.data import decoding
+from contrastive_i2v.data.decoding import Section
 from contrastive_i2v.data.decoding import VideoInfo as VideoInfo
 from contrastive_i2v.errors import InputError, one_line
 from contrastive_i2v.files import write_whole
@@ -32,17 +33,27 @@ class VideoError(InputError):
     """A video file that can't be opened or decoded; the message names the file."""
 
 
-def probe(path: Path) -> VideoInfo:
-    """Frame count, rate and upright size of a video. Raises VideoError naming the file."""
+def probe(path: Path, section: Section | None = None) -> VideoInfo:
+    """Frame count, rate and upright size of a video. Raises VideoError naming the file.
+
+    Args:
+        section: the video is these bytes of the file, which PyAV alone reads; None = all of it.
+    """
+    if section is not None:
+        return _first_that_reads(path, {"pyav": partial(decoding.probe_pyav, section=section)})
     return _first_that_reads(path, {"pyav": decoding.probe_pyav, "decord": decoding.probe_decord})
 
 
-def read_frames(path: Path, indices: Sequence[int]) -> Tensor:
+def read_frames(path: Path, indices: Sequence[int], section: Section | None = None) -> Tensor:
     """Frames `indices` of a video, upright, at its own size: uint8 `[F, 3, H, W]`. Raises VideoError naming it."""
     if not indices or min(indices) < 0:
         raise ValueError(f"indices: expected at least one frame index >= 0, got {list(indices)}")
-    readers = {"pyav": decoding.read_pyav, "decord": decoding.read_decord}
-    return _first_that_reads(path, {name: partial(read, indices=indices) for name, read in readers.items()})
+    readers: dict[str, Callable[[Path], Tensor]] = {
+        "pyav": partial(decoding.read_pyav, indices=indices, section=section)
+    }
+    if section is None:
+        readers["decord"] = partial(decoding.read_decord, indices=indices)
+    return _first_that_reads(path, readers)
 
 
 def resize_frames(frames: Tensor, size: int | Size) -> Tensor:
@@ -124,13 +135,13 @@ def _pil_images(frames: Tensor) -> list[Any]:
 def _first_that_reads(path: Path, readers: Mapping[str, Callable[[Path], T]]) -> T:
     """What the decoder asked for says of the file, or PyAV where that one can't read it."""
     chosen = os.environ.get("CI2V_DECODER") or "pyav"
-    if chosen not in readers:
-        raise InputError(f"CI2V_DECODER={chosen}: expected {' or '.join(readers)}")
+    if chosen not in ("pyav", "decord"):
+        raise InputError(f"CI2V_DECODER={chosen}: expected pyav or decord")
     decoding.decode_seconds()  # a bad limit is no fault of the file
     if not path.is_file():
         raise VideoError(f"{path}: no such file; expected a video")
     reasons = []
-    for name in dict.fromkeys((chosen, "pyav")):
+    for name in dict.fromkeys((chosen, "pyav")) if chosen in readers else readers:
         try:
             return readers[name](path)
         except ImportError as error:

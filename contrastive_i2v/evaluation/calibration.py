@@ -252,13 +252,14 @@ def calibrate(
         what was found, and the clips, whose `generate` shows it.
 
     Raises:
-        NothingToCalibrate: fewer than three clips, a system without true frames, or a model whose own rollouts aren't
-            finite; in every process alike.
+        NothingToCalibrate: fewer than three clips (five of two frames), a system without true frames, or a model whose
+            own rollouts aren't finite; in every process alike.
         InputError: the folder can't be written.
     """
-    if len(reference.clips) < 3:
+    least = 5 if reference.frames == 2 else 3  # half of them, without one, must have two generated frames
+    if len(reference.clips) < least:
         raise NothingToCalibrate(
-            f"{reference.folder}: {len(reference.clips)} clips to calibrate with; expected at least 3"
+            f"{reference.folder}: {len(reference.clips)} clips to calibrate with; expected at least {least}"
         )
     state = process_state()
     search = Search(Clips(system, reference, config), config, folder / "trials", stamp_of(system, reference, config))

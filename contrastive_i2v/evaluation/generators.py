@@ -22,9 +22,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from contrastive_i2v.data.frames import FramesConfig, skip_reason, valid_frames
-from contrastive_i2v.data.sources.folder import read_folder
+from contrastive_i2v.data.reading import probe_clip, read_clip, stamp_clip
+from contrastive_i2v.data.sources import read
 from contrastive_i2v.data.types import Clip
-from contrastive_i2v.data.video import VideoError, probe, read_frames, resize_frames, to_uint8
+from contrastive_i2v.data.video import VideoError, resize_frames, to_uint8
 from contrastive_i2v.errors import InputError, one_line
 from contrastive_i2v.evaluation.alignment import normalised
 from contrastive_i2v.evaluation.extractors.base import TextExtractor
@@ -214,13 +215,13 @@ def retrieval(train: Path, text: TextExtractor, reference: ReferenceSet) -> Meth
     Clips too short for F frames are passed over, and so are files that are evaluated themselves; files that can't be
     decoded are, too, and named.
     """
-    clips, _ = read_folder(train)
-    tested = {clip.clip.path.resolve() for clip in reference.clips}
-    clips = [clip for clip in clips if clip.path.resolve() not in tested]
+    clips = read(train).clips
+    tested = {clip.clip.where.resolve() for clip in reference.clips}
+    clips = [clip for clip in clips if clip.where.resolve() not in tested]
     if not clips:
         raise InputError(f"{train}: every clip is one of those evaluated; expected other clips to retrieve from")
     identity = {
-        "train_data": digest([[c.path.name, c.path.stat().st_size, c.caption, c.start, c.end] for c in clips]),
+        "train_data": digest([[c.where.name, stamp_clip(c)[1], c.caption, c.start, c.end] for c in clips]),
         "text": f"{text.about.name}, {text.about.weights}",
     }
 
@@ -285,11 +286,11 @@ def parse_arguments(text: str) -> dict[str, Any]:
 
 
 def _read_clip(clip: Clip, config: FramesConfig, reference: ReferenceSet) -> Tensor | None:
-    info = probe(clip.path)
+    info = probe_clip(clip)
     if skip_reason(info, clip, config, least=reference.frames):
         return None
     indices = valid_frames(info, clip, config)[: reference.frames]
-    return to_uint8(resize_frames(read_frames(clip.path, indices), reference.size))
+    return to_uint8(resize_frames(read_clip(clip, indices), reference.size))
 
 
 def _float_video(frames: Any) -> Tensor:

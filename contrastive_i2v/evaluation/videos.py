@@ -14,7 +14,10 @@ from pathlib import Path
 from torch import Tensor
 
 from contrastive_i2v.data.frames import FramesConfig, skip_reason, valid_frames
-from contrastive_i2v.data.sources.folder import METADATA_NAMES, is_file, read_folder, read_rows
+from contrastive_i2v.data.reading import hash_clip, probe_clip, read_clip
+from contrastive_i2v.data.sources import SourceConfig, read
+from contrastive_i2v.data.sources.folder import METADATA_NAMES, is_file, read_rows
+from contrastive_i2v.data.sources.source import Purpose
 from contrastive_i2v.data.types import Clip, NoClipLeft, Skipped
 from contrastive_i2v.data.video import (
     VIDEO_EXTENSIONS,
@@ -27,7 +30,7 @@ from contrastive_i2v.data.video import (
     to_uint8,
 )
 from contrastive_i2v.errors import InputError, one_line
-from contrastive_i2v.files import digest, file_hash
+from contrastive_i2v.files import digest
 from contrastive_i2v.system import Size
 
 MIME_TYPES = {".mp4": "video/mp4", ".m4v": "video/mp4", ".mov": "video/mp4", ".webm": "video/webm"}
@@ -83,40 +86,52 @@ class ReferenceSet:
 
 
 def read_reference_set(
-    folder: Path, *, frames: int, resolution: int | Size, frame_rate: float = 5.0, limit: int | None = None
+    folder: Path,
+    *,
+    frames: int,
+    resolution: int | Size,
+    frame_rate: float = 5.0,
+    limit: int | None = None,
+    source: SourceConfig | None = None,
+    purpose: Purpose = "test",
 ) -> ReferenceSet:
-    """The captioned clips below `folder` that hold `frames` frames at `frame_rate` a second; the first `limit` of them.
+    """The captioned clips of a dataset that hold `frames` frames at `frame_rate` a second; the first `limit` of them.
 
     Clips that are too short, or whose file can't be opened, are left out, with the reason.
 
+    Args:
+        source: how the dataset is read.
+        purpose: which split, where it has some and `source` says none.
+
     Raises:
-        InputError: what `read_folder` raises.
+        InputError: what `sources.read` raises.
         NoClipLeft: no clip can be opened and is long enough.
     """
     if frames < 2:
         raise InputError(f"frames: expected at least 2, the given one and a generated one, got {frames}")
     config = FramesConfig(frame_rate=frame_rate, max_seconds=math.inf)
-    found, skipped = read_folder(folder)
+    dataset = read(folder, source, purpose=purpose)
+    skipped = dataset.skipped
     clips: list[ReferenceClip] = []
     names: dict[str, int] = {}
-    for clip in found:
+    for clip in dataset.clips:
         if limit is not None and len(clips) == limit:
             break
         try:
-            info = probe(clip.path)
+            info = probe_clip(clip)
         except VideoError as error:
-            skipped.append(Skipped.because(clip.path, error))
+            skipped.append(Skipped.because(clip.where, error))
             continue
         reason = skip_reason(info, clip, config)
         indices = () if reason else tuple(valid_frames(info, clip, config)[:frames])
         if len(indices) < frames:
             reason = reason or f"holds {len(indices)} frames at {frame_rate:g} a second, not {frames}"
-            skipped.append(Skipped(clip.path, reason))
+            skipped.append(Skipped(clip.where, reason))
             continue
-        name = _name(clip.path, folder)
+        name = _name(clip.where, folder)
         names[name] = names.get(name, 0) + 1
         name += f"-{names[name]}" * (names[name] > 1)
-        clips.append(ReferenceClip(name, clip, info, indices, file_hash(clip.path)))
+        clips.append(ReferenceClip(name, clip, info, indices, hash_clip(clip)))
     if not clips:
         raise none_left(Path(folder), skipped)
     return ReferenceSet(Path(folder), clips, frames, as_size(resolution), frame_rate, skipped)
@@ -134,7 +149,7 @@ def none_left(folder: Path, skipped: Sequence[Skipped]) -> NoClipLeft:
 
 def read_true_frames(clip: ReferenceClip, size: Size) -> Tensor:
     """uint8 `[F, 3, height, width]`. Raises VideoError naming the file."""
-    return to_uint8(resize_frames(read_frames(clip.clip.path, clip.indices), size))
+    return to_uint8(resize_frames(read_clip(clip.clip, clip.indices), size))
 
 
 def match_videos(folder: Path, clips: Sequence[ReferenceClip]) -> tuple[dict[str, Path], list[Path]]:
@@ -155,7 +170,7 @@ def match_videos(folder: Path, clips: Sequence[ReferenceClip]) -> tuple[dict[str
     by_name = {_name(video, folder): video for video in videos}
     by_stem = {video.stem: video for video in videos}
     by_clip = {Path(clip).with_suffix("").as_posix(): video for clip, video in _metadata(folder).items()}
-    stems = [clip.clip.path.stem for clip in clips]
+    stems = [clip.clip.where.stem for clip in clips]
     found: dict[str, Path] = {}
     missing = []
     for clip, stem in zip(clips, stems, strict=True):
@@ -194,14 +209,14 @@ def read_finished_frames(path: Path, clip: ReferenceClip, size: Size) -> Tensor:
     else:
         raise InputError(
             f"{path}: has {info.frames} frames; expected {frames}, one for each frame that is evaluated (or "
-            f"{clip.info.frames} at {clip.info.fps:g} a second, like {clip.clip.path.name}): give --frames "
+            f"{clip.info.frames} at {clip.info.fps:g} a second, like {clip.clip.where.name}): give --frames "
             f"{info.frames} if all the videos have as many"
         )
     if (info.height, info.width) in (size, (clip.info.height, clip.info.width)):
         return to_uint8(resize_frames(read_frames(path, indices), size))
     raise InputError(
         f"{path}: is {info.width}x{info.height} pixels; expected {size[1]}x{size[0]}, or "
-        f"{clip.info.width}x{clip.info.height} as {clip.clip.path.name} has: give the --resolution of the videos, or "
+        f"{clip.info.width}x{clip.info.height} as {clip.clip.where.name} has: give the --resolution of the videos, or "
         "resize them"
     )
 

@@ -23,7 +23,7 @@ from contrastive_i2v.data.examples import (
     write_skipped,
 )
 from contrastive_i2v.data.shards import ShardDataset, ShardOrder
-from contrastive_i2v.data.sources.folder import read_folder
+from contrastive_i2v.data.sources import read
 from contrastive_i2v.data.types import Clip, NoClipLeft, Skipped
 from contrastive_i2v.errors import InputError
 from contrastive_i2v.randomness import seeded
@@ -74,8 +74,9 @@ def encode_dataset(
         share: of the clips, those that this process encodes last, since others begin with them.
         progress: whether this process shows a bar, says and writes.
     """
-    clips, uncaptioned = read_clips(config, skipped_file=skipped_file, progress=progress)
+    uncaptioned: list[Skipped] = []
     try:
+        clips, uncaptioned = read_clips(config, seed=seed, skipped_file=skipped_file, progress=progress)
         dataset, unusable = encode_clips(
             clips,
             system,
@@ -96,12 +97,17 @@ def encode_dataset(
     return dataset
 
 
-def read_clips(config: DataConfig, *, skipped_file: Path, progress: bool = True) -> tuple[list[Clip], list[Skipped]]:
-    """The clips to train on, and what the folder has beside them. Raises InputError."""
-    clips, uncaptioned = read_folder(config.path)
-    if config.keep < 1:
-        clips = select_clips(clips, config, file=skipped_file.with_name(SCORES), progress=progress)
-    return clips, uncaptioned
+def read_clips(
+    config: DataConfig, *, seed: int, skipped_file: Path, progress: bool = True
+) -> tuple[list[Clip], list[Skipped]]:
+    """The clips to train on, and what was left out of the source. Raises InputError."""
+    found = read(config.path, config.source, seed=seed)
+    if progress:
+        print(found)
+    if config.keep == 1:
+        return found.clips, found.skipped
+    clips = select_clips(found.clips, config, file=skipped_file.with_name(SCORES), progress=progress)
+    return clips, found.skipped
 
 
 def say_skipped(skipped: Sequence[Skipped], file: Path) -> None:

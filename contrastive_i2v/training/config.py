@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -12,6 +12,7 @@ import dacite
 import yaml
 
 from contrastive_i2v.data.frames import FramesConfig
+from contrastive_i2v.data.sources import SourceConfig
 from contrastive_i2v.diffusion import TimestepDistribution
 from contrastive_i2v.errors import InputError, check_fields, one_line
 from contrastive_i2v.files import write_whole
@@ -28,7 +29,10 @@ class DataConfig:
     """Captioned videos and how frames become training windows."""
 
     path: Path = Path("clips/train")
-    """Folder of videos with captions: NAME.txt beside each, or one metadata.csv / metadata.jsonl."""
+    """Folder of videos with captions: NAME.txt beside each, or one metadata.csv / metadata.jsonl; or a dataset in any
+    form of docs/data.md."""
+    source: SourceConfig = field(default_factory=SourceConfig)
+    """How it is read."""
     shards: str | None = None
     """Folder or URL of latents that `contrastive-i2v encode --output` wrote; then `path` isn't read, and the other
     options are those that they were encoded with."""
@@ -39,6 +43,8 @@ class DataConfig:
     """Shards of a stream that are shuffled together and held in memory."""
     validation_path: Path | None = None
     """Held-out folder of the same form, for previews; None = no previews."""
+    validation_split: str | None = None
+    """Its split; None = the one for validation, where it has splits."""
     cache_dir: Path = Path("~/.cache/contrastive_i2v/latents")
     """Latents and prompt embeddings, encoded once; safe to delete."""
     resolution: int | tuple[int, int] = 256
@@ -53,12 +59,19 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         check_fields(self, {"streams": 1, "shuffle_shards": 1})
-        if self.shards is not None and (self.path != DataConfig.path or self.keep < 1):
-            raise InputError("shards: path and keep were for encoding them; expected shards alone")
+        if self.shards is not None and (self.path != DataConfig.path or self.source != SourceConfig() or self.keep < 1):
+            raise InputError("shards: path, source and keep were for encoding them; expected shards alone")
         if not 0 < self.keep <= 1:
             raise InputError(f"keep: expected a share above 0, at most 1, got {self.keep}")
         if self.clip is not None and self.keep == 1:
             raise InputError("clip: it ranks clips for keep, which is 1 (all of them); expected a smaller keep")
+        if self.validation_split is not None and self.validation_path is None:
+            raise InputError("validation_split: there is no validation_path; expected one, or no split of it")
+
+    @property
+    def validation_source(self) -> SourceConfig:
+        """How the held-out clips are read."""
+        return replace(self.source, split=self.validation_split)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,8 +18,9 @@ from tqdm import tqdm
 from transformers import CLIPConfig, CLIPModel
 
 from contrastive_i2v.data.examples import report_skipped
+from contrastive_i2v.data.reading import probe_clip, read_clip
 from contrastive_i2v.data.types import Clip, NoClipLeft, Skipped
-from contrastive_i2v.data.video import VideoError, probe, read_frames, resize_frames
+from contrastive_i2v.data.video import VideoError, resize_frames
 from contrastive_i2v.models import tiny
 from contrastive_i2v.training.checkpoint import (
     list_checkpoints,
@@ -78,13 +79,13 @@ def load_frames(clips: Sequence[Clip], per_clip: int, step: int, size: int) -> t
     frames, kept, skipped = [], [], []
     for number, clip in enumerate(tqdm(clips, desc="frames", unit="clip")):
         try:
-            last = probe(clip.path).frames - 1
+            last = probe_clip(clip).frames - 1
             first = number * 7 % max(1, last - (per_clip - 1) * step)
             indices = [min(first + i * step, last) for i in range(per_clip)]
-            frames.append(resize_frames(read_frames(clip.path, indices), size))
+            frames.append(resize_frames(read_clip(clip, indices), size))
             kept.append(clip)
         except VideoError as error:
-            skipped.append(Skipped.because(clip.path, error))
+            skipped.append(Skipped.because(clip.where, error))
     if not frames:
         raise NoClipLeft(skipped)
     if skipped:

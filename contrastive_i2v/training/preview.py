@@ -13,9 +13,10 @@ from torch.nn import functional as F
 
 from contrastive_i2v.data.examples import encode_clip_frames
 from contrastive_i2v.data.frames import valid_frames
-from contrastive_i2v.data.sources.folder import read_folder
+from contrastive_i2v.data.reading import probe_clip
+from contrastive_i2v.data.sources import read
 from contrastive_i2v.data.types import Clip
-from contrastive_i2v.data.video import VideoError, probe, to_uint8, write_video
+from contrastive_i2v.data.video import VideoError, to_uint8, write_video
 from contrastive_i2v.errors import InputError
 from contrastive_i2v.sampling import fill_in, first_frames, rollout
 from contrastive_i2v.system import System
@@ -48,7 +49,7 @@ class Preview:
         pixels, given, self.captions = [], [], list[str]()
         for clip in clips:
             try:
-                indices = valid_frames(probe(clip.path), clip, config.data.frames)[:frames]
+                indices = valid_frames(probe_clip(clip), clip, config.data.frames)[:frames]
                 shown, raw = encode_clip_frames(clip, system, system.size, indices)
             except VideoError as error:
                 print(f"left out of the previews: {error}")
@@ -102,5 +103,6 @@ def build_preview(config: TrainConfig, system: System) -> Preview | None:
     """The previews that a run asks for, of the first clips of its validation folder."""
     if config.data.validation_path is None or config.preview.every == 0:
         return None
-    clips, _ = read_folder(config.data.validation_path)
-    return Preview(clips[: config.preview.clips], system, config, folder=config.output / "previews")
+    source = config.data.validation_source
+    found = read(config.data.validation_path, source, seed=config.seed, purpose="validation")
+    return Preview(found.clips[: config.preview.clips], system, config, folder=config.output / "previews")

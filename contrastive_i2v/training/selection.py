@@ -11,8 +11,9 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from contrastive_i2v.data.frames import valid_frames
+from contrastive_i2v.data.reading import probe_clip, read_clip
 from contrastive_i2v.data.types import Clip
-from contrastive_i2v.data.video import VideoError, as_size, probe, read_frames, resize_frames, to_uint8
+from contrastive_i2v.data.video import VideoError, as_size, resize_frames, to_uint8
 from contrastive_i2v.evaluation.alignment import clipsim
 from contrastive_i2v.evaluation.extractors.base import TextImageExtractor
 from contrastive_i2v.evaluation.extractors.loading import load_clip
@@ -38,8 +39,8 @@ def select_clips(clips: Sequence[Clip], config: DataConfig, *, file: Path, progr
     scored: dict[int, dict[str, float]] = {}
     for number, clip in enumerate(tqdm(clips, desc="scoring", unit="clip", disable=not progress)):
         try:
-            indices = valid_frames(probe(clip.path), clip, config.frames)[:FRAMES]
-            pixels = resize_frames(read_frames(clip.path, indices), as_size(config.resolution))
+            indices = valid_frames(probe_clip(clip), clip, config.frames)[:FRAMES]
+            pixels = resize_frames(read_clip(clip, indices), as_size(config.resolution))
         except VideoError:
             continue
         scored[number] = score(pixels, clip.caption, network)

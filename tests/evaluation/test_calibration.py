@@ -260,6 +260,9 @@ def test_what_cant_be_calibrated_is_said(reference: ReferenceSet, tmp_path: Path
     few = replace(reference, clips=reference.clips[:2])
     with pytest.raises(InputError, match="2 clips to calibrate with; expected at least 3"):
         calibrate(Toy(), few, CONFIG, folder=tmp_path)
+    pairs = replace(reference, frames=2, clips=(reference.clips * 4)[:4])
+    with pytest.raises(InputError, match="4 clips to calibrate with; expected at least 5"):
+        calibrate(Toy(), pairs, CONFIG, folder=tmp_path)
     for options, said in (
         ({"error_share": 1.5}, "error_share: expected 0 to 1"),
         ({"steps": (4, 4)}, "steps: expected numbers from 1 on, none twice"),

@@ -1,8 +1,9 @@
 """A folder of captioned videos, in the two layouts that trainers and Hugging Face's folder datasets share.
 
-Either `NAME.txt` lies beside `NAME.mp4`, or a `metadata.csv` / `metadata.jsonl` in the folder (or in any
-folder below it) has a row a clip: `file_name` relative to the metadata file, `text` (or `caption`), and
-optionally `start` and `end` in seconds. Several rows may name one video: each is a clip.
+Either `NAME.txt` lies beside `NAME.mp4`, or a `metadata.csv` (`.jsonl`, `.json`, `.parquet`) in the folder (or in any
+folder below it) has a row a clip: `file_name` relative to the metadata file, `text` (or `caption`, `prompt`), and
+optionally `start` and `end` in seconds. Several rows may name one video: each is a clip. What video2dataset leaves,
+as for Panda-70M, is such a folder too.
 """
 
 from __future__ import annotations
@@ -14,32 +15,38 @@ import math
 import os
 import reprlib
 from collections.abc import Iterator, Mapping
-from itertools import zip_longest
+from itertools import chain, zip_longest
 from pathlib import Path
 
+from contrastive_i2v.data.parquet import parquet_columns, parquet_rows
+from contrastive_i2v.data.sources.source import NO_FILE, Found, Source, is_text
+from contrastive_i2v.data.sources.tables import MAX_CELL, read_json
 from contrastive_i2v.data.types import Clip, Skipped
 from contrastive_i2v.data.video import VIDEO_EXTENSIONS
 from contrastive_i2v.errors import InputError, one_line
 
-METADATA_NAMES = ("metadata.csv", "metadata.jsonl")
-CAPTION_COLUMNS = ("text", "caption")
+METADATA_NAMES = ("metadata.csv", "metadata.jsonl", "metadata.json", "metadata.parquet")
+CAPTION_COLUMNS = ("text", "caption", "prompt")
+COLUMNS = ("file_name", *CAPTION_COLUMNS, "start", "end", "clip")
 MAX_SECONDS = 1e6
 """The latest start or end: eleven days, which no video lasts, and few enough to count frames of."""
-MAX_CELL = 1 << 24
-"""Characters of a cell of a CSV file, where the csv module stops at 131,072 otherwise, and bytes of a text file."""
+
+
+class NoVideos(InputError):
+    """A folder that holds no video."""
 
 
 def read_folder(root: str | Path, *, outside: bool = False) -> tuple[list[Clip], list[Skipped]]:
-    """The captioned clips below `root`, sorted by path and then as their metadata rows are, and the videos
-    without a caption.
+    """The captioned clips below `root`, sorted by path and then as their metadata rows are, and what was left out:
+    videos without a caption, and rows whose file isn't there.
 
     A metadata row goes before a `NAME.txt`. Hidden files and folders are left alone. No video is opened here.
 
     Args:
         outside: metadata rows may name files outside of `root`; a link inside of it may lead anywhere.
 
-    Raises InputError for a folder that isn't there or holds no video, for no caption at all, and for metadata
-    that can't be read, lacks its columns or names a file that isn't there or lies outside.
+    Raises InputError for a folder that isn't there, for no clip at all, and for metadata that can't be read, lacks its
+    columns or names a file outside; of those NoVideos for a folder that holds none.
     """
     root = Path(root).expanduser()
     if not root.exists():
@@ -49,13 +56,16 @@ def read_folder(root: str | Path, *, outside: bool = False) -> tuple[list[Clip],
 
     files = _walk(root)
     videos = [f for f in files if f.suffix.lower() in VIDEO_EXTENSIONS]
+    present = set(videos)
     clips: list[Clip] = []
     skipped: list[Skipped] = []
     described: set[Path] = set()
     for metadata in (f for f in files if f.name in METADATA_NAMES):
         for path, where, row in _rows(metadata, root, outside):
             described.add(path)
-            if caption := _caption(row, where):
+            if path not in present and not is_file(path):
+                skipped.append(Skipped(path, f"{NO_FILE}; {where} names it, relative to the metadata file"))
+            elif caption := _caption(row, where):
                 start, end = (_seconds(row, key, where) for key in ("start", "end"))
                 if start is not None and end is not None and start >= end:
                     raise InputError(f"{where}: start = {start:g} s is not before end = {end:g} s")
@@ -71,12 +81,14 @@ def read_folder(root: str | Path, *, outside: bool = False) -> tuple[list[Clip],
                 skipped.append(Skipped(path, reason))
 
     if not clips and not skipped:
-        raise InputError(f"{root}: holds no videos; looked in it and below for {', '.join(VIDEO_EXTENSIONS)}")
+        raise NoVideos(f"{root}: holds no videos; looked in it and below for {', '.join(VIDEO_EXTENSIONS)}")
     if not clips:
+        missing = sum(s.reason.startswith(NO_FILE) for s in skipped)
         raise InputError(
             f"{root}: none of its {len(skipped)} videos has a caption "
-            f"({_some([str(s.path.relative_to(root)) for s in skipped])}); put the caption of NAME.mp4 into "
+            f"({_some([os.path.relpath(s.path, root) for s in skipped])}); put the caption of NAME.mp4 into "
             f"NAME.txt beside it, or write a metadata.csv with the columns file_name,text"
+            f"{f'; {missing} of them are not there, though metadata names them' if missing else ''}"
         )
     return sorted(clips, key=lambda c: c.path.as_posix()), sorted(skipped, key=lambda s: s.path.as_posix())
 
@@ -99,9 +111,7 @@ def _walk(root: Path) -> list[Path]:
 
 
 def _rows(metadata: Path, root: Path, outside: bool) -> Iterator[tuple[Path, str, Mapping[str, object]]]:
-    """The rows of a metadata file as (video, "file, line n", row), once every video is known to be there."""
-    rows = []
-    missing = []
+    """The rows of a metadata file as (video, "file, line n", row)."""
     for line, row in read_rows(metadata, captions=True):
         where = f"{metadata}, line {line}"
         name = row.get("file_name")
@@ -118,20 +128,11 @@ def _rows(metadata: Path, root: Path, outside: bool) -> Iterator[tuple[Path, str
                 f"{where}: file_name is {_short(name)}, which lies outside of {root}; expected a file in it: move or "
                 "link the video into the folder, or call read_folder with outside=True"
             )
-        rows.append((path, where, row))
-        if not is_file(path):
-            missing.append(f"line {line}: {name}")
-    if missing:
-        raise InputError(
-            f"{metadata}: {len(missing)} of {len(rows)} rows name a file that isn't there "
-            f"({_some(missing)}); file_name is relative to the metadata file: add the files or remove the "
-            f"rows"
-        )
-    yield from rows
+        yield path, where, row
 
 
 def read_rows(metadata: Path, *, captions: bool = False) -> list[tuple[int, Mapping[str, object]]]:
-    """The rows of a `metadata.csv` or `metadata.jsonl` with the line each ends on; blank lines are left out.
+    """The rows of a metadata file with the line each ends on, or its number; blank lines are left out.
 
     Args:
         captions: the columns of a CSV must be those that `read_folder` needs.
@@ -141,6 +142,14 @@ def read_rows(metadata: Path, *, captions: bool = False) -> list[tuple[int, Mapp
     """
     if not is_file(metadata):  # a pipe or a device may never end
         raise InputError(f"{metadata}: is no regular file; expected rows of captions")
+    if metadata.suffix == ".parquet":
+        columns = [name for name in parquet_columns(metadata) if name in COLUMNS]
+        return [(number, cells) for number, (_, _, cells) in enumerate(parquet_rows(metadata, columns), 1)]
+    if metadata.suffix == ".json":
+        rows = read_json(metadata)
+        if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+            raise InputError(f"{metadata}: expected a list of objects with file_name and text")
+        return list(enumerate(rows, 1))
     try:
         content = metadata.read_bytes()
         text = content.decode("utf-8-sig")
@@ -217,7 +226,7 @@ def _caption(row: Mapping[str, object], where: str) -> str:
         if value is not None and not isinstance(value, str):
             raise InputError(f"{where}: {key} is {_short(value)}; expected a string")
         if value and value.strip():
-            if not _is_text(value):
+            if not is_text(value):
                 raise InputError(
                     f"{where}: {key} is {_short(value)}, half of a surrogate pair in it; expected text that UTF-8 can "
                     "hold: write the character whole"
@@ -269,16 +278,16 @@ def _some(items: list[str], show: int = 3) -> str:
     return ", ".join(items[:show]) + more
 
 
-def _is_text(value: str) -> bool:
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
 def _short(value: object) -> str:
     """The value in a message: on one line, and not its thousands of characters."""
     shown = reprlib.Repr()
     shown.maxstring = shown.maxother = shown.maxlong = 60
     return shown.repr(value)
+
+
+SOURCE = Source(
+    name="folder",
+    looks_for=f"{' or '.join(METADATA_NAMES)}",
+    recognise=lambda place: bool(place.find(*METADATA_NAMES)),
+    read=lambda request: Found(chain(*read_folder(request.place.root))),
+)

@@ -9,14 +9,13 @@ from pathlib import Path
 from torch import Tensor
 
 from contrastive_i2v.data.decoding import decode_seconds, open_container
-from contrastive_i2v.data.images import read_image
+from contrastive_i2v.data.images import IMAGE_EXTENSIONS, read_image
 from contrastive_i2v.data.sources.folder import METADATA_NAMES, read_caption, read_folder
 from contrastive_i2v.data.types import Skipped
 from contrastive_i2v.data.video import VIDEO_EXTENSIONS, probe, read_frames
 from contrastive_i2v.errors import InputError
 from contrastive_i2v.evaluation.videos import MIME_TYPES
 
-IMAGE_EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp")
 CODECS = ("h264", "vp8", "vp9", "av1", "libvpx", "libvpx-vp9", "libdav1d", "libaom-av1")
 """What every current browser plays, by the names that decoders give them."""
 

@@ -144,7 +144,7 @@ class Work:
                         frames = read_true_frames(clip, self.reference.size)
                     except VideoError as error:
                         broken.append(clip)
-                        skipped.append(Skipped.because(clip.clip.path, error))
+                        skipped.append(Skipped.because(clip.clip.where, error))
                         continue
                     self.truth.keep(clip, frames)
         clips = [clip for clip in self.reference.clips if clip not in broken]
