@@ -294,7 +294,10 @@ def sample_window(network: nn.Module, noise: Tensor, guidance: Sequence[Guidance
     copies = [*(len(one.branches) for one in guidance[1:]), 1]  # of the next step's input
     for timestep, update, one, count in zip(timesteps, linear.scales, guidance, copies, strict=True):
         predictions = network(noisy, timestep.expand(len(noisy)), **one.conditions)
-        noisy = guided_step(noisy[: len(noise)], predictions, *update, copies=count, **one.scales)
+        fractional = "history" in one.branches
+        noisy = guided_step(
+            noisy[: len(noise)], predictions, *update, fractional=fractional, copies=count, **one.scales
+        )
     return noisy
 
 

@@ -381,7 +381,7 @@ def test_a_gpu_gets_the_triton_kernel_only_by_name() -> None:
     sample = torch.empty(2, 3, device="meta")  # a device that is not the CPU
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # it says so, once
-        assert guided_step_module._choose(None, sample, sample) == "reference"
+        assert guided_step_module._choose(None, sample, sample, 3) == "reference"
 
 
 def test_triton_kernel_on_a_gpu() -> None:
