@@ -249,7 +249,7 @@ class System(ABC):
     """Frames a second the model was trained at."""
     frame_timesteps: bool = False
     """Whether every frame of a window, given or generated, has a timestep of its own: training draws all of them
-    independently, and `noise_history` says those of the given frames, which are clean without."""
+    independently, and `noise_history` says those of the given frames, the cleanest otherwise."""
     middle: ClassVar[str | None] = None
     """A module in the middle of the network, by its name there, for losses on its features; None = say one."""
 

@@ -181,7 +181,7 @@ class NoiseSchedule:
         return self.timesteps_at(share).to(device)
 
     def timesteps_at(self, share: Tensor) -> Tensor:
-        """The timesteps at shares u of all, 0 the cleanest and 1 the noisiest: u T (flow), else ceil(u T) - 1, at least 0."""
+        """The timesteps at shares u of all, 0 clean and 1 noise: u T (flow), otherwise ceil(u T) - 1, at least 0."""
         time = share * self.num_train_timesteps
         if self.prediction_type == "flow":
             return time

@@ -83,7 +83,8 @@ class ConsistI2VConfig(SystemConfig):
     """The timestep that the first frame is noised to for FrameInit; published: 850 of 1000."""
 
     def __post_init__(self) -> None:
-        least = {"frames": 2, "past_frames": 1, "max_stride": 1, "noise_alpha": 0, "filter_order": 1, "frame_init_timestep": 0}
+        least = {"frames": 2, "noise_alpha": 0, "frame_init_timestep": 0}
+        least |= dict.fromkeys(("past_frames", "max_stride", "filter_order"), 1)
         check_fields(self, least, positive=("cutoff", "cutoff_time"))
         if self.start_alpha is not None and not 0 <= self.start_alpha <= 1:
             raise InputError(f"start_alpha: expected 0 to 1, got {self.start_alpha}")
@@ -149,17 +150,16 @@ class ConsistI2VNetwork(VideoUNet):
         Returns:
             [B, G, C, h, w]
         """
-        count, at = history.shape[1], timesteps if history_timesteps is None else history_timesteps
-        noised = self.schedule.add_noise(
-            history, history_noise, at if self.schedule.prediction_type == "flow" else at.long()
-        )
+        at = timesteps
         if history_timesteps is not None:
-            own = timesteps.reshape(len(noisy), -1).expand(-1, noisy.shape[1])
-            timesteps = torch.cat([history_timesteps, own], dim=1)  # [B, T]
-        elif without_image is not None:
-            noised = torch.where(without_image.view(-1, 1, 1, 1, 1), noised, history)
-        clip = torch.cat([noised.to(noisy.dtype), noisy], dim=1)
-        return self.predict(clip, timesteps, prompt_embeds, label=stride)[:, count:]
+            at, own = history_timesteps, timesteps.reshape(len(noisy), -1).expand(-1, noisy.shape[1])
+            timesteps = torch.cat([at, own], dim=1)  # [B, T]
+        at = at if self.schedule.prediction_type == "flow" else at.long()
+        shown = self.schedule.add_noise(history, history_noise, at)
+        if without_image is not None:
+            shown = torch.where(without_image.view(-1, 1, 1, 1, 1), shown, history)
+        clip = torch.cat([shown.to(noisy.dtype), noisy], dim=1)
+        return self.predict(clip, timesteps, prompt_embeds, label=stride)[:, history.shape[1] :]
 
 
 class ConsistI2V(VideoStableDiffusion):
@@ -248,8 +248,9 @@ class ConsistI2V(VideoStableDiffusion):
         noise_level: Tensor | None = None,
         noise: Tensor | None = None,
     ) -> Condition:
-        """history and history_noise [B, n, C, h, w], stride [B], prompt_embeds [B, L, E], and without_image [B] or, with
-        frame_timesteps, history_timesteps [B, n]: the cleanest, or the noisiest of a frame that isn't there."""
+        """history and history_noise [B, n, C, h, w], stride [B], prompt_embeds [B, L, E], and without_image [B]; in its
+        place with frame_timesteps history_timesteps [B, n], the cleanest, or of a frame that isn't there the noisiest.
+        """
         if noise is None:
             raise InputError("noise: expected [B, n, C, h, w], the given frames', as `noise` draws it; got None")
         rate = given.new_full((len(given),), self.fps) if fps is None else fps.to(given.dtype)

@@ -45,8 +45,8 @@ def guided_step(
         e = e(0,0) + s_I * (e(I_k,0) - e(0,0)) + (e(I,0) - e(I_k,0)) + s_T * (e(I,T) - e(I,0))
 
     `predictions` holds the denoiser's batched output as it is: one block of B for each of
-    `guidance_branches(guidance_scale, image_guidance_scale, fractional)`, in that order. The maths is float32, or float64
-    when `sample` is. The result doesn't depend on the number of threads. No gradients: this is for sampling.
+    `guidance_branches(guidance_scale, image_guidance_scale, fractional)`, in that order. The maths is float32,
+    or float64 when `sample` is. The result doesn't depend on the number of threads. No gradients: this is for sampling.
 
     Args:
         sample: x [B, *latent], float32 or float64.

@@ -116,7 +116,7 @@ def make_inputs(
     drawn = send(drawn, device)
     history = None
     if system.frame_timesteps:
-        history, drawn = drawn.view(size, -1).split([len(given_rows), shape[1]], dim=1)  # [B, n], [B, G]
+        history, drawn = torch.split(drawn.view(size, -1), [len(given_rows), shape[1]], dim=1)  # [B, n], [B, G]
     r = send(torch.rand(size, generator=generator), device)
     no_text, no_image = r < 2 * p, (r >= p) & (r < 3 * p)
     source, level = codec.normalize(given[:, -1] if given_rows else torch.zeros_like(clean[:, 0])), None
