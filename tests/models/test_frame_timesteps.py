@@ -10,7 +10,17 @@ import diffusers
 import pytest
 import torch
 from torch import Tensor
-from video_models import TEXT_WIDTH, check_checkpointing, check_compiles, consisti2v, emu_video, gradients, randn, stir, told
+from video_models import (
+    TEXT_WIDTH,
+    check_checkpointing,
+    check_compiles,
+    consisti2v,
+    emu_video,
+    gradients,
+    randn,
+    stir,
+    told,
+)
 
 from contrastive_i2v.data.examples import Example
 from contrastive_i2v.errors import InputError
