@@ -118,7 +118,7 @@ def test_consisti2v_trains_and_resumes_bitwise(config: TrainConfig, monkeypatch:
 
 
 def test_a_timestep_a_frame_trains_and_resumes_bitwise(config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With own rollouts as conditions, their contrast, and captions; the longest clip goes on for one more window."""
+    """With own rollouts as conditions, their contrast, and captions."""
     own = OwnSamplesConfig(
         condition_share=0.25,
         contrast_share=0.25,
