@@ -319,18 +319,13 @@ class System(ABC):
         """
 
     def noise_history(self, condition: Condition, timesteps: Tensor | float) -> Condition:
-        """The condition with its given frames noised to these timesteps, those that are noisier already left so.
+        """The condition with its given frames noised to these timesteps, those that are noisier already left so; of
+        systems with `frame_timesteps`.
 
         Args:
             timesteps: `[B, n]`, or one for all.
-
-        Raises:
-            InputError: a system without `frame_timesteps`.
         """
-        raise InputError(
-            f"history_level: {self.config.kind} shows its given frames at no level of their own; expected 0, or a "
-            "model trained with --system.frame-timesteps True (consisti2v)"
-        )
+        raise NotImplementedError
 
     @abstractmethod
     def save_weights(self, folder: Path) -> None:
@@ -362,6 +357,14 @@ class System(ABC):
     def check_fps(self, fps: float) -> None:
         """Raises InputError for frames a second that the network was not trained to be told."""
         return
+
+    def check_sampler(self, sampler: Sampler | SamplerOptions) -> None:
+        """Raises InputError for a history level of a system without `frame_timesteps`."""
+        if sampler.history_level and not self.frame_timesteps:
+            raise InputError(
+                f"history_level={sampler.history_level:g}: {self.config.kind} isn't told how noisy a given frame is; "
+                "expected 0, or a model trained with --system.frame-timesteps True (consisti2v)"
+            )
 
     def noise(
         self,

@@ -278,8 +278,6 @@ class ConsistI2V(VideoStableDiffusion):
         return condition | changed
 
     def noise_history(self, condition: Condition, timesteps: Tensor | float) -> Condition:
-        if not self.frame_timesteps:
-            return super().noise_history(condition, timesteps)
         least: Any = timesteps
         return condition | {"history_timesteps": condition["history_timesteps"].clamp(min=least)}
 

@@ -88,10 +88,7 @@ class Guidance:
 
 
 def guidance_by_step(system: System, condition: Condition, sampler: Sampler, shares: Tensor) -> list[Guidance]:
-    """The guidance of each step, at timesteps `t / T [steps]`: the sampler's in its interval, none elsewhere.
-
-    Raises InputError for a history level of a system that has none.
-    """
+    """The guidance of each step, at timesteps `t / T [steps]`: the sampler's in its interval, none elsewhere."""
     level, history = sampler.history_level, condition
     if level:
         history = system.noise_history(condition, system.schedule.timesteps_at(torch.tensor(level)).item())

@@ -355,6 +355,7 @@ def _check(
     train_steps = int(scheduler.config.num_train_timesteps)
     if not 1 <= sampler.steps <= train_steps:
         raise InputError(f"steps={sampler.steps}; expected between 1 and {train_steps}, the scheduler's timesteps")
+    system.check_sampler(sampler)
     if len(seeds) != size:
         raise InputError(f"seeds has {len(seeds)} entries; expected one for each of the {size} latents")
     for name, value in text.items():

@@ -68,6 +68,8 @@ class Trainer:
             raise InputError("loss.input_weight: the model is given no frame to contrast with; expected 0")
         if config.loss.rows == "clip" and self.system.frame_timesteps:
             raise InputError("loss.rows=clip: a clip has no one timestep with system.frame_timesteps; expected frame")
+        for options in (config.preview, config.own_samples):
+            self.system.check_sampler(options)
         self.candidates = build_candidates(config, self.loss, self.system, self.accelerator)
         with self.accelerator.main_process_first():  # the main process fills the cache, the others find it filled
             self.dataset = encode_dataset(

@@ -226,6 +226,6 @@ def test_refusals(base_folder: Path) -> None:
     for system in (consisti2v(base_folder), emu_video(base_folder)):
         for scale in (1.0, 2.0):
             with pytest.raises(
-                InputError, match=f"history_level: {system.config.kind} shows .*--system.frame-timesteps"
+                InputError, match=f"history_level=0.3: {system.config.kind} isn't told .*--system.frame"
             ):
                 video(system, history_level=0.3, image_guidance_scale=scale)

@@ -135,6 +135,9 @@ def test_a_timestep_a_frame_trains_and_resumes_bitwise(config: TrainConfig, monk
     run = replace(config, system=FORCED, loss=loss, own_samples=own, data=replace(config.data, frames=frames))
     system = load_system(resumes(run, monkeypatch), device="cpu")
     assert system.frame_timesteps and system.window.given == (0, 1)
+    for changes in ({"preview": PreviewConfig(history_level=0.2)}, {"own_samples": replace(own, history_level=0.2)}):
+        with pytest.raises(InputError, match="history_level=0.2: consisti2v isn't told how noisy"):
+            Trainer(beside(run, "refused", system=CONSISTENT, **changes))
 
 
 @pytest.mark.parametrize("task", ["image", "video", "interpolation"])
