@@ -101,6 +101,7 @@ class ImageToVideoPipeline:
         guidance_scale: float | None = None,
         image_guidance_scale: float | None = None,
         guidance_interval: tuple[float, float] | None = None,
+        history_level: float | None = None,
         prediction_scale: float | None = None,
         prediction_slope: float | None = None,
         fps: float | None = None,
@@ -119,8 +120,9 @@ class ImageToVideoPipeline:
             prompt: one, or one a video; "" is none.
             num_frames: length of the video, the given image included.
             height, width: in pixels; None = what the model was trained at.
-            num_inference_steps, guidance_scale, image_guidance_scale, guidance_interval, prediction_scale,
-                prediction_slope: as `Sampler` has them; None = what suits the model, or was calibrated for it.
+            num_inference_steps, guidance_scale, image_guidance_scale, guidance_interval, history_level,
+                prediction_scale, prediction_slope: as `Sampler` has them; None = what suits the model, or was
+                calibrated for it.
             fps: frames a second, for models that are told; None = what the model was trained at.
             camera: how the camera moves over the image, for models with FrameInit; None = as the model likes.
             generator: one for all videos, or one a video; None = a random one. Its state moves on.
@@ -167,6 +169,7 @@ class ImageToVideoPipeline:
             guidance_scale=guidance_scale,
             image_guidance_scale=image_guidance_scale,
             guidance_interval=guidance_interval,
+            history_level=history_level,
             prediction_scale=prediction_scale,
             prediction_slope=prediction_slope,
         )

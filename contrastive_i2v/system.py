@@ -93,6 +93,9 @@ class Sampler:
     """s_I, towards the given frames; 1 = off. With both off a step costs one forward pass a sample instead of three."""
     guidance_interval: tuple[float, float] = (0.0, 1.0)
     """Guidance acts at timesteps from the first to the second share of all, 0 clean and 1 noise; off elsewhere."""
+    history_level: float = 0.0
+    """k_H: s_I is towards given frames noised to this share of the timesteps, beside the clean ones at 1 (fractional
+    history guidance); 0 = towards the clean ones (vanilla). Other than 0 needs a system with `frame_timesteps`."""
     prediction_scale: float = 1.0
     """s in the scale of the guided prediction F: the sampler takes (s + slope (t / T - 1/2)) F for it."""
     prediction_slope: float = 0.0
@@ -124,6 +127,8 @@ class Sampler:
         said = f"{self.steps} steps, guidance text {self.guidance_scale:g}, image {self.image_guidance_scale:g}"
         if self.guidance_interval != (0, 1):
             said += " at {:g} to {:g}".format(*self.guidance_interval)
+        if self.history_level:
+            said += f", history noised to {self.history_level:g}"
         if (self.prediction_scale, self.prediction_slope) != (1, 0):
             said += f", prediction x {self.prediction_scale:g}"
         return said + (f" {self.prediction_slope:+g} (t/T - 1/2)" if self.prediction_slope else "")
@@ -141,6 +146,9 @@ class SamplerOptions:
     """Towards the image; 1 = off. Both off: a third of the time."""
     guidance_interval: tuple[float, float] | None = None
     """Guidance acts between these shares of the timesteps alone, 0 clean and 1 noise."""
+    history_level: float | None = None
+    """Guidance towards the image pulls to given frames noised to this share of the timesteps (fractional history
+    guidance); 0 = clean ones. For models with a timestep a frame."""
     prediction_scale: float | None = None
     """The model's prediction is multiplied by this, which `calibrate` finds; 1 = as it is."""
     prediction_slope: float | None = None
@@ -157,7 +165,9 @@ class SamplerOptions:
 
 
 def _check_sampler(sampler: Sampler | SamplerOptions) -> None:
-    check_fields(sampler, {}, positive=("prediction_scale",))
+    check_fields(sampler, {"history_level": 0}, positive=("prediction_scale",))
+    if sampler.history_level is not None and sampler.history_level >= 1:
+        raise InputError(f"history_level: expected below 1, which is no history, got {sampler.history_level}")
     interval = sampler.guidance_interval
     if interval is not None and not 0 <= interval[0] <= interval[1] <= 1:
         raise InputError(f"guidance_interval: expected two rising shares of the timesteps, 0 to 1, got {interval}")
@@ -225,7 +235,8 @@ class System(ABC):
     config: SystemConfig
     network: nn.Module
     """All that is trained, averaged, compiled or sharded: `network(noisy, timesteps, **condition) -> prediction`, noisy
-    and prediction `[B, G, C, h, w]` of the window's G generated frames, timesteps `[B]`."""
+    and prediction `[B, G, C, h, w]` of the window's G generated frames, timesteps `[B]`, or `[B, G]` where the system
+    has `frame_timesteps`."""
     codec: Codec
     scheduler: Any
     """A diffusers scheduler; its config says the noise schedule and the prediction type."""
@@ -236,6 +247,9 @@ class System(ABC):
     """Pixels the model was trained at."""
     fps: float = 5.0
     """Frames a second the model was trained at."""
+    frame_timesteps: bool = False
+    """Whether every frame of a window, given or generated, has a timestep of its own: training draws all of them
+    independently, and `noise_history` says those of the given frames, the cleanest otherwise."""
     middle: ClassVar[str | None] = None
     """A module in the middle of the network, by its name there, for losses on its features; None = say one."""
     lora_targets: ClassVar[tuple[str, ...]] = ("to_q", "to_k", "to_v", "to_out.0")
@@ -308,6 +322,15 @@ class System(ABC):
             image, text: bool `[B]`; True drops it.
         """
 
+    def noise_history(self, condition: Condition, timesteps: Tensor | float) -> Condition:
+        """The condition with its given frames noised to these timesteps, those that are noisier already left so; of
+        systems with `frame_timesteps`.
+
+        Args:
+            timesteps: `[B, n]`, or one for all.
+        """
+        raise NotImplementedError
+
     @abstractmethod
     def save_weights(self, folder: Path) -> None:
         """Write every part to a folder that `load` opens: safetensors, in diffusers' layout where it has one."""
@@ -338,6 +361,14 @@ class System(ABC):
     def check_fps(self, fps: float) -> None:
         """Raises InputError for frames a second that the network was not trained to be told."""
         return
+
+    def check_sampler(self, sampler: Sampler | SamplerOptions) -> None:
+        """Raises InputError for a history level of a system without `frame_timesteps`."""
+        if sampler.history_level and not self.frame_timesteps:
+            raise InputError(
+                f"history_level={sampler.history_level:g}: {self.config.kind} isn't told how noisy a given frame is; "
+                "expected 0, or a model trained with --system.frame-timesteps True (consisti2v)"
+            )
 
     def noise(
         self,

@@ -58,6 +58,8 @@ def test_no_steps_are_refused() -> None:
         ({"prediction_slope": 2.0}, "prediction_slope: expected less than twice the prediction_scale"),
         ({"guidance_interval": (0.6, 0.4)}, "guidance_interval: expected two rising shares"),
         ({"guidance_interval": (0.0, 1.5)}, "guidance_interval: expected two rising shares"),
+        ({"history_level": -0.1}, "history_level: expected at least 0, got -0.1"),
+        ({"history_level": 1.0}, "history_level: expected below 1, which is no history, got 1.0"),
     ],
 )
 def test_what_no_sampler_can_have_is_refused(kind: Any, values: dict[str, Any], said: str) -> None:
@@ -70,6 +72,7 @@ def test_a_sampler_says_what_it_is() -> None:
     assert str(Sampler(steps=4, prediction_scale=1.06, prediction_slope=0.02, guidance_interval=(0.1, 0.8))) == (
         "4 steps, guidance text 7.5, image 1.5 at 0.1 to 0.8, prediction x 1.06 +0.02 (t/T - 1/2)"
     )
+    assert str(Sampler(history_level=0.3)) == "20 steps, guidance text 7.5, image 1.5, history noised to 0.3"
 
 
 @pytest.fixture
@@ -99,6 +102,7 @@ def test_a_saved_model_says_how_it_is_sampled(system: System, tmp_path: Path) ->
         "guidance_scale": 3.0,
         "image_guidance_scale": 1.25,
         "guidance_interval": [0.2, 0.8],
+        "history_level": 0.0,
         "prediction_scale": 1.06,
         "prediction_slope": -0.02,
     }

@@ -112,6 +112,7 @@ def run(arguments: Sequence[str]) -> None:
                 guidance_scale=options.guidance_scale,
                 image_guidance_scale=options.image_guidance_scale,
                 guidance_interval=options.guidance_interval,
+                history_level=options.history_level,
                 prediction_scale=options.prediction_scale,
                 prediction_slope=options.prediction_slope,
                 fps=options.fps,

@@ -127,7 +127,10 @@ class NoiseSchedule:
         return self._look_up("signal", timesteps)
 
     def add_noise(self, clean: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        """x_t = sqrt(abar) clean + sqrt(1 - abar) noise; flow: (1 - s) clean + s noise. In clean's dtype."""
+        """x_t = sqrt(abar) clean + sqrt(1 - abar) noise; flow: (1 - s) clean + s noise. In clean's dtype.
+
+        Timesteps `[B]`, a row each, or `[B, T]`, one a frame of clips `[B, T, *]`.
+        """
         keep, mix = self._mixing(timesteps, clean.ndim)
         return (keep * clean + mix * noise).to(clean.dtype)
 
@@ -175,22 +178,26 @@ class NoiseSchedule:
             share = torch.sigmoid(mean + std * torch.randn(n, generator=generator, device=source))
         if shift != 1:
             share = shift * share / (1 + (shift - 1) * share)
+        return self.timesteps_at(share).to(device)
+
+    def timesteps_at(self, share: Tensor) -> Tensor:
+        """The timesteps at shares u of all, 0 clean and 1 noise: u T (flow), otherwise ceil(u T) - 1, at least 0."""
         time = share * self.num_train_timesteps
-        if is_flow:
-            return time.to(device)
-        return (time.ceil().long() - 1).clamp(0, self.num_train_timesteps - 1).to(device)
+        if self.prediction_type == "flow":
+            return time
+        return (time.ceil().long() - 1).clamp(0, self.num_train_timesteps - 1)
 
     def _sigma(self, timesteps: Tensor) -> Tensor:
         return timesteps.float() / self.num_train_timesteps
 
     def _mixing(self, timesteps: Tensor, ndim: int) -> tuple[Tensor, Tensor]:
-        """Factors of clean and noise in x_t, each [B, 1, ...]."""
+        """Factors of clean and noise in x_t, each [B, 1, ...], or [B, T, 1, ...] of timesteps [B, T]."""
         if self.prediction_type == "flow":
             mix = self._sigma(timesteps)
             keep = 1 - mix
         else:
             keep, mix = self._look_up("keep", timesteps), self._look_up("mix", timesteps)
-        shape = (-1, *[1] * (ndim - 1))
+        shape = (*timesteps.shape, *[1] * (ndim - timesteps.ndim))
         return keep.reshape(shape), mix.reshape(shape)
 
     def _look_up(self, name: str, timesteps: Tensor) -> Tensor:

@@ -439,7 +439,8 @@ class Search:
 
     def rows_by_step(self, sampler: Sampler) -> Iterator[int]:
         """Rows of the network a sample, at each step: one, or one a branch where guidance acts."""
-        branches = len(guidance_branches(sampler.guidance_scale, sampler.image_guidance_scale))
+        fractional = sampler.history_level > 0
+        branches = len(guidance_branches(sampler.guidance_scale, sampler.image_guidance_scale, fractional))
         low, high = sampler.guidance_interval
         for step in range(sampler.steps):
             share = (step + 0.5) / sampler.steps  # whatever the scheduler's spacing, to within a step

@@ -54,6 +54,12 @@ class ConsistI2VConfig(SystemConfig):
     kind: Literal["consisti2v"] = "consisti2v"
     frames: int | None = None
     """Frames of a window, the given one included; published: 16. Nothing in the weights depends on it."""
+    past_frames: int | None = None
+    """Given frames of a window, its history; published: 1. More need frame_timesteps: those before a video's first are
+    noise then. Nothing in the weights depends on it."""
+    frame_timesteps: bool | None = None
+    """Whether every frame of a window, given or generated, has a timestep of its own (Diffusion Forcing), which history
+    guidance needs; published: no, the given frame has that of the others."""
     max_stride: int | None = None
     """The network is told the stride, 1 to this: the frame rate of training over that of the window; published: 5."""
     rope: Rope | None = None
@@ -77,7 +83,8 @@ class ConsistI2VConfig(SystemConfig):
     """The timestep that the first frame is noised to for FrameInit; published: 850 of 1000."""
 
     def __post_init__(self) -> None:
-        least = {"frames": 2, "max_stride": 1, "noise_alpha": 0, "filter_order": 1, "frame_init_timestep": 0}
+        least = {"frames": 2, "noise_alpha": 0, "frame_init_timestep": 0}
+        least |= dict.fromkeys(("past_frames", "max_stride", "filter_order"), 1)
         check_fields(self, least, positive=("cutoff", "cutoff_time"))
         if self.start_alpha is not None and not 0 <= self.start_alpha <= 1:
             raise InputError(f"start_alpha: expected 0 to 1, got {self.start_alpha}")
@@ -92,6 +99,8 @@ class ConsistI2VConfig(SystemConfig):
 
 PUBLISHED = ConsistI2VConfig(
     frames=16,
+    past_frames=1,
+    frame_timesteps=False,
     max_stride=5,
     rope="all",
     start_alpha=1.0,
@@ -106,7 +115,7 @@ PUBLISHED = ConsistI2VConfig(
 
 
 class ConsistI2VNetwork(VideoUNet):
-    """The clean first latent and the noisy ones after it, as one clip."""
+    """The given latents, clean or noised, and the noisy ones after them, as one clip."""
 
     def __init__(self, unet: Any, temporal: TemporalLayers, schedule: NoiseSchedule) -> None:
         super().__init__(unet, temporal)
@@ -119,29 +128,38 @@ class ConsistI2VNetwork(VideoUNet):
         self,
         noisy: Tensor,
         timesteps: Tensor,
-        first: Tensor,
-        first_noise: Tensor,
-        without_image: Tensor,
+        history: Tensor,
+        history_noise: Tensor,
         stride: Tensor,
         prompt_embeds: Tensor,
+        without_image: Tensor | None = None,
+        history_timesteps: Tensor | None = None,
     ) -> Tensor:
         """The prediction for the noisy frames.
 
         Args:
-            noisy: [B, G, C, h, w]; timesteps: [B], the first frame's too.
-            first: [B, C, h, w], normalised.
-            first_noise: [B, C, h, w]; without_image: bool [B]. Where it is True the first latent is noised at t.
+            noisy: [B, G, C, h, w].
+            timesteps: [B], the given frames' too; with history_timesteps [B] or [B, G], the noisy frames' alone.
+            history: [B, n, C, h, w], the given frames, normalised.
+            history_noise: [B, n, C, h, w].
             stride: [B], of the frames, 1 or more.
             prompt_embeds: [B, L, E].
+            without_image: bool [B]; where it is True the given frames are noised at t, elsewhere clean.
+            history_timesteps: [B, n], in place of without_image: the given frames are noised to these, and are told so.
 
         Returns:
             [B, G, C, h, w]
         """
-        at = timesteps if self.schedule.prediction_type == "flow" else timesteps.long()
-        noised = self.schedule.add_noise(first, first_noise, at)
-        first = torch.where(without_image.view(-1, 1, 1, 1), noised, first)
-        clip = torch.cat([first[:, None].to(noisy.dtype), noisy], dim=1)
-        return self.predict(clip, timesteps, prompt_embeds, label=stride)[:, 1:]
+        at = timesteps
+        if history_timesteps is not None:
+            at, own = history_timesteps, timesteps.reshape(len(noisy), -1).expand(-1, noisy.shape[1])
+            timesteps = torch.cat([at, own], dim=1)  # [B, T]
+        at = at if self.schedule.prediction_type == "flow" else at.long()
+        shown = self.schedule.add_noise(history, history_noise, at)
+        if without_image is not None:
+            shown = torch.where(without_image.view(-1, 1, 1, 1, 1), shown, history)
+        clip = torch.cat([shown.to(noisy.dtype), noisy], dim=1)
+        return self.predict(clip, timesteps, prompt_embeds, label=stride)[:, history.shape[1] :]
 
 
 class ConsistI2V(VideoStableDiffusion):
@@ -164,7 +182,13 @@ class ConsistI2V(VideoStableDiffusion):
         sampler = Sampler(steps=50, guidance_scale=7.5, image_guidance_scale=1.0)
         super().__init__(parts, network, scheduler, sampler)
         self.config = config
-        self.window = Window(cast(int, config.frames))
+        past, self.frame_timesteps = config.past_frames or 1, bool(config.frame_timesteps)
+        if past > 1 and not self.frame_timesteps:
+            raise InputError(
+                f"past_frames={past}: those before a video's first can't be told from true ones; expected 1, or "
+                "frame_timesteps=True"
+            )
+        self.window = Window(cast(int, config.frames), tuple(range(past)))
         most = schedule.num_train_timesteps - 1
         if cast(int, config.frame_init_timestep) > most:
             raise InputError(
@@ -226,25 +250,38 @@ class ConsistI2V(VideoStableDiffusion):
         noise_level: Tensor | None = None,
         noise: Tensor | None = None,
     ) -> Condition:
-        """first and first_noise [B, C, h, w], without_image [B], stride [B] and prompt_embeds [B, L, E]."""
+        """history and history_noise [B, n, C, h, w], stride [B], prompt_embeds [B, L, E], and without_image [B]; in its
+        place with frame_timesteps history_timesteps [B, n], the cleanest, or of a frame that isn't there the noisiest.
+        """
         if noise is None:
-            raise InputError("noise: expected [B, 1, C, h, w], the first frame's, as `noise` draws it; got None")
+            raise InputError("noise: expected [B, n, C, h, w], the given frames', as `noise` draws it; got None")
         rate = given.new_full((len(given),), self.fps) if fps is None else fps.to(given.dtype)
-        return {
-            "first": self.codec.normalize(given[:, 0]),
-            "first_noise": noise[:, 0].to(given.dtype),
-            "without_image": torch.zeros(len(given), dtype=torch.bool, device=given.device),
+        condition = {
+            "history": self.codec.normalize(given),
+            "history_noise": noise.to(given.dtype),
             "stride": self.fps / rate,
             **text,
         }
+        if not self.frame_timesteps:
+            return condition | {"without_image": torch.zeros(len(given), dtype=torch.bool, device=given.device)}
+        missing = torch.zeros(given.shape[:2], device=given.device) if present is None else (~present).float()
+        return condition | {"history_timesteps": self.network.schedule.timesteps_at(missing)}
 
     def drop(self, condition: Condition, *, image: Tensor, text: Tensor) -> Condition:
-        """The first latent noised at t in place of the image; the embedding of "" in place of the prompt."""
+        """The given latents noised at t, or with frame_timesteps to the noisiest timestep, in place of the image; the
+        embedding of "" in place of the prompt."""
         null = self.null_embeds.to(condition["prompt_embeds"])
-        return condition | {
-            "without_image": condition["without_image"] | image,
-            "prompt_embeds": dropped(condition["prompt_embeds"], text, null),
-        }
+        changed = {"prompt_embeds": dropped(condition["prompt_embeds"], text, null)}
+        if self.frame_timesteps:
+            noisiest = self.network.schedule.timesteps_at(torch.tensor(1.0)).item()
+            changed["history_timesteps"] = dropped(condition["history_timesteps"], image, noisiest)
+        else:
+            changed["without_image"] = condition["without_image"] | image
+        return condition | changed
+
+    def noise_history(self, condition: Condition, timesteps: Tensor | float) -> Condition:
+        least: Any = timesteps
+        return condition | {"history_timesteps": condition["history_timesteps"].clamp(min=least)}
 
     def noise(
         self,
@@ -256,31 +293,33 @@ class ConsistI2V(VideoStableDiffusion):
         layout: Tensor | None = None,
     ) -> Tensor:
         """(a e_shared + e_frame) / sqrt(1 + a^2), so of unit variance and covariance a^2 / (1 + a^2) between frames;
-        and in sampling, FrameInit over it. `[B, 1 + G, C, h, w]`, the given frame's first.
+        and in sampling, FrameInit over it, from the last given frame. `[B, n + G, C, h, w]`, the given frames' first;
+        with frame_timesteps these keep noise without FrameInit, which would show what a history of noise is to hide.
 
         Source: Ge et al., "Preserve Your Own Correlation" (arXiv 2305.10474), section 3.1, the mixed noise model.
         """
-        config, (batch, generated, *latent) = self.config, shape
+        config, (batch, generated, *latent), count = self.config, shape, given.shape[1]
         a = cast(float, config.noise_alpha)
         shared = draw((batch, 1, *latent), generator)
-        noise = (a * shared + draw((batch, 1 + generated, *latent), generator)) / math.sqrt(1 + a * a)
+        noise = (a * shared + draw((batch, count + generated, *latent), generator)) / math.sqrt(1 + a * a)
         if not (sampling and config.frame_init):
             if layout is not None:
                 raise InputError("layout: the noise follows one by FrameInit, which is off; expected frame_init=True")
             return noise
         if layout is None:
-            layout = self.codec.normalize(given[:, :1]).expand(noise.shape)
+            layout = self.codec.normalize(given[:, -1:]).expand(noise.shape)
         elif layout.shape != noise.shape:
             raise InputError(f"layout has shape {list(layout.shape)}; expected {list(noise.shape)}, a latent a frame")
         timesteps = torch.full((batch,), cast(int, config.frame_init_timestep))
         low = low_pass_filter(
-            (1 + generated, *latent[1:]),
+            (count + generated, *latent[1:]),
             cast(Filter, config.filter),
             cutoff=cast(float, config.cutoff),
             cutoff_time=cast(float, config.cutoff_time),
             order=cast(int, config.filter_order),
         )
-        return frame_init(self.schedule.add_noise(layout.float().cpu(), noise, timesteps), noise, low)
+        started = frame_init(self.schedule.add_noise(layout.float().cpu(), noise, timesteps), noise, low)
+        return torch.cat([noise[:, :count], started[:, count:]], dim=1) if self.frame_timesteps else started
 
 
 def temporal_layers(unet: Any, rope: Rope, *, alpha: float = 1.0) -> TemporalLayers:

@@ -410,7 +410,7 @@ class VideoUNet(nn.Module):
 
         Args:
             latents: [B, T, C, h, w].
-            timesteps: [B].
+            timesteps: [B], or [B, T], a frame's own.
             prompt_embeds: [B, L, E].
             label: [B], a number that the UNet embeds.
             condition: [B, T, c, h, w], for the convolution beside the UNet's first one.
@@ -424,7 +424,7 @@ class VideoUNet(nn.Module):
         self.temporal.condition = None if condition is None else condition.flatten(0, 1)
         out: Tensor = self.unet(
             like(self.unet, latents.flatten(0, 1)),
-            timesteps.repeat_interleave(frames, output_size=len(timesteps) * frames),
+            timesteps.reshape(len(timesteps), -1).expand(-1, frames).flatten(),
             encoder_hidden_states=like(self.unet, prompt_embeds).repeat_interleave(frames, dim=0),
             class_labels=None if label is None else label.repeat_interleave(frames),
             return_dict=False,

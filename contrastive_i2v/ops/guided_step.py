@@ -32,6 +32,7 @@ def guided_step(
     *,
     guidance_scale: float,
     image_guidance_scale: float,
+    fractional: bool = False,
     copies: int = 1,
     backend: str | None = None,
 ) -> Tensor:
@@ -39,9 +40,13 @@ def guided_step(
 
         e = e(0,0) + s_I * (e(I,0) - e(0,0)) + s_T * (e(I,T) - e(I,0))
 
+    and with `fractional`, where I_k is the image noised to a level,
+
+        e = e(0,0) + s_I * (e(I_k,0) - e(0,0)) + (e(I,0) - e(I_k,0)) + s_T * (e(I,T) - e(I,0))
+
     `predictions` holds the denoiser's batched output as it is: one block of B for each of
-    `guidance_branches(guidance_scale, image_guidance_scale)`, in that order. The maths is float32, or float64
-    when `sample` is. The result doesn't depend on the number of threads. No gradients: this is for sampling.
+    `guidance_branches(guidance_scale, image_guidance_scale, fractional)`, in that order. The maths is float32,
+    or float64 when `sample` is. The result doesn't depend on the number of threads. No gradients: this is for sampling.
 
     Args:
         sample: x [B, *latent], float32 or float64.
@@ -49,6 +54,7 @@ def guided_step(
         sample_scale, prediction_scale: `contrastive_i2v.sampling.linear_steps` has them for DDIM and Euler.
         guidance_scale: s_T, towards the text.
         image_guidance_scale: s_I, towards the image.
+        fractional: whether s_I is towards the noised image. Four blocks have no kernel: PyTorch's own code runs.
         copies: how often x' is written, one block after another: the next batched input of the denoiser.
         backend: "reference", "cpu" or "triton", strictly; None picks the fastest that was verified.
 
@@ -59,23 +65,25 @@ def guided_step(
         ValueError: wrong types; shapes, dtypes or devices that disagree; copies < 1; an input that requires a gradient.
         RuntimeError: a named backend is missing or cannot do what is asked.
 
-    Sources: Brooks et al., InstructPix2Pix (arXiv 2211.09800), equation 3; Song et al., DDIM (arXiv
-    2010.02502), equation 12 with eta = 0, of which Euler's step is a case.
+    Sources: Brooks et al., InstructPix2Pix (arXiv 2211.09800), equation 3; Song et al., History-Guided Video
+    Diffusion (arXiv 2502.06764), section 5, for `fractional`; Song et al., DDIM (arXiv 2010.02502), equation 12 with
+    eta = 0, of which Euler's step is a case.
     """
     sample_scale = check.number("sample_scale", sample_scale)
     prediction_scale = check.number("prediction_scale", prediction_scale)
     guidance_scale = check.number("guidance_scale", guidance_scale)
     image_guidance_scale = check.number("image_guidance_scale", image_guidance_scale)
-    branches = guidance_branches(guidance_scale, image_guidance_scale)
+    branches = guidance_branches(guidance_scale, image_guidance_scale, fractional)
     _check(sample, predictions, branches, copies)
-    # e as a walk e(0,0) -> e(I,0) -> e(I,T) over the branches that were run; reaching one costs its scale
-    scale_of = {"image": image_guidance_scale, "full": guidance_scale}
+    # e as a walk e(0,0) -> e(I_k,0) -> e(I,0) -> e(I,T) over the branches that were run; reaching one costs its scale
+    image_scale = 1.0 if "history" in branches else image_guidance_scale
+    scale_of = {"history": image_guidance_scale, "image": image_scale, "full": guidance_scale}
     if "image" not in branches:
-        scale_of["full"] = image_guidance_scale  # s_I = s_T
+        scale_of["full"] = image_scale  # which is s_T
     walk = branches[::-1]
     scales = [scale_of[branch] for branch in walk[1:]]
     arguments = (sample, predictions, sample_scale, prediction_scale, scales, copies)
-    chosen = _choose(backend, sample, predictions)
+    chosen = _choose(backend, sample, predictions, len(branches))
     if chosen == "cpu":
         return torch.ops.contrastive_i2v.guided_step(*arguments)  # type: ignore[no-any-return]
     if chosen == "triton":
@@ -83,15 +91,18 @@ def guided_step(
     return guided_step_reference(*arguments)
 
 
-def guidance_branches(guidance_scale: float, image_guidance_scale: float) -> tuple[str, ...]:
-    """Which of "full" e(I,T), "image" e(I,0) and "uncond" e(0,0) have a say, in the order they are batched.
+def guidance_branches(guidance_scale: float, image_guidance_scale: float, fractional: bool = False) -> tuple[str, ...]:
+    """Which of "full" e(I,T), "image" e(I,0), "history" e(I_k,0) and "uncond" e(0,0) have a say, in the order they are
+    batched; "history" with `fractional` alone.
 
-    A branch whose factor vanishes needn't be run: e(0,0) where s_I = 1, e(I,0) where s_I = s_T, e(I,T) where
-    s_T = 0.
+    A branch whose factor vanishes needn't be run: e(0,0) and e(I_k,0) where s_I = 1, e(I,0) where s_I = s_T, or s_T = 1
+    beside e(I_k,0), e(I,T) where s_T = 0.
     """
+    fractional = fractional and image_guidance_scale != 1
     needed = {
         "full": guidance_scale != 0,
-        "image": image_guidance_scale != guidance_scale,
+        "image": guidance_scale != (1 if fractional else image_guidance_scale),
+        "history": fractional,
         "uncond": image_guidance_scale != 1,
     }
     return tuple(branch for branch, has_say in needed.items() if has_say)
@@ -174,7 +185,7 @@ def _check(sample: Tensor, predictions: Tensor, branches: tuple[str, ...], copie
         raise ValueError(f"{name} requires a gradient, but sampling has none: detach it, or use torch.no_grad()")
 
 
-def _choose(backend: str | None, sample: Tensor, predictions: Tensor) -> str:
+def _choose(backend: str | None, sample: Tensor, predictions: Tensor, branches: int) -> str:
     """The backend that runs: the one that was named, or else the fused one of the device if it can do the job."""
     if backend is not None and backend not in BACKENDS:
         raise ValueError(f"backend is {backend!r}: expected None or one of {', '.join(BACKENDS)}")
@@ -188,6 +199,8 @@ def _choose(backend: str | None, sample: Tensor, predictions: Tensor) -> str:
         _say_once(f"guided_step runs as plain PyTorch on {sample.device.type}: {why_not}")
     if not why_not and sample.device.type not in _DEVICES[name]:
         why_not = f"the tensors are on {sample.device}"
+    if not why_not and branches > 3:
+        why_not = "it takes three branches at most"
     if not why_not and (sample.dtype != torch.float32 or predictions.dtype not in _PREDICTION_DTYPES):
         why_not = (
             f"it takes a float32 sample and float32, bfloat16 or float16 predictions, got {sample.dtype} "

@@ -19,8 +19,11 @@ def three_way_guidance(
     pred_full: Tensor,
     guidance_scale: float,
     image_guidance_scale: float,
+    pred_history: Tensor | None = None,
 ) -> Tensor:
-    """e(0,0) + s_I * (e(I,0) - e(0,0)) + s_T * (e(I,T) - e(I,0)).
+    """e(0,0) + s_I * (e(I,0) - e(0,0)) + s_T * (e(I,T) - e(I,0)); with fractional history guidance
+
+        e(0,0) + s_I * (e(I_k,0) - e(0,0)) + (e(I,0) - e(I_k,0)) + s_T * (e(I,T) - e(I,0))
 
     Args:
         pred_uncond: e(0,0), [B, *latent], neither image nor text.
@@ -28,9 +31,14 @@ def three_way_guidance(
         pred_full: e(I,T), image and text.
         guidance_scale: s_T, towards the text.
         image_guidance_scale: s_I, towards the image.
+        pred_history: e(I_k,0), the image noised to a level.
 
-    Source: Brooks et al., InstructPix2Pix (arXiv 2211.09800), equation 3.
+    Sources: Brooks et al., InstructPix2Pix (arXiv 2211.09800), equation 3; Song et al., History-Guided Video Diffusion
+    (arXiv 2502.06764), section 5: with s_T = 1 and no text it is their HG-f, and HG-v without pred_history.
     """
+    if pred_history is not None:
+        pred_uncond = pred_uncond + image_guidance_scale * (pred_history - pred_uncond)
+        return pred_uncond + (pred_image - pred_history) + guidance_scale * (pred_full - pred_image)
     return pred_uncond + image_guidance_scale * (pred_image - pred_uncond) + guidance_scale * (pred_full - pred_image)
 
 
@@ -59,7 +67,8 @@ def guided_prediction(
     by_branch = dict(zip(branches, predictions, strict=True))
     # a branch that wasn't run cancels out below, so anything may stand in for it
     uncond, image, full = (by_branch.get(name, predictions[0]) for name in ("uncond", "image", "full"))
-    return three_way_guidance(uncond, image, full, guidance_scale, image_guidance_scale)
+    history = by_branch.get("history")
+    return three_way_guidance(uncond, image, full, guidance_scale, image_guidance_scale, history)
 
 
 @dataclass(frozen=True)
@@ -80,10 +89,13 @@ class Guidance:
 
 def guidance_by_step(system: System, condition: Condition, sampler: Sampler, shares: Tensor) -> list[Guidance]:
     """The guidance of each step, at timesteps `t / T [steps]`: the sampler's in its interval, none elsewhere."""
+    level, history = sampler.history_level, condition
+    if level:
+        history = system.noise_history(condition, system.schedule.timesteps_at(torch.tensor(level)).item())
 
     def guidance(text_scale: float, image_scale: float) -> Guidance:
-        branches = guidance_branches(text_scale, image_scale)
-        return Guidance(text_scale, image_scale, branches, branch_conditions(system, condition, branches))
+        branches = guidance_branches(text_scale, image_scale, level > 0)
+        return Guidance(text_scale, image_scale, branches, branch_conditions(system, condition, branches, history))
 
     guided = sampler.guided(shares)
     inside = guidance(sampler.guidance_scale, sampler.image_guidance_scale) if any(guided) else None
@@ -91,8 +103,11 @@ def guidance_by_step(system: System, condition: Condition, sampler: Sampler, sha
     return [one for one in (inside if acts else outside for acts in guided) if one is not None]
 
 
-def branch_conditions(system: System, condition: Condition, branches: tuple[str, ...]) -> Condition:
-    """The condition `[branches * B, *]` that the branches are run with: "full", "image" (no text) or "uncond"."""
+def branch_conditions(
+    system: System, condition: Condition, branches: tuple[str, ...], history: Condition | None = None
+) -> Condition:
+    """The condition `[branches * B, *]` that the branches are run with: "full", "image" (no text), "history" (its
+    given frames noised, no text) or "uncond"."""
     if tuple(branches) == ("full",):
         return condition
     some = next(iter(condition.values()))
@@ -101,5 +116,6 @@ def branch_conditions(system: System, condition: Condition, branches: tuple[str,
     text = torch.ones_like(image)
     text[: size * branches.count("full")] = False  # the branch with everything is the first,
     image[size * (count - branches.count("uncond")) :] = True  # the one with nothing the last
-    repeated = {name: torch.cat([value] * count) for name, value in condition.items()}
+    each = [history if branch == "history" and history is not None else condition for branch in branches]
+    repeated = {name: torch.cat([one[name] for one in each]) for name in condition}
     return system.drop(repeated, image=image, text=text)

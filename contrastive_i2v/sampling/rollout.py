@@ -294,7 +294,10 @@ def sample_window(network: nn.Module, noise: Tensor, guidance: Sequence[Guidance
     copies = [*(len(one.branches) for one in guidance[1:]), 1]  # of the next step's input
     for timestep, update, one, count in zip(timesteps, linear.scales, guidance, copies, strict=True):
         predictions = network(noisy, timestep.expand(len(noisy)), **one.conditions)
-        noisy = guided_step(noisy[: len(noise)], predictions, *update, copies=count, **one.scales)
+        fractional = "history" in one.branches
+        noisy = guided_step(
+            noisy[: len(noise)], predictions, *update, fractional=fractional, copies=count, **one.scales
+        )
     return noisy
 
 
@@ -352,6 +355,7 @@ def _check(
     train_steps = int(scheduler.config.num_train_timesteps)
     if not 1 <= sampler.steps <= train_steps:
         raise InputError(f"steps={sampler.steps}; expected between 1 and {train_steps}, the scheduler's timesteps")
+    system.check_sampler(sampler)
     if len(seeds) != size:
         raise InputError(f"seeds has {len(seeds)} entries; expected one for each of the {size} latents")
     for name, value in text.items():

@@ -50,6 +50,6 @@ def compute_of(config: TrainConfig, system: System, processes: int, *, beside: f
     if not own.on:
         return Compute(step)
     sampler = own.over(system.sampler)
-    branches = guidance_branches(sampler.guidance_scale, sampler.image_guidance_scale)
+    branches = guidance_branches(sampler.guidance_scale, sampler.image_guidance_scale, sampler.history_level > 0)
     rows = own.clips / processes * own.depth * sampler.steps * len(branches)
     return Compute(step, FORWARD * rows / (batch * config.gradient_accumulation), own.refresh)

@@ -21,7 +21,7 @@ class Inputs:
     """One batch; all latents are normalised. G frames of a window are generated."""
 
     noisy_latents: Tensor  # [B, G, C, h, w]
-    timesteps: Tensor  # [B]
+    timesteps: Tensor  # [B], or [B, G] where every frame has its own
     clean_latents: Tensor  # [B, G, C, h, w]
     noise: Tensor  # [B, G, C, h, w]
     condition: Condition
@@ -31,6 +31,11 @@ class Inputs:
     has_text: Tensor  # bool [B]
     captions: Tensor | None = None  # [B, E], where a loss needs them
     own_samples: Tensor | None = None  # [k, G, C, h, w], what the model made in place of the last k rows' truth
+
+    @property
+    def timesteps_by_frame(self) -> Tensor:
+        """[B G], a generated frame each."""
+        return self.timesteps.reshape(len(self.timesteps), -1).expand(-1, self.clean_latents.shape[1]).flatten()
 
     @property
     def whole(self) -> Tensor:
@@ -86,7 +91,9 @@ def make_inputs(
     The generated frames are posterior samples, the given ones posterior modes, as InstructPix2Pix has it. With one
     uniform r an example: no text if r < 2p, no image if p <= r < 3p. Condition noise s adds u s e to the given
     latents, u uniform in [0, 1] an example and e normal: a rollout's own errors look like it. Rows with own conditions
-    get none. The draws are the same with and without `own`.
+    get none. The draws are the same with and without `own`. In a system with `frame_timesteps` every frame has a
+    timestep of its own, drawn alike, and the given ones are noised to theirs (Chen et al., Diffusion Forcing, arXiv
+    2407.01392, algorithm 1).
     """
     device, p, codec = batch.raw.device, conditioning_dropout, system.codec
     given_rows, generated_rows = _rows(system)
@@ -99,7 +106,7 @@ def make_inputs(
     every_noise = send(system.noise(shape, generator, given=given, sampling=False), device)
     given_noise, noise = split_noise(every_noise, shape[1])
     drawn = schedule.sample_timesteps(
-        size,
+        size * (len(given_rows) + shape[1]) if system.frame_timesteps else size,
         generator,
         distribution=timesteps.distribution,
         mean=timesteps.logit_mean,
@@ -107,6 +114,9 @@ def make_inputs(
         shift=timesteps.shift,
     )
     drawn = send(drawn, device)
+    history = None
+    if system.frame_timesteps:
+        history, drawn = torch.split(drawn.view(size, -1), [len(given_rows), shape[1]], dim=1)  # [B, n], [B, G]
     r = send(torch.rand(size, generator=generator), device)
     no_text, no_image = r < 2 * p, (r >= p) & (r < 3 * p)
     source, level = codec.normalize(given[:, -1] if given_rows else torch.zeros_like(clean[:, 0])), None
@@ -122,6 +132,8 @@ def make_inputs(
     condition = system.condition(
         given, batch.text, present=present, fps=batch.fps, noise_level=level, noise=given_noise
     )
+    if history is not None:
+        condition = system.noise_history(condition, history)
     return Inputs(
         noisy_latents=schedule.add_noise(clean, noise, drawn),
         timesteps=drawn,
@@ -180,7 +192,7 @@ def loss_rows(inputs: Inputs, rows: Literal["frame", "clip"]) -> LossRows:
     clean, source = of_frames(inputs.clean_latents), inputs.source_latents[:, None]
     return LossRows(
         noisy_latents=of_frames(inputs.noisy_latents),
-        timesteps=of_windows(inputs.timesteps),
+        timesteps=inputs.timesteps_by_frame if rows == "frame" else inputs.timesteps,
         clean_latents=clean,
         noise=of_frames(inputs.noise),
         has_condition=of_windows(inputs.has_condition),

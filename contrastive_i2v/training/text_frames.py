@@ -45,11 +45,10 @@ class TextFrames(LearnedProjection):
 
     def __call__(self, prediction: Tensor, inputs: Inputs) -> TextFrameOutput:
         """The loss of a batch, a row a generated frame."""
-        count = inputs.noisy_latents.shape[1]
         out: TextFrameOutput = self.loss(
             prediction.reshape(-1, *self.loss.latent_shape),
             inputs.noisy_latents.flatten(0, 1),
-            inputs.timesteps.repeat_interleave(count),
+            inputs.timesteps_by_frame,
             inputs.captions,
             inputs.groups,
             inputs.has_text,

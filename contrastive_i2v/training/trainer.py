@@ -71,6 +71,10 @@ class Trainer:
         self.loss = build_loss(self.system.schedule, config.loss)
         if "input" in self.loss.banks and not self.system.window.given:
             raise InputError("loss.input_weight: the model is given no frame to contrast with; expected 0")
+        if config.loss.rows == "clip" and self.system.frame_timesteps:
+            raise InputError("loss.rows=clip: a clip has no one timestep with system.frame_timesteps; expected frame")
+        for options in (config.preview, config.own_samples):
+            self.system.check_sampler(options)
         self.candidates = build_candidates(config, self.loss, self.system, self.accelerator)
         self.dataset = open_dataset(config, self.system, self.accelerator)
         for fps in self.dataset.rates:

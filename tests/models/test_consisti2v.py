@@ -47,8 +47,8 @@ def test_a_still_video_starts_as_the_image_model(base_folder: Path) -> None:
         actual = system.network(
             latent.expand(-1, 4, -1, -1, -1),
             timesteps,
-            first=latent[:, 0],
-            first_noise=torch.zeros(2, 4, 8, 8),
+            history=latent,
+            history_noise=torch.zeros(2, 1, 4, 8, 8),
             without_image=torch.tensor([False, False]),
             stride=torch.tensor([1.0, 4.0]),
             prompt_embeds=text,
@@ -101,10 +101,10 @@ def test_a_dropped_image_is_the_first_latent_noised_at_t(system: ConsistI2V) -> 
     assert torch.equal(drop["prompt_embeds"][::2], condition["prompt_embeds"][::2])
     abar = system.schedule.alphas_cumprod
     assert abar is not None
-    level = abar[timesteps].view(-1, 1, 1, 1)
-    noised = level.sqrt() * condition["first"] + (1 - level).sqrt() * condition["first_noise"]
+    level = abar[timesteps].view(-1, 1, 1, 1, 1)
+    noised = level.sqrt() * condition["history"] + (1 - level).sqrt() * condition["history_noise"]
     given = condition | {
-        "first": torch.where(drop["without_image"].view(-1, 1, 1, 1), noised.float(), condition["first"])
+        "history": torch.where(drop["without_image"].view(-1, 1, 1, 1, 1), noised.float(), condition["history"])
     }
     given["prompt_embeds"] = drop["prompt_embeds"]
     noisy = randn(3, 3, 4, 8, 8, seed=9)
@@ -117,11 +117,11 @@ def test_a_dropped_image_is_the_first_latent_noised_at_t(system: ConsistI2V) -> 
 def test_the_first_frame_is_normalised_and_not_predicted(system: ConsistI2V) -> None:
     given, text = randn(2, 1, 4, 8, 8), {"prompt_embeds": randn(2, 12, TEXT_WIDTH)}
     condition = system.condition(given, text, noise=randn(2, 1, 4, 8, 8, seed=2))
-    assert torch.equal(condition["first"], given[:, 0] * 0.5)
+    assert torch.equal(condition["history"], given * 0.5)
     assert torch.equal(condition["stride"], torch.ones(2))
     out = system.network(randn(2, 3, 4, 8, 8), torch.tensor([5, 6]), **condition)
     assert out.shape == (2, 3, 4, 8, 8)
-    with pytest.raises(InputError, match=r"noise: expected \[B, 1, C, h, w\], the first frame's.*; got None"):
+    with pytest.raises(InputError, match=r"noise: expected \[B, n, C, h, w\], the given frames'.*; got None"):
         system.condition(given, text)
 
 

@@ -151,6 +151,7 @@ def test_a_folder_keeps_what_the_model_is(pipeline_folder: Path, tmp_path: Path)
             "guidance_scale": 2.5,
             "image_guidance_scale": 1.25,
             "guidance_interval": [0.0, 1.0],
+            "history_level": 0.0,
             "prediction_scale": 1.0,
             "prediction_slope": 0.0,
         },

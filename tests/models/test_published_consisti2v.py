@@ -107,6 +107,8 @@ def test_every_value_arrives(folder: Path, original: ConsistI2V) -> None:
     assert isinstance(system, ConsistI2V)
     assert system.config == ConsistI2VConfig(
         frames=16,
+        past_frames=1,
+        frame_timesteps=False,
         max_stride=5,
         rope="reference",
         start_alpha=1.0,
@@ -152,7 +154,7 @@ def test_a_zero_network_is_the_image_model(folder: Path, base_folder: Path, orig
     save_file(weights, folder / "unet" / FILE)
     system, image = load_system(folder, device="cpu"), image_unet(base_folder)
     latent, text, timesteps = randn(1, 4, 8, 8), randn(1, 12, TEXT_WIDTH), torch.tensor([500])
-    condition = told(original, 1) | {"first": latent, "prompt_embeds": text}
+    condition = told(original, 1) | {"history": latent[:, None], "prompt_embeds": text}
     out = system.network(latent[:, None].expand(-1, 3, -1, -1, -1), timesteps, **condition)
     expected = image(latent, timesteps, text).sample[:, None].expand_as(out)
     torch.testing.assert_close(out, expected, rtol=0, atol=2e-6)

@@ -28,18 +28,23 @@ GUIDANCE = [(7.5, 1.5), (7.5, 1.0), (2.0, 2.0), (0.0, 1.5), (1.0, 1.0), (0.0, 1.
 SCALES = (1.0172, -0.0731)
 
 
-def problem(shape: tuple[int, ...], dtype: torch.dtype, seed: int = 0) -> tuple[Tensor, dict[str, Tensor]]:
-    """A sample, and the predictions of all three branches: alike, as those of a denoiser are."""
+THREE = ("full", "image", "uncond")
+
+
+def problem(
+    shape: tuple[int, ...], dtype: torch.dtype, seed: int = 0, names: tuple[str, ...] = THREE
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """A sample, and the predictions of the branches: alike, as those of a denoiser are."""
     generator = torch.Generator().manual_seed(seed)
     common = torch.randn(shape, generator=generator)
-    names = ("full", "image", "uncond")
     branches = {name: (common + 0.05 * torch.randn(shape, generator=generator)).to(dtype) for name in names}
     return torch.randn(shape, generator=generator), branches
 
 
 def run(sample: Tensor, branches: dict[str, Tensor], guidance: tuple[float, float], **kwargs: Any) -> Tensor:
     scale, image_scale = guidance
-    predictions = torch.cat([branches[name] for name in guidance_branches(scale, image_scale)])
+    names = guidance_branches(scale, image_scale, kwargs.get("fractional", False))
+    predictions = torch.cat([branches[name] for name in names])
     return guided_step(sample, predictions, *SCALES, guidance_scale=scale, image_guidance_scale=image_scale, **kwargs)
 
 
@@ -81,6 +86,23 @@ def test_is_no_further_from_float64_than_eager(backend: str) -> None:
         eager = by_definition(sample, {name: block.float() for name, block in branches.items()}, guidance)
         ours = run(sample, branches, guidance, backend=backend)
         assert error(ours, truth) <= error(eager, truth) * 1.02
+
+
+@pytest.mark.parametrize("guidance", GUIDANCE)
+def test_fractional_agrees_with_float64(guidance: tuple[float, float]) -> None:
+    """e(0,0) + s_I (e(I_k,0) - e(0,0)) + (e(I,0) - e(I_k,0)) + s_T (e(I,T) - e(I,0)), whichever branches it takes."""
+    sample, branches = problem((3, 5, 7), torch.float32, names=(*THREE, "history"))
+    scale, image_scale = guidance
+    full, image, uncond, history = wide(branches).values()
+    guided = uncond + image_scale * (history - uncond) + (image - history) + scale * (full - image)
+    truth = SCALES[0] * sample.double() + SCALES[1] * guided
+    out = run(sample, branches, guidance, copies=2, fractional=True)
+    assert all(error(block, truth) < 1.5e-7 for block in out.chunk(2))
+    names = guidance_branches(*guidance, True)
+    assert ("history" in names) == ("uncond" in names) == (image_scale != 1)
+    if len(names) == 4 and HAS_CPU:
+        with pytest.raises(RuntimeError, match="backend='cpu' cannot be used: it takes three branches at most"):
+            run(sample, branches, guidance, fractional=True, backend="cpu")
 
 
 def test_float64_runs_in_float64() -> None:
@@ -381,7 +403,7 @@ def test_a_gpu_gets_the_triton_kernel_only_by_name() -> None:
     sample = torch.empty(2, 3, device="meta")  # a device that is not the CPU
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # it says so, once
-        assert guided_step_module._choose(None, sample, sample) == "reference"
+        assert guided_step_module._choose(None, sample, sample, 3) == "reference"
 
 
 def test_triton_kernel_on_a_gpu() -> None:

@@ -35,6 +35,8 @@ from contrastive_i2v.training.logs import read_log
 from contrastive_i2v.training.trainer import Trainer
 
 CONSISTENT = ConsistI2VConfig(frames=4, max_stride=2, start_alpha=0.6)
+FORCED = replace(CONSISTENT, frames=5, past_frames=2, frame_timesteps=True)
+"""With a timestep a frame, and two given ones."""
 STAGES = {
     "image": EmuVideoConfig(task="image"),
     "video": EmuVideoConfig(task="video", frames=4),
@@ -113,6 +115,29 @@ def test_consisti2v_trains_and_resumes_bitwise(config: TrainConfig, monkeypatch:
     still = [name for name, value in start.items() if torch.equal(value, trained[name])]
     assert all(name.endswith("rotary_emb.freqs") for name in still)  # everything else has moved
     assert set(last_tensors(config)["ema"]) == set(start)
+
+
+def test_a_timestep_a_frame_trains_and_resumes_bitwise(config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With own rollouts as conditions, their contrast, and captions."""
+    own = OwnSamplesConfig(
+        condition_share=0.25,
+        contrast_share=0.25,
+        depth=2,
+        clips=2,
+        refresh=2,
+        steps=1,
+        guidance_scale=1.0,
+        image_guidance_scale=2.0,
+        history_level=0.4,
+    )
+    frames = replace(config.data.frames, max_offset=1)
+    loss = LossConfig(own_weight=0.3, text_weight=0.1)
+    run = replace(config, system=FORCED, loss=loss, own_samples=own, data=replace(config.data, frames=frames))
+    system = load_system(resumes(run, monkeypatch), device="cpu")
+    assert system.frame_timesteps and system.window.given == (0, 1)
+    for changes in ({"preview": PreviewConfig(history_level=0.2)}, {"own_samples": replace(own, history_level=0.2)}):
+        with pytest.raises(InputError, match="history_level=0.2: consisti2v isn't told how noisy"):
+            Trainer(beside(run, "refused", system=CONSISTENT, **changes))
 
 
 @pytest.mark.parametrize("task", ["image", "video", "interpolation"])
@@ -244,18 +269,24 @@ def test_the_packaged_model_becomes_each_video_model(config: TrainConfig, tmp_pa
     assert rollout(system, first, text, frames=7, seeds=[0], sampler=one).shape == (1, 7, 4, 4, 4)
 
 
-@pytest.mark.parametrize("kind", ["consisti2v", "emu-video"])
 @pytest.mark.parametrize("rows", ["frame", "clip"])
+@pytest.mark.parametrize("kind", ["consisti2v", "emu-video", "a timestep a frame"])
 def test_contrasts_are_between_clips(
     config: TrainConfig, staged: dict[str, TrainConfig], kind: str, rows: Literal["frame", "clip"]
 ) -> None:
     """A row a generated frame or a clip, its group its video; the loss of one prediction in float64, by loops."""
-    base = config if kind == "consisti2v" else staged["video"]
+    base = staged["video"] if kind == "emu-video" else config
     run = beside(base, "contrast", loss=LossConfig(rows=rows, temperature=0.3, input_weight=0.1), batch_size=4)
+    if kind == "a timestep a frame":
+        run = replace(run, system=FORCED)
+        if rows == "clip":
+            with pytest.raises(InputError, match=r"loss.rows=clip: .*system.frame_timesteps; expected frame"):
+                Trainer(run)
+            return
     trainer = Trainer(run)
     batch = next(iter(build_loader(trainer.dataset, run, trainer.accelerator, step=0)))
     inputs = trainer._inputs(batch, 0)
-    count = 3 if kind == "consisti2v" else 4  # ConsistI2V's given frame is no row, Emu Video makes it anew
+    count = 4 if kind == "emu-video" else 3  # ConsistI2V's given frame is no row, Emu Video makes it anew
     assert inputs.clean_latents.shape == (4, count, 4, 8, 8)
     prediction = randn(4, count, 4, 8, 8, seed=7)
     value, figures = trainer._loss(prediction, inputs)
@@ -277,7 +308,8 @@ def loss_by_hand(
     assert abar is not None
     queries, targets, sources, clips, errors = [], [], [], [], []
     for clip, frame in places:
-        a = float(abar[inputs.timesteps[clip]])
+        at = inputs.timesteps[clip]
+        a = float(abar[at if at.ndim == 0 else at[frame]])
         x, f, z, e = (
             t[clip, frame].double() for t in (inputs.noisy_latents, prediction, inputs.clean_latents, inputs.noise)
         )
