@@ -22,13 +22,13 @@ from tqdm import tqdm
 from contrastive_i2v.data.examples import Example, ExampleDataset
 from contrastive_i2v.data.video import as_size
 from contrastive_i2v.diffusion import NoiseSchedule
-from contrastive_i2v.errors import DivergedError, InputError
+from contrastive_i2v.errors import DivergedError, InputError, Interrupted
 from contrastive_i2v.files import lock_folder
 from contrastive_i2v.losses import ContrastiveDiffusionLoss, OwnSampleContrast, OwnSampleOutput, dispersive_loss
 from contrastive_i2v.models import load_system, read_description
 from contrastive_i2v.models.loading import locate, split_options
 from contrastive_i2v.models.lora import LoraTraining
-from contrastive_i2v.processes import process_state
+from contrastive_i2v.processes import process_state, restarted, watched_ranks
 from contrastive_i2v.randomness import seeded
 from contrastive_i2v.system import DESCRIPTION, System
 from contrastive_i2v.training.batches import build_loader, open_dataset
@@ -129,14 +129,14 @@ class Trainer:
     def run(self) -> Path:
         """Train to the last of `self.steps` and write the model to `output/model`; returns that folder.
 
-        Ctrl-C or SIGTERM saves a checkpoint after the step under way and raises KeyboardInterrupt (with several
-        processes, which may get the signal at different steps, there is only the last checkpoint).
+        Ctrl-C, SIGTERM or SIGHUP, to any process, saves a checkpoint after the step under way and raises Interrupted, a
+        KeyboardInterrupt, in all of them. Raises RankLostError in the others where a process dies.
         """
-        config, state = self.config, self.state
+        config, state, ranks = self.config, self.state, self.accelerator.num_processes
         batches = iter(build_loader(self.dataset, config, self.accelerator, step=state.step, stop=self.steps))
         bar = tqdm(total=self.steps, initial=state.step, desc=config.output.name, unit="step", disable=not self.main)
         began = time.perf_counter()
-        with bar, stop_requests(enabled=self.accelerator.num_processes == 1) as stop_requested:
+        with bar, watched_ranks(ranks), stop_requests(ranks) as stop_requested:
             while state.step < self.steps:
                 state.unlogged.append(self._train_step([next(batches) for _ in range(config.gradient_accumulation)]))
                 state.step += 1
@@ -152,10 +152,11 @@ class Trainer:
                     self.system.network.eval()
                     self._write_log(state.with_average(partial(self.preview.make, state.step)))
                     began += time.perf_counter() - paused
-                if state.step % config.checkpoint_every == 0 or state.step == self.steps or stop_requested():
+                number = stop_requested()  # the others wait here for the main process's previews
+                if state.step % config.checkpoint_every == 0 or state.step == self.steps or number:
                     state.save(config.output / "checkpoints", keep=config.keep_checkpoints)
-                if stop_requested():
-                    raise KeyboardInterrupt
+                if number:
+                    raise Interrupted(number)
         return self._finish()
 
     def _train_step(self, batches: list[Example]) -> list[Row]:
@@ -406,14 +407,14 @@ def _enable_gradient_checkpointing(system: System) -> None:
 
 
 def _goes_on(config: TrainConfig) -> bool:
-    """Whether there is a checkpoint to go on from. Raises InputError where the folder holds another run, or one not
-    asked for."""
+    """Whether there is a checkpoint to go on from; what torchrun started anew goes on unasked. Raises InputError where
+    the folder holds another run, or one not asked for."""
     saved = list_checkpoints(config.output / "checkpoints")
     if not saved:
-        if config.resume and not (config.output / "config.yaml").exists():
+        if config.resume and not restarted() and not (config.output / "config.yaml").exists():
             raise InputError(f"{config.output}: holds no run to resume; leave out --resume to start one")
         return False
-    if not config.resume:
+    if not config.resume and not restarted():
         raise InputError(
             f"{config.output}: holds a run at {saved[-1].name}; add --resume to go on, or give another --output"
         )

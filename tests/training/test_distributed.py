@@ -1,19 +1,26 @@
-"""Two processes on the CPU: they share the work, draw different noise, save once, and go on where they stopped."""
+"""Several processes on the CPU: they share the work, draw different noise, save once, end together, and go on where
+they stopped."""
 
 from __future__ import annotations
 
+import os
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from runs import launch
+import trained_ranks
+from runs import ENVIRONMENT, assert_same_run, beside, last_step, launch, start_ranks
 
 from contrastive_i2v.models import load_system
 from contrastive_i2v.training.batches import batch_indices
 from contrastive_i2v.training.checkpoint import list_checkpoints, load_checkpoint
-from contrastive_i2v.training.config import LossConfig, TrainConfig
+from contrastive_i2v.training.config import LossConfig, TrainConfig, save_config
 from contrastive_i2v.training.logs import read_log
 
 
@@ -43,3 +50,70 @@ def test_ranks_share_the_batches() -> None:
     batches = list(batch_indices(8, 2, range(4), seed=0))
     ranks = [[rows for n, rows in enumerate(batches) if n % 2 == rank] for rank in (0, 1)]
     assert sorted(row for rank in ranks for rows in rank for row in rows) == list(range(8))
+
+
+@pytest.mark.processes
+@pytest.mark.fault("one rank's gradient is NaN", "all ranks skip the step, and stay alike")
+def test_ranks_make_the_steps_of_one_process_and_skip_together(train_config: TrainConfig, tmp_path: Path) -> None:
+    config = replace(train_config, steps=3, batch_size=trained_ranks.ROWS)
+    save_config(config, tmp_path / "config.yaml")
+    command = [sys.executable, trained_ranks.__file__, str(tmp_path / "config.yaml"), str(tmp_path)]
+    done = subprocess.run(command, env={**os.environ, **ENVIRONMENT}, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr[-3000:]
+    cases = {
+        name: [torch.load(tmp_path / f"{name}-{rank}.pt") for rank in range(ranks)]
+        for name, (_, ranks) in trained_ranks.CASES.items()
+    }
+
+    (one,), four = cases["together"], cases["apart"]
+    losses = torch.stack([rank["losses"] for rank in four])  # [ranks, steps]
+    torch.testing.assert_close(losses.mean(0), one["losses"], rtol=1e-6, atol=0)
+    assert len(losses[:, 0].unique()) == len(four)
+    for step, truth in enumerate(one["gradients"]):
+        mine = four[0]["gradients"][step]
+        assert (mine - truth).norm() < 1e-5 * truth.norm()
+        assert all(torch.equal(rank["gradients"][step], mine) for rank in four)
+    drawn = torch.stack([noise for rank in four for noise in rank["noise"]])
+    assert len(drawn.flatten(1).unique(dim=0)) == len(drawn) == 3 * len(four)
+
+    assert [rank["skipped"] for rank in cases["nan"]] == [1] * len(four)
+    assert [step.isfinite().all().item() for step in cases["nan"][0]["gradients"]] == [True, False, True]
+    for name in ("apart", "nan"):
+        assert all(torch.equal(rank["weights"], cases[name][0]["weights"]) for rank in cases[name])
+        assert cases[name][0]["weights"].isfinite().all()
+
+
+@pytest.mark.processes
+@pytest.mark.fault("SIGTERM to one rank of several", "all save one checkpoint after the same step and exit with 143")
+def test_a_signal_to_one_rank_saves_and_ends_all(train_config: TrainConfig, tmp_path: Path) -> None:
+    config = replace(train_config, steps=4000, batch_size=2, checkpoint_every=2, keep_checkpoints=4000)
+    ranks = start_ranks(config, tmp_path / "config.yaml")
+    ranks[1].terminate()
+    said = [rank.communicate(timeout=60)[1] for rank in ranks]
+    assert [rank.returncode for rank in ranks] == [128 + signal.SIGTERM] * 2, said
+    tensors, state = load_checkpoint(list_checkpoints(config.output / "checkpoints")[-1])
+    assert state["step"] == last_step(config) < 4000 and tensors.keys() == {"network", "optimizer", "ema"}
+
+
+@pytest.mark.processes
+@pytest.mark.fault("`kill -9` for one rank of several", "the others end within a minute and name it")
+@pytest.mark.parametrize("dead", [0, 1])
+def test_a_rank_that_dies_ends_the_others(dead: int, train_config: TrainConfig, tmp_path: Path) -> None:
+    ranks = start_ranks(replace(train_config, steps=4000, batch_size=2), tmp_path / "config.yaml")
+    ranks[dead].kill()
+    killed = time.monotonic()
+    _, said = ranks[1 - dead].communicate(timeout=60)
+    assert ranks[1 - dead].returncode == 4 and time.monotonic() - killed < 60
+    assert f"error: rank {dead} of 2 died or is out of reach" in said
+    ranks[dead].communicate()
+
+
+@pytest.mark.processes
+@pytest.mark.fault("`kill -9` for one rank under torchrun --max-restarts", "all start anew and end with the same bits")
+def test_what_torchrun_starts_anew_goes_on(train_config: TrainConfig, tmp_path: Path) -> None:
+    config = replace(train_config, steps=4, batch_size=2)
+    launch(config, tmp_path / "undisturbed.yaml")
+    disturbed, script = beside(config, "disturbed"), [trained_ranks.__file__]
+    said = launch(disturbed, tmp_path / "run.yaml", "--max-restarts", "1", script=script, CI2V_DIE="1 3")
+    assert "exitcode: -9" in said
+    assert_same_run(config.output, disturbed.output)
