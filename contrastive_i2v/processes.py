@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -29,12 +30,20 @@ ROLL_CALL = timedelta(seconds=10)
 def process_state() -> PartialState:
     """Which process this is, and of how many; the first call meets the others, on CPUs by gloo."""
     on_cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
-    return PartialState(cpu=on_cpu, timeout=WAIT)
+    options: dict[str, Any] = {}
+    if restarted() and not dist.is_initialized():  # torchrun's store still has the addresses of those that died
+        store, options["rank"], options["world_size"] = next(dist.rendezvous("env://", timeout=WAIT))
+        options["store"] = dist.PrefixStore(f"restart {_restarts()}", store)
+    return PartialState(cpu=on_cpu, timeout=WAIT, **options)
 
 
 def restarted() -> bool:
     """Whether torchrun started this process in place of one that died (`--max-restarts`)."""
-    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
+    return _restarts() > 0
+
+
+def _restarts() -> int:
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))
 
 
 @contextmanager

@@ -68,7 +68,7 @@ class Trainer:
             raise InputError(f"mixed_precision=fp16: there is none on {device.type}; expected bf16 or no")
         self.system = load_system(config.model, config.system, device=device) if system is None else system.to(device)
         self.system.size, self.system.fps = _check_size(config, self.system), config.data.frames.frame_rate
-        self.loss = build_loss(self.system.schedule, config.loss)
+        self.loss = build_loss(self.system.schedule, config.loss).to(device)
         if "input" in self.loss.banks and not self.system.window.given:
             raise InputError("loss.input_weight: the model is given no frame to contrast with; expected 0")
         if config.loss.rows == "clip" and self.system.frame_timesteps:
@@ -234,6 +234,8 @@ class Trainer:
         figures |= {f"contrastive/{name}": value for name, value in output.contrastive.items()}
         if output.flow_contrast is not None:
             figures["flow_contrast"] = output.flow_contrast
+        if output.balance_weight is not None:
+            figures["balance/weight"] = output.balance_weight
         if (self.state.step + 1) % self.config.log_every == 0:
             accuracy = self.loss.retrieval_accuracy(prediction, rows.noisy_latents, rows.timesteps, **candidates)
             figures |= {f"retrieval/{name}": value for name, value in accuracy.items()}
@@ -268,6 +270,8 @@ class Trainer:
         beside: dict[str, Stateful] = {}
         if len(self.candidates.memory):
             beside["memory_bank"] = self.candidates.memory
+        if self.loss.balance:
+            beside["balance"] = self.loss.balance
         if self.own_samples:
             beside["own_samples"] = self.own_samples
         if self.own_contrast:
@@ -313,6 +317,7 @@ def build_loss(schedule: NoiseSchedule, config: LossConfig) -> ContrastiveDiffus
         max_timestep=config.max_timestep,
         min_snr_gamma=config.min_snr_gamma,
         flow_contrast_weight=config.flow_contrast_weight,
+        balance=config.balance,
     )
 
 

@@ -65,20 +65,21 @@ def test_ranks_make_the_steps_of_one_process_and_skip_together(train_config: Tra
         for name, (_, ranks) in trained_ranks.CASES.items()
     }
 
-    (one,), four = cases["together"], cases["apart"]
-    losses = torch.stack([rank["losses"] for rank in four])  # [ranks, steps]
-    torch.testing.assert_close(losses.mean(0), one["losses"], rtol=1e-6, atol=0)
-    assert len(losses[:, 0].unique()) == len(four)
-    for step, truth in enumerate(one["gradients"]):
-        mine = four[0]["gradients"][step]
-        assert (mine - truth).norm() < 1e-5 * truth.norm()
-        assert all(torch.equal(rank["gradients"][step], mine) for rank in four)
+    for kind in ("", trained_ranks.BALANCED):
+        (one,), four = cases[kind + "together"], cases[kind + "apart"]
+        losses = torch.stack([rank["losses"] for rank in four])  # [ranks, steps]
+        torch.testing.assert_close(losses.mean(0), one["losses"], rtol=1e-6, atol=0)
+        assert len(losses[:, 0].unique()) == len(four)
+        for step, truth in enumerate(one["gradients"]):
+            mine = four[0]["gradients"][step]
+            assert (mine - truth).norm() < 1e-5 * truth.norm()
+            assert all(torch.equal(rank["gradients"][step], mine) for rank in four)
     drawn = torch.stack([noise for rank in four for noise in rank["noise"]])
     assert len(drawn.flatten(1).unique(dim=0)) == len(drawn) == 3 * len(four)
 
     assert [rank["skipped"] for rank in cases["nan"]] == [1] * len(four)
     assert [step.isfinite().all().item() for step in cases["nan"][0]["gradients"]] == [True, False, True]
-    for name in ("apart", "nan"):
+    for name in ("apart", trained_ranks.BALANCED + "apart", "nan"):
         assert all(torch.equal(rank["weights"], cases[name][0]["weights"]) for rank in cases[name])
         assert cases[name][0]["weights"].isfinite().all()
 

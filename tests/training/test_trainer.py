@@ -89,6 +89,21 @@ def test_a_run_killed_at_random_moments_resumes_bitwise(train_config: TrainConfi
     assert_same_run(config.output, killed.output)
 
 
+def test_a_balanced_run_resumes_bitwise_and_logs_its_weight(
+    train_config: TrainConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = replace(train_config, steps=4, log_every=1, loss=LossConfig(balance=0.5), gradient_accumulation=2)
+    Trainer(config).run()
+    broken = beside(config, "broken")
+    train_until(broken, 3, monkeypatch)
+    Trainer(replace(broken, resume=True)).run()
+    assert_same_run(config.output, broken.output)
+    weights = [[row["balance/weight"] for row in read_log(run.output / "log.jsonl")] for run in (config, broken)]
+    assert weights[0] == weights[1] and len(set(weights[0])) == 4 and min(weights[0]) > 0
+    saved = load_checkpoint(list_checkpoints(config.output / "checkpoints")[-1])[0]
+    assert saved["balance"]["norms"].min() > 0
+
+
 def test_ctrl_c_saves_the_step_under_way(train_config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     original = Trainer._train_step
 

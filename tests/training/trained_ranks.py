@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import fields, replace
 from pathlib import Path
@@ -125,7 +125,14 @@ def case_nan(config: TrainConfig) -> dict[str, Any]:
     return train(trainer)
 
 
-CASES = {"together": (case_together, 1), "apart": (case_apart, RANKS), "nan": (case_nan, RANKS)}
+BALANCED = "balanced "
+CASES: dict[str, tuple[Callable[[TrainConfig], dict[str, Any]], int]] = {
+    "together": (case_together, 1),
+    "apart": (case_apart, RANKS),
+    BALANCED + "together": (case_together, 1),
+    BALANCED + "apart": (case_apart, RANKS),
+    "nan": (case_nan, RANKS),
+}
 
 
 def start(rank: int, ranks: int, case: str, config: TrainConfig, folder: Path) -> None:
@@ -133,7 +140,8 @@ def start(rank: int, ranks: int, case: str, config: TrainConfig, folder: Path) -
     if ranks > 1:
         os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks)}
         os.environ |= {"MASTER_ADDR": "127.0.0.1", "LOCAL_WORLD_SIZE": str(ranks)}
-    made = CASES[case][0](replace(config, output=folder / case))
+    loss = replace(config.loss, balance=0.5 if case.startswith(BALANCED) else None)
+    made = CASES[case][0](replace(config, output=folder / case, loss=loss))
     torch.save(made, folder / f"{case}-{rank}.pt")
     if ranks > 1:
         torch.distributed.destroy_process_group()
