@@ -15,7 +15,7 @@ from accelerate import PartialState
 from accelerate.utils import parse_flag_from_env
 from torch.distributed.distributed_c10d import _get_default_store, _set_pg_timeout
 
-from contrastive_i2v.errors import RankLostError
+from contrastive_i2v.errors import InputError, RankLostError
 
 WAIT = timedelta(days=1)
 """How long a process waits for the others: the main one alone fills caches, makes previews and writes pages."""
@@ -25,10 +25,20 @@ SILENCE = timedelta(minutes=10)
 hangs. The connections of a process that dies are closed, and end the wait at once."""
 
 ROLL_CALL = timedelta(seconds=10)
+"""How long ranks have to say that they are there, once a collective has failed."""
+
+SHARDING = ("FSDP", "DEEPSPEED", "MEGATRON_LM")
 
 
 def process_state() -> PartialState:
-    """Which process this is, and of how many; the first call meets the others, on CPUs by gloo."""
+    """Which process this is, and of how many; the first call meets the others, on CPUs by gloo.
+
+    Raises InputError where the launcher asks for sharded parameters, which training would leave behind: accelerate puts
+    other parameters in the network than those that are clipped and averaged.
+    """
+    for name in SHARDING:
+        if parse_flag_from_env(f"ACCELERATE_USE_{name}"):
+            raise InputError(f"accelerate launch: {name} is not supported; expected DDP, as --multi_gpu starts it")
     on_cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
     options: dict[str, Any] = {}
     if restarted() and not dist.is_initialized():  # torchrun's store still has the addresses of those that died

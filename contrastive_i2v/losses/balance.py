@@ -17,38 +17,39 @@ LARGEST = 1e4
 
 
 class GradientBalance(nn.Module):
-    """Weighs the contrastive terms so that their gradient to the prediction is `ratio` times the noise loss's.
+    """Weighs the contrastive terms so that their gradient to the prediction is at most `ratio` times the noise loss's.
 
-        loss   = mse + weight * contrastive
-        weight = min(ratio * sqrt(E ||d mse / d F||^2 / E ||d contrastive / d F||^2), 1e4)
+        loss     = mse + weight_t * contrastive
+        n_t, c_t = ||d mse / d F||^2, ||d contrastive / d F||^2        over the batches of all ranks
+        weight_t = min(ratio * sqrt(E n / max(E c, c_t)), 1e4)
 
-    F is the network's prediction, and the norms are over the batches of all ranks. E is a moving average over batches
-    with decay 0.99, this one in it; both averages start at zero, which cancels. The weight is a constant to autograd,
-    and 0 where no contrastive gradient was seen. A batch with a gradient that isn't finite leaves the averages alone.
-    The first gradient has a closed form and the second is what the fused op makes anyway: nothing goes through the
-    network twice, nothing waits for the device, and ranks exchange two numbers.
+    F is the network's prediction, and E a moving average over batches, this one in it, with decay 0.99 and corrected
+    for its start. A batch like those before gets this ratio, and no batch pulls harder. The weight is a constant to
+    autograd, and 0 where no contrastive gradient was seen. A batch with a gradient that isn't finite leaves the
+    averages alone. The first gradient has a closed form and the second is what the fused op makes anyway: nothing goes
+    through the network twice, nothing waits for the device, and ranks exchange two numbers.
 
     Args:
         ratio: > 0; 1 = the terms pull alike.
 
     Source: VQGAN's adaptive weight (Esser et al., 2021, arXiv:2012.09841, equation 7) and its limit of 1e4. VQGAN takes
-    the gradients to the last layer, at the price of more backward passes.
+    the gradients to the last layer, at the price of more backward passes, and a batch at a time.
     """
 
-    norms: Tensor
-    """[2]: the averages of the squared norms, the noise loss's first."""
+    averages: Tensor
+    """[3], before the correction: of n, of c, and of 1."""
 
     def __init__(self, ratio: float) -> None:
         super().__init__()
         self.ratio = ratio
-        self.register_buffer("norms", torch.zeros(2))
+        self.register_buffer("averages", torch.zeros(3))
 
-    @property
-    def weight(self) -> Tensor:
-        """Scalar, on the device."""
-        noise, contrastive = self.norms
-        weight = self.ratio * (noise / contrastive).sqrt()
-        return torch.where(contrastive > 0, weight, torch.zeros_like(weight)).clamp(max=LARGEST)
+    def weight(self, contrastive: Tensor | None = None) -> Tensor:
+        """Scalar, on the device, for a batch with this squared norm; None = one like those before."""
+        noise, usual, seen = self.averages
+        largest = usual if contrastive is None else torch.maximum(usual, contrastive * seen)
+        weight = self.ratio * (noise / largest).sqrt()
+        return torch.where(largest > 0, weight, torch.zeros_like(weight)).clamp(max=LARGEST)
 
     def forward(
         self,
@@ -57,8 +58,8 @@ class GradientBalance(nn.Module):
         prediction: Tensor,
         target: Tensor,
         mse_weights: Tensor | None,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """(loss, mse, contrastive [K]) as the op returns them, with the balanced weight.
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """(loss, mse, contrastive [K]) as the op returns them, and the weight.
 
         Args:
             contrast: from a prediction to the op's output without the noise loss.
@@ -76,22 +77,24 @@ class GradientBalance(nn.Module):
             mse = (rows * error.square()).mean()
             total = sum((weight * value for weight, value in zip(bank_weights, out.contrastive, strict=True)), 0 * mse)
         if not learns:
-            return mse + self.weight.to(dtype) * total, mse, out.contrastive
+            weight = self.weight().to(dtype)
+            return mse + weight * total, mse, out.contrastive, weight
         (contrastive,) = torch.autograd.grad(out.loss, leaf)
         with torch.no_grad():
             noise = (2 / error.numel() * rows * error).view_as(leaf)
-            if self.training:
-                self._observe(noise, contrastive)
-            weight = self.weight.to(dtype)
+            weight = self._observe(noise, contrastive).to(dtype)
             gradient = noise + weight * contrastive
         loss: Tensor = _WithGradient.apply(prediction, mse + weight * total, gradient)  # type: ignore[no-untyped-call]
-        return loss, mse, out.contrastive
+        return loss, mse, out.contrastive, weight
 
-    def _observe(self, noise: Tensor, contrastive: Tensor) -> None:
-        squares = torch.stack([noise.square().sum(), contrastive.square().sum()]).to(self.norms.dtype)
+    def _observe(self, noise: Tensor, contrastive: Tensor) -> Tensor:
+        """Take the batch into the averages; its weight."""
+        squares = torch.stack([noise.square().sum(), contrastive.square().sum()]).to(self.averages.dtype)
         squares = all_reduce(squares, dist.ReduceOp.SUM, None)
-        averages = torch.lerp(self.norms, squares, 1 - DECAY)
-        self.norms.copy_(torch.where(squares.isfinite().all(), averages, self.norms))
+        if self.training:
+            averages = torch.lerp(self.averages, torch.cat([squares, torch.ones_like(squares[:1])]), 1 - DECAY)
+            self.averages.copy_(torch.where(squares.isfinite().all(), averages, self.averages))
+        return self.weight(squares[1])
 
 
 class _WithGradient(torch.autograd.Function):

@@ -69,8 +69,8 @@ class ContrastiveDiffusionLoss(nn.Module):
         flow_contrast_weight: lambda of Contrastive Flow Matching, 0 <= lambda < 1: the loss minus lambda times
             `distance_to_other_targets`, with the diffusion loss's weights w_i. It rescales the optimal prediction by
             1 / (1 - lambda). At 1 and above the loss has no minimum.
-        balance: multiply the contrastive terms so that their gradient to the prediction is this times the noise loss's
-            (`GradientBalance`); the banks' weights then only say their ratio. None multiplies by nothing.
+        balance: multiply the contrastive terms so that their gradient to the prediction is at most this times the noise
+            loss's (`GradientBalance`); the banks' weights then only say their ratio. None multiplies by nothing.
         backend: of the op; None takes the fastest there is.
 
     Raises:
@@ -190,8 +190,7 @@ class ContrastiveDiffusionLoss(nn.Module):
                 raise InputError("a bank requires a gradient, and balance gives it none: detach it")
             nothing = torch.zeros_like(c_skip)
             contrast = partial(op, mse_weights=nothing)
-            loss, mse, terms = self.balance(contrast, weights, prediction, target, mse_weights)
-            multiplier = self.balance.weight
+            loss, mse, terms, multiplier = self.balance(contrast, weights, prediction, target, mse_weights)
         contrastive = dict(zip(names, terms.unbind(), strict=True))
         if not self.flow_contrast_weight:
             return DiffusionLossOutput(loss, mse, contrastive, balance_weight=multiplier)

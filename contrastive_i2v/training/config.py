@@ -83,8 +83,8 @@ class LossConfig:
     input_weight: float | None = 0.0
     """Weight of the bank of input-frame latents; 0 = off, None = 1 / latent elements."""
     balance: float | None = None
-    """Multiply the two banks' terms so that their gradient to the prediction is this times the noise loss's (a moving
-    average); their weights then only say their ratio. None = the weights as they are."""
+    """Multiply the two banks' terms so that their gradient to the prediction is at most this times the noise loss's
+    (GradientBalance); target_weight and input_weight then only say their ratio. None = the weights as they are."""
     temperature: float = 0.07
     """Logits are divided by this."""
     normalize: bool = True

@@ -45,18 +45,24 @@ def parts(arguments: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 def test_the_terms_gradient_is_the_ratio_of_the_noise_losss() -> None:
     loss, averages = ContrastiveDiffusionLoss(SD, **OPTIONS, balance=0.3).double(), torch.zeros(2, dtype=torch.float64)
-    for step in range(4):
-        arguments = batch(step, scale=0.1 * 3**step)
+    capped: list[bool] = []
+    for step, scale in enumerate((1.0, 0.1, 3.0, 0.3)):
+        arguments = batch(step, scale=scale)
         mse, noise, terms, contrastive = parts(arguments)
-        averages = 0.99 * averages + 0.01 * torch.stack([noise.square().sum(), contrastive.square().sum()])
-        weight = 0.3 * (averages[0] / averages[1]).sqrt()
+        squares = torch.stack([noise.square().sum(), contrastive.square().sum()])
+        averages = 0.99 * averages + 0.01 * squares
+        usual = averages / (1 - 0.99 ** (step + 1))
+        capped.append(bool(squares[1] > usual[1]))
+        weight = 0.3 * (usual[0] / torch.maximum(usual[1], squares[1])).sqrt()
         out = loss(**arguments)
         (gradient,) = torch.autograd.grad(3 * out.loss, arguments["prediction"])
         torch.testing.assert_close(out.balance_weight, weight, rtol=1e-10, atol=0)
         torch.testing.assert_close(out.loss.detach(), mse + weight * terms, rtol=1e-10, atol=0)
         torch.testing.assert_close(gradient, 3 * (noise + weight * contrastive), rtol=1e-9, atol=1e-13)
+        assert (weight * contrastive).norm() <= 0.3 * usual[0].sqrt() * (1 + 1e-9)
         if step == 0:
             assert (weight * contrastive).norm() == pytest.approx(0.3 * float(noise.norm()))
+    assert {True, False} <= set(capped[1:])
 
 
 def test_evaluating_leaves_the_weight_alone_and_its_state_goes_on() -> None:
@@ -65,8 +71,8 @@ def test_evaluating_leaves_the_weight_alone_and_its_state_goes_on() -> None:
     with torch.no_grad():
         seen = loss(**batch(1, torch.float32))
     loss.eval()
-    measured = loss(**batch(1, torch.float32))
-    assert seen.balance_weight == measured.balance_weight == first.balance_weight and seen.loss == measured.loss
+    again = loss(**batch(0, torch.float32))
+    assert seen.balance_weight == again.balance_weight == first.balance_weight and again.loss == first.loss
     other = ContrastiveDiffusionLoss(SD, **OPTIONS, balance=0.3)
     other.load_state_dict(copy.deepcopy(loss.state_dict()))
     loss.train()
@@ -96,11 +102,12 @@ def test_nan_and_silent_terms_leave_it_finite() -> None:
     silent = loss(**batch(0))
     assert silent.balance_weight == 0 and silent.loss == silent.mse
     loss.max_timestep = None
-    weight = loss(**batch(0)).balance_weight
-    broken = batch(1)
+    assert loss(**batch(0)).balance_weight > 0
+    before, broken = copy.deepcopy(loss.state_dict()), batch(1)
     broken["noisy_latents"][0, 0, 0, 0] = torch.nan
-    out = loss(**broken)
-    assert out.loss.isnan() and out.balance_weight == weight
+    assert loss(**broken).loss.isnan() and torch.equal(
+        loss.state_dict()["balance.averages"], before["balance.averages"]
+    )
     assert loss(**batch(1)).loss.isfinite()
 
 

@@ -17,11 +17,13 @@ import torch
 import trained_ranks
 from runs import ENVIRONMENT, assert_same_run, beside, last_step, launch, start_ranks
 
+from contrastive_i2v.errors import InputError
 from contrastive_i2v.models import load_system
 from contrastive_i2v.training.batches import batch_indices
 from contrastive_i2v.training.checkpoint import list_checkpoints, load_checkpoint
 from contrastive_i2v.training.config import LossConfig, TrainConfig, save_config
 from contrastive_i2v.training.logs import read_log
+from contrastive_i2v.training.trainer import Trainer
 
 
 @pytest.mark.processes
@@ -44,6 +46,13 @@ def test_two_processes_train_save_and_resume(train_config: TrainConfig, tmp_path
     for group, values in tensors.items():
         for name, value in values.items():
             assert torch.equal(value, again[group][name]), f"{group}: {name}"
+
+
+@pytest.mark.parametrize("name", ["FSDP", "DEEPSPEED"])
+def test_sharded_parameters_are_refused(name: str, train_config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(f"ACCELERATE_USE_{name}", "true")
+    with pytest.raises(InputError, match=f"accelerate launch: {name} is not supported; expected DDP"):
+        Trainer(train_config)
 
 
 def test_ranks_share_the_batches() -> None:

@@ -101,7 +101,7 @@ def test_a_balanced_run_resumes_bitwise_and_logs_its_weight(
     weights = [[row["balance/weight"] for row in read_log(run.output / "log.jsonl")] for run in (config, broken)]
     assert weights[0] == weights[1] and len(set(weights[0])) == 4 and min(weights[0]) > 0
     saved = load_checkpoint(list_checkpoints(config.output / "checkpoints")[-1])[0]
-    assert saved["balance"]["norms"].min() > 0
+    assert saved["balance"]["averages"].min() > 0
 
 
 def test_ctrl_c_saves_the_step_under_way(train_config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
