@@ -13,7 +13,8 @@ import torch
 import torch.distributed as dist
 from accelerate import PartialState
 from accelerate.utils import parse_flag_from_env
-from torch.distributed.distributed_c10d import _get_default_store, _set_pg_timeout
+from torch.distributed.distributed_c10d import PrefixStore, _get_default_store, _set_pg_timeout
+from torch.distributed.rendezvous import rendezvous
 
 from contrastive_i2v.errors import InputError, RankLostError
 
@@ -38,12 +39,14 @@ def process_state() -> PartialState:
     """
     for name in SHARDING:
         if parse_flag_from_env(f"ACCELERATE_USE_{name}"):
-            raise InputError(f"accelerate launch: {name} is not supported; expected DDP, as --multi_gpu starts it")
+            raise InputError(
+                f"accelerate launch: {name} is not supported; expected --multi_gpu alone, and --shard to train"
+            )
     on_cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
     options: dict[str, Any] = {}
     if restarted() and not dist.is_initialized():  # torchrun's store still has the addresses of those that died
-        store, options["rank"], options["world_size"] = next(dist.rendezvous("env://", timeout=WAIT))
-        options["store"] = dist.PrefixStore(f"restart {_restarts()}", store)
+        store, options["rank"], options["world_size"] = next(rendezvous("env://", timeout=WAIT))
+        options["store"] = PrefixStore(f"restart {_restarts()}", store)
     return PartialState(cpu=on_cpu, timeout=WAIT, **options)
 
 

@@ -276,6 +276,9 @@ class TrainConfig:
     """Noise on the conditioning latents, its standard deviation uniform between 0 and this (latents have about 1): the
     model then forgives its own errors in a rollout; 0 = none."""
     mixed_precision: Literal["no", "fp16", "bf16"] = "no"
+    shard: bool = False
+    """Share the network's parameters, gradients, moments and averages among the processes (FSDP2): less memory, and
+    more between them. Without previews, own samples, adapters and fp16."""
     gradient_checkpointing: bool = False
     """Less memory for more time."""
     ema_decay: float = 0.0

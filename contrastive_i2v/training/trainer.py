@@ -17,6 +17,7 @@ from accelerate.utils import send_to_device
 from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 from tqdm import tqdm
 
 from contrastive_i2v.data.examples import Example, ExampleDataset
@@ -44,6 +45,7 @@ from contrastive_i2v.training.own_contrast import OwnContrast
 from contrastive_i2v.training.own_samples import OwnSamples
 from contrastive_i2v.training.preview import build_preview
 from contrastive_i2v.training.representation_alignment import RepresentationAlignment
+from contrastive_i2v.training.sharding import check_sharding, make_whole, shard
 from contrastive_i2v.training.state import RunState, Stateful
 from contrastive_i2v.training.text_frames import TextFrames
 
@@ -62,6 +64,8 @@ class Trainer:
             mixed_precision=config.mixed_precision, gradient_accumulation_steps=config.gradient_accumulation
         )
         self.main = self.accelerator.is_main_process
+        if config.shard:
+            check_sharding(config, self.accelerator.num_processes)
         self.lock = lock_folder(config.output) if self.main else None
         device = self.accelerator.device
         if config.mixed_precision == "fp16" and not self.accelerator.native_amp:
@@ -97,13 +101,17 @@ class Trainer:
         self.lora = build_lora(self.system, config)
         self.features = Features(self.system, config.loss.dispersive_layer) if config.loss.dispersive_weight else None
         self.text_frames = TextFrames(config, self.system, self.accelerator) if config.loss.text_weight else None
+        if config.shard:
+            shard(self.system.network, self.accelerator.device, self.accelerator.num_processes)
         trainable = self.lora.trainable() if self.lora else self.system.trainable()
         self.system.network.requires_grad_(False)
         for parameter in trainable:
             parameter.requires_grad_(True)
-        network, optimizer = self.accelerator.prepare(
-            self.system.network, build_optimizer(config, trainable, self.accelerator.device)
-        )
+        network, optimizer = self.system.network, build_optimizer(config, trainable, self.accelerator.device)
+        if config.shard:
+            optimizer = self.accelerator.prepare(optimizer)
+        else:
+            network, optimizer = self.accelerator.prepare(network, optimizer)
         self.lr_factor = get_scheduler(
             "constant_with_warmup" if config.optimizer.schedule == "constant" else "cosine",
             optimizer,
@@ -180,6 +188,7 @@ class Trainer:
                 self.accelerator.backward(loss)
             rows.append(row)
         norm = self.accelerator.clip_grad_norm_(state.trainable, self.config.optimizer.max_grad_norm)
+        norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
         finite = bool(torch.isfinite(norm))  # the step's one wait for the device
         if finite or self.accelerator.scaler is not None:  # the scaler must see the infinity, and skips by itself
             optimizer.step()
@@ -296,11 +305,16 @@ class Trainer:
 
     def _finish(self) -> Path:
         folder = self.config.output / "model"
+        weights = self.state.with_average(self.state.weights) if self.config.shard else {}
         if self.main:
             self.system.network.eval()
             if self.text_frames:
                 self.text_frames.save(folder)
-            self.state.with_average(partial(self.lora.save if self.lora else self.system.save, folder))
+            if self.config.shard:
+                make_whole(self.system.network, weights)
+                self.system.save(folder)
+            else:
+                self.state.with_average(partial(self.lora.save if self.lora else self.system.save, folder))
         self.accelerator.wait_for_everyone()
         return folder
 

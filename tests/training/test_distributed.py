@@ -19,10 +19,12 @@ from runs import ENVIRONMENT, assert_same_run, beside, last_step, launch, start_
 
 from contrastive_i2v.errors import InputError
 from contrastive_i2v.models import load_system
+from contrastive_i2v.models.lora import AdapterConfig
 from contrastive_i2v.training.batches import batch_indices
 from contrastive_i2v.training.checkpoint import list_checkpoints, load_checkpoint
 from contrastive_i2v.training.config import LossConfig, TrainConfig, save_config
 from contrastive_i2v.training.logs import read_log
+from contrastive_i2v.training.sharding import check_sharding
 from contrastive_i2v.training.trainer import Trainer
 
 
@@ -48,10 +50,40 @@ def test_two_processes_train_save_and_resume(train_config: TrainConfig, tmp_path
             assert torch.equal(value, again[group][name]), f"{group}: {name}"
 
 
+@pytest.mark.processes
+def test_sharded_processes_train_save_and_resume(train_config: TrainConfig, tmp_path: Path) -> None:
+    config = replace(train_config, steps=4, batch_size=2, shard=True)
+    launch(config, tmp_path / "first.yaml")
+    last = list_checkpoints(config.output / "checkpoints")[-1]
+    tensors, state = load_checkpoint(last)
+    plain = Trainer(beside(config, "plain", shard=False, steps=1)).run()
+    network = load_system(config.output / "model").network
+    for name, value in network.named_parameters():
+        assert torch.equal(value, tensors["ema"][name]), name
+    assert network.state_dict().keys() == load_system(plain).network.state_dict().keys() == tensors["network"].keys()
+    configs = [(folder / "unet" / "config.json").read_text() for folder in (config.output / "model", plain)]
+    assert configs[0] == configs[1]
+
+    shutil.rmtree(last)  # as if killed after the second step
+    launch(replace(config, resume=True), tmp_path / "second.yaml")
+    again, state_again = load_checkpoint(last)
+    assert state_again == state
+    for group, values in tensors.items():
+        for name, value in values.items():
+            assert torch.equal(value, again[group][name]), f"{group}: {name}"
+
+
+def test_what_a_sharded_network_cannot_do_is_refused(train_config: TrainConfig) -> None:
+    with pytest.raises(InputError, match="shard: one process has nobody to share with"):
+        Trainer(replace(train_config, shard=True))
+    with pytest.raises(InputError, match="shard: adapters are small"):
+        check_sharding(replace(train_config, lora=AdapterConfig(rank=4)), 2)
+
+
 @pytest.mark.parametrize("name", ["FSDP", "DEEPSPEED"])
 def test_sharded_parameters_are_refused(name: str, train_config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(f"ACCELERATE_USE_{name}", "true")
-    with pytest.raises(InputError, match=f"accelerate launch: {name} is not supported; expected DDP"):
+    with pytest.raises(InputError, match=f"accelerate launch: {name} is not supported; expected --multi_gpu"):
         Trainer(train_config)
 
 
@@ -74,8 +106,8 @@ def test_ranks_make_the_steps_of_one_process_and_skip_together(train_config: Tra
         for name, (_, ranks) in trained_ranks.CASES.items()
     }
 
-    for kind in ("", trained_ranks.BALANCED):
-        (one,), four = cases[kind + "together"], cases[kind + "apart"]
+    for kind, ranks in (("", "apart"), (trained_ranks.BALANCED, trained_ranks.BALANCED + "apart"), ("", "sharded")):
+        (one,), four = cases[kind + "together"], cases[ranks]
         losses = torch.stack([rank["losses"] for rank in four])  # [ranks, steps]
         torch.testing.assert_close(losses.mean(0), one["losses"], rtol=1e-6, atol=0)
         assert len(losses[:, 0].unique()) == len(four)
@@ -86,9 +118,10 @@ def test_ranks_make_the_steps_of_one_process_and_skip_together(train_config: Tra
     drawn = torch.stack([noise for rank in four for noise in rank["noise"]])
     assert len(drawn.flatten(1).unique(dim=0)) == len(drawn) == 3 * len(four)
 
-    assert [rank["skipped"] for rank in cases["nan"]] == [1] * len(four)
-    assert [step.isfinite().all().item() for step in cases["nan"][0]["gradients"]] == [True, False, True]
-    for name in ("apart", trained_ranks.BALANCED + "apart", "nan"):
+    for name in ("nan", "sharded nan"):
+        assert [rank["skipped"] for rank in cases[name]] == [1] * len(four)
+        assert [step.isfinite().all().item() for step in cases[name][0]["gradients"]] == [True, False, True]
+    for name in cases.keys() - {"together", trained_ranks.BALANCED + "together"}:
         assert all(torch.equal(rank["weights"], cases[name][0]["weights"]) for rank in cases[name])
         assert cases[name][0]["weights"].isfinite().all()
 

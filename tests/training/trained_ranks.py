@@ -19,6 +19,7 @@ from typing import Any
 import torch
 import torch.multiprocessing as mp
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 from torch.utils._pytree import tree_map
 
 from contrastive_i2v.cli.main import main
@@ -31,6 +32,10 @@ from contrastive_i2v.training.trainer import Trainer
 RANKS, ROWS = 4, 2
 
 
+def whole(value: Any) -> Tensor:
+    return value.full_tensor() if isinstance(value, DTensor) else value
+
+
 @contextmanager
 def gradients(trainer: Trainer) -> Iterator[list[Tensor]]:
     """The gradient of each step, before it is clipped."""
@@ -38,7 +43,7 @@ def gradients(trainer: Trainer) -> Iterator[list[Tensor]]:
     clip = trainer.accelerator.clip_grad_norm_
 
     def clip_grad_norm(parameters: list[Any], limit: float) -> Tensor:
-        found.append(torch.cat([parameter.grad.flatten() for parameter in parameters]))
+        found.append(torch.cat([whole(parameter.grad).flatten() for parameter in parameters]))
         return clip(parameters, limit)
 
     trainer.accelerator.clip_grad_norm_ = clip_grad_norm
@@ -49,7 +54,7 @@ def train(trainer: Trainer) -> dict[str, Any]:
     """Train, and say what came of it."""
     with gradients(trainer) as found:
         trainer.run()
-    weights = torch.cat([parameter.detach().flatten() for parameter in trainer.state.trainable])
+    weights = torch.cat([whole(parameter.detach()).flatten() for parameter in trainer.state.trainable])
     return {"gradients": found, "weights": weights, "skipped": trainer.state.nonfinite_steps}
 
 
@@ -94,8 +99,8 @@ def case_together(config: TrainConfig) -> dict[str, Any]:
             )
         values = {field.name: [getattr(part, field.name) for part in parts] for field in fields(Inputs)}
         condition = {name: torch.cat([each[name] for each in values["condition"]]) for name in parts[0].condition}
-        whole = {name: torch.cat(each) for name, each in values.items() if isinstance(each[0], Tensor)}
-        return replace(parts[0], **whole, condition=condition)
+        tensors = {name: torch.cat(each) for name, each in values.items() if isinstance(each[0], Tensor)}
+        return replace(parts[0], **tensors, condition=condition)
 
     def train_step(batches: Any) -> Any:
         rows = step(batches)
@@ -132,6 +137,8 @@ CASES: dict[str, tuple[Callable[[TrainConfig], dict[str, Any]], int]] = {
     BALANCED + "together": (case_together, 1),
     BALANCED + "apart": (case_apart, RANKS),
     "nan": (case_nan, RANKS),
+    "sharded": (lambda config: case_apart(replace(config, shard=True)), RANKS),
+    "sharded nan": (lambda config: case_nan(replace(config, shard=True)), RANKS),
 }
 
 
