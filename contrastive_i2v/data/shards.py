@@ -80,7 +80,7 @@ class Manifest:
     shards: list[ShardInfo]
 
 
-class _Frames(Dataset[ClipFrames | Skipped]):
+class ClipReading(Dataset[ClipFrames | Skipped]):
     """Clips decoded by a DataLoader's workers."""
 
     def __init__(self, clips: Sequence[Clip], read: WindowReader) -> None:
@@ -133,7 +133,7 @@ def encode_shards(
     done = _Journal.read_all(output, setting)
     mine = [number for number in range(rank, len(clips), ranks) if number not in done]
     total = len(range(rank, len(clips), ranks))
-    loader = DataLoader(_Frames([clips[i] for i in mine], read), batch_size=None, num_workers=workers)
+    loader = DataLoader(ClipReading([clips[i] for i in mine], read), batch_size=None, num_workers=workers)
     with _Journal(output, rank, setting) as journal:
         bar = tqdm(loader, desc="encoding", unit="clip", initial=total - len(mine), total=total, disable=not progress)
         batch: list[tuple[int, ClipFrames | Skipped]] = []
