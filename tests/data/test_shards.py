@@ -95,6 +95,10 @@ def files(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir() if path.suffix in (".tar", ".json")}
 
 
+@pytest.mark.fault(
+    "a process that encodes shards is killed between the shard and its journal",
+    "started again it loses one batch of clips, and the shards are bit for bit those of an undisturbed run",
+)
 @pytest.mark.parametrize("stop", [0, 1, 2])
 def test_a_stopped_process_goes_on_and_loses_a_batch_at_most(
     many: list[Clip], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop: int
@@ -140,6 +144,7 @@ def test_processes_share_the_clips_and_may_be_another_number_the_next_time(many:
     assert write(many, output, system) == manifest and not system.prompts  # all is there
 
 
+@pytest.mark.fault("a shard of latents is gone", "training names it; encode makes it again and nothing else")
 def test_a_shard_that_was_deleted_is_encoded_again(many: list[Clip], tmp_path: Path) -> None:
     first = write(many, tmp_path / "shards")
     (tmp_path / "shards" / first.shards[0].name).unlink()
@@ -176,6 +181,9 @@ def test_no_clip_left(many: list[Clip], tmp_path: Path) -> None:
     assert [one.path for one in raised.value.skipped] == [many[3].path]
 
 
+@pytest.mark.fault(
+    "a shard of latents is cut off, has a flipped bit, or is another's", "training names the shard and the clip"
+)
 @pytest.mark.parametrize("damage", ["cut", "byte", "swapped"])
 def test_damage_is_named(many: list[Clip], tmp_path: Path, damage: str) -> None:
     manifest = write(many, tmp_path / "shards")
@@ -196,6 +204,7 @@ def test_damage_is_named(many: list[Clip], tmp_path: Path, damage: str) -> None:
     assert file.name in str(raised.value)
 
 
+@pytest.mark.fault("a manifest of latents names a file outside its folder", "it is refused")
 def test_a_manifest_names_no_file_outside_its_folder(many: list[Clip], tmp_path: Path) -> None:
     write(many, tmp_path / "shards")
     path = tmp_path / "shards" / MANIFEST
@@ -206,6 +215,9 @@ def test_a_manifest_names_no_file_outside_its_folder(many: list[Clip], tmp_path:
         read_manifest(str(tmp_path / "shards"))
 
 
+@pytest.mark.fault(
+    "an object store doesn't answer for a while", "reading is tried for half a minute, and then one line"
+)
 def test_a_store_that_is_away_for_a_while(many: list[Clip], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write(many, tmp_path / "shards")
     store = fsspec.filesystem("memory")
