@@ -1,7 +1,7 @@
 """Clips to batches of pixels, and shards to batches of latents: `python -m benchmarks.encoding`.
 
 **Decoding.** Frames a second, decoded, resized to 64 pixels and batched, of the same frames of the same files: those of
-windows that training draws. Ours is what `encode --output` reads with, a process a core. Beside it: a plain PyAV loop, a
+windows that training draws. Ours is what `encode --output` reads with, a process a core. Beside it a plain PyAV loop, a
 plain decord loop, and what diffusers' InstructPix2Pix example does with its pictures (PIL opens, converts and resizes
 each), over the same frames as PNG files. These run in one process, as people write them, and in a DataLoader of as many
 workers as ours.
@@ -35,7 +35,9 @@ from torch.utils.data import DataLoader, Dataset
 from contrastive_i2v.data.examples import ClipFrames, WindowReader
 from contrastive_i2v.data.frames import FramesConfig
 from contrastive_i2v.data.shapes import ShapesConfig, make_shapes
-from contrastive_i2v.data.shards import MANIFEST, ClipReading, ShardDataset, ShardOrder, encode_shards
+from contrastive_i2v.data.shard_encoding import ClipReading, encode_shards
+from contrastive_i2v.data.shard_order import ShardOrder
+from contrastive_i2v.data.shards import MANIFEST, ShardDataset
 from contrastive_i2v.data.sources import read
 from contrastive_i2v.data.types import Clip
 from contrastive_i2v.data.video import resize_frames

@@ -22,7 +22,8 @@ from contrastive_i2v.data.examples import (
     report_skipped,
     write_skipped,
 )
-from contrastive_i2v.data.shards import ShardDataset, ShardOrder
+from contrastive_i2v.data.shard_order import ShardOrder
+from contrastive_i2v.data.shards import ShardDataset
 from contrastive_i2v.data.sources import read
 from contrastive_i2v.data.types import Clip, NoClipLeft, Skipped
 from contrastive_i2v.errors import InputError

@@ -19,9 +19,12 @@ from toy import BlockMeans, Toy
 
 from contrastive_i2v.data import shards
 from contrastive_i2v.data.examples import WindowReader
-from contrastive_i2v.data.shards import MANIFEST, Place, ShardDataset, ShardOrder, encode_shards, read_manifest
+from contrastive_i2v.data.shard_encoding import _Journal, encode_shards
+from contrastive_i2v.data.shard_order import Place, ShardOrder
+from contrastive_i2v.data.shards import MANIFEST, ShardDataset, read_manifest
 from contrastive_i2v.data.types import Clip, NoClipLeft
 from contrastive_i2v.errors import InputError
+from contrastive_i2v.randomness import seeded
 from contrastive_i2v.system import Window
 
 
@@ -104,7 +107,7 @@ def test_a_stopped_process_goes_on_and_loses_a_batch_at_most(
     many: list[Clip], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop: int
 ) -> None:
     write(many, tmp_path / "whole")
-    journal_write, batches = shards._Journal.write, []
+    journal_write, batches = _Journal.write, []
 
     def dies(self: Any, members: Any, clips: Any, size: int) -> None:
         if len(batches) == stop:
@@ -116,7 +119,7 @@ def test_a_stopped_process_goes_on_and_loses_a_batch_at_most(
         journal_write(self, members, clips, size)
 
     with monkeypatch.context() as patch:
-        patch.setattr(shards._Journal, "write", dies)
+        patch.setattr(_Journal, "write", dies)
         with pytest.raises(KeyboardInterrupt):
             write(many, tmp_path / "stopped")
     assert not (tmp_path / "stopped" / MANIFEST).exists()
@@ -252,7 +255,7 @@ def taken(order: ShardOrder, numbers: range) -> list[list[Place]]:
 def test_a_stream_has_every_example_of_its_shards_once_an_epoch() -> None:
     order = replace(ORDER, batch_size=1)
     for epoch in range(3):
-        first = torch.randperm(6, generator=shards.seeded(0, "shards", epoch)).tolist()
+        first = torch.randperm(6, generator=seeded(0, "shards", epoch)).tolist()
         dealt = [sum(order.examples[shard] for shard in first[stream::2]) for stream in (0, 1)]
         if epoch == 0:
             begins = [0, 0]

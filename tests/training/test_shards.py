@@ -11,7 +11,7 @@ from runs import assert_same_run, beside, train_until
 
 from contrastive_i2v.cli.main import main
 from contrastive_i2v.data.examples import ExampleDataset
-from contrastive_i2v.data.shards import Place
+from contrastive_i2v.data.shard_order import Place
 from contrastive_i2v.errors import InputError
 from contrastive_i2v.training.config import DataConfig, OwnSamplesConfig, TrainConfig
 from contrastive_i2v.training.trainer import Trainer
