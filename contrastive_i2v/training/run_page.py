@@ -134,7 +134,7 @@ class RunPage:
 
     def _running(self) -> State:
         rate = (self.step - self.first) / max(self.written - self.began, 1e-9)
-        says = f"Running: step {self.step} of {self.steps}"
+        says = f"Running when this was written: step {self.step} of {self.steps}"
         if not rate:
             return State(running=True, says=says + ".")
         speed = f"{rate:.3g} steps a second" if rate >= 1 else f"{1 / rate:.3g} seconds a step"
