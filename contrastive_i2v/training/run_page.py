@@ -56,7 +56,7 @@ class State:
 
 
 class RunPage:
-    """Written when a run starts, at log lines (the first, then every 30 s at most), with each preview and at the end.
+    """Written when a run starts, at log lines (the first, then at most once in 30 s), with each preview and at the end.
 
     Args:
         rows: the log's; the list grows as the run goes on.
@@ -120,7 +120,7 @@ class RunPage:
                 stale=max(600.0, 3 * self.gap) if self.step > self.first else 3600.0,
                 curves=curves(self.rows),
                 latest=_embedded(previews[-1][1]) if previews else "",
-                previews=[(step, path.name) for step, path in previews],
+                previews=[(step, f"previews/{path.name}") for step, path in previews],
                 captions=self.captions,
                 skipped=skipped[:SKIPPED_SHOWN],
                 skipped_count=len(skipped),

@@ -85,7 +85,7 @@ def test_a_running_one_says_how_far_it_is_and_when_it_said_so(
         r"Running when this was written: step 2 of 4, [\d.]+ (steps a second|seconds a step) .* left at this rate.",
         state_of(page),
     )
-    assert "Last written <time" in page and "at log lines, every 30 s at most" in page
+    assert "Last written <time" in page and "at log lines, at most once in 30 s" in page
     later = replace(config, output=config.output.with_name("later"))
     assert state_of(page_at(later, 3, monkeypatch)).startswith("Running when this was written: step 2 of 4")
 
