@@ -146,6 +146,7 @@ def browser() -> Iterator[Any]:
 
 
 @pytest.mark.browser
+@pytest.mark.fault("a training is killed", "its page says when it was last written, and later that nothing came since")
 @pytest.mark.parametrize("width", [390, 1280])
 def test_in_a_browser(config: TrainConfig, monkeypatch: pytest.MonkeyPatch, browser: Any, width: int) -> None:
     """A page that a kill left says so once nobody has written it for long; a fresh one doesn't."""

@@ -240,10 +240,12 @@ def test_a_long_video_is_windows_that_share_a_frame(trained: dict[str, Path], ki
     torch.testing.assert_close(again, video[1:], rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize("task", ["consisti2v", "image", "video", "interpolation"])
+@pytest.mark.parametrize("task", ["consisti2v", "frame-timesteps", "image", "video", "interpolation"])
 def test_previews(config: TrainConfig, staged: dict[str, TrainConfig], clips: Path, task: str) -> None:
     """A video, or for an image model a picture, every so many steps, what the log says, and the validation loss."""
-    base = config if task == "consisti2v" else staged[task]
+    base = staged.get(task, config)
+    if task == "frame-timesteps":
+        base = replace(base, system=replace(base.system, frame_timesteps=True))
     data = replace(base.data, validation_path=clips / "test")
     preview = PreviewConfig(every=2, clips=2, frames=6, steps=1)
     validation = ValidationConfig(every=2)
