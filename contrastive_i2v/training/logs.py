@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -58,10 +59,18 @@ class RunLog:
         for tracker in self.trackers:
             tracker.show(step, name, file)
 
-    def close(self, error: BaseException | None = None) -> None:
-        """The run has ended, early where there is an `error`."""
-        for tracker in self.trackers:
-            tracker.close(error)
+    @contextmanager
+    def recorded(self) -> Iterator[None]:
+        """A run, however it ends: then trackers are told, and closed."""
+        error: BaseException | None = None
+        try:
+            yield
+        except BaseException as caught:
+            error = caught
+            raise
+        finally:
+            for tracker in self.trackers:
+                tracker.close(error)
 
 
 def read_log(path: Path) -> list[dict[str, float]]:

@@ -22,7 +22,8 @@ from contrastive_i2v.evaluation.report.page import environment, read_asset
 from contrastive_i2v.evaluation.suite import provenance
 from contrastive_i2v.evaluation.videos import MIME_TYPES
 from contrastive_i2v.files import write_whole
-from contrastive_i2v.training.config import TrainConfig
+from contrastive_i2v.training.config import TrainConfig, as_plain
+from contrastive_i2v.training.logs import RunLog
 
 PAGE = "run.html"
 EVERY = 30.0
@@ -150,6 +151,15 @@ class RunPage:
             return State(running=False, says=f"Interrupted, last logged {where}.", detail="--resume goes on.")
         what = "Diverged" if isinstance(error, DivergedError) else f"Stopped by {type(error).__name__}"
         return State(running=False, says=f"{what}, last logged {where}.", detail=one_line(error))
+
+
+def open_log(config: TrainConfig, step: int, steps: int, *, processes: int, captions: Sequence[str]) -> RunLog:
+    """The log of a run that goes on after `step`, with its trackers and its page. Raises InputError."""
+    log = RunLog(
+        config.output, from_step=step, trackers=config.trackers, project=config.project, config=as_plain(config)
+    )
+    log.trackers.append(RunPage(config, log.rows, step=step, steps=steps, processes=processes, captions=captions))
+    return log
 
 
 def curves(rows: Sequence[Mapping[str, float]]) -> list[Curve]:

@@ -6,8 +6,7 @@ from __future__ import annotations
 import copy
 import importlib
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -37,7 +36,7 @@ from contrastive_i2v.training.batches import build_loader, open_dataset
 from contrastive_i2v.training.candidates import CandidateBanks
 from contrastive_i2v.training.checkpoint import list_checkpoints
 from contrastive_i2v.training.compute import compute_of
-from contrastive_i2v.training.config import LossConfig, TrainConfig, as_plain, differences, load_config, save_config
+from contrastive_i2v.training.config import LossConfig, TrainConfig, differences, load_config, save_config
 from contrastive_i2v.training.features import Features
 from contrastive_i2v.training.inputs import Inputs, loss_rows, make_inputs
 from contrastive_i2v.training.interrupt import stop_requests
@@ -46,7 +45,7 @@ from contrastive_i2v.training.own_contrast import OwnContrast
 from contrastive_i2v.training.own_samples import OwnSamples
 from contrastive_i2v.training.preview import build_preview
 from contrastive_i2v.training.representation_alignment import RepresentationAlignment
-from contrastive_i2v.training.run_page import RunPage
+from contrastive_i2v.training.run_page import open_log
 from contrastive_i2v.training.state import RunState, Stateful
 from contrastive_i2v.training.text_frames import TextFrames
 from contrastive_i2v.training.trackers import check_trackers
@@ -129,7 +128,13 @@ class Trainer:
             self.state.restore(config.output / "checkpoints")
         self.preview = build_preview(config, self.system) if self.main else None
         self.validation = build_validation(config, self.system, self.loss, self.accelerator)
-        self.log = self._open_log() if self.main else None
+        self.log: RunLog | None = None
+        if self.main:
+            save_config(config, config.output / "config.yaml")
+            captions = self.preview.captions if self.preview else []
+            self.log = open_log(
+                config, self.state.step, self.steps, processes=self.accelerator.num_processes, captions=captions
+            )
 
     def run(self) -> Path:
         """Train to the last of `self.steps` and write the model to `output/model`; returns that folder.
@@ -137,12 +142,16 @@ class Trainer:
         Ctrl-C or SIGTERM saves a checkpoint after the step under way and raises KeyboardInterrupt (with several
         processes, which may get the signal at different steps, there is only the last checkpoint).
         """
+        with self.log.recorded() if self.log else nullcontext():
+            self._train()
+            return self._finish()
+
+    def _train(self) -> None:
         config, state = self.config, self.state
         batches = iter(build_loader(self.dataset, config, self.accelerator, step=state.step, stop=self.steps))
         bar = tqdm(total=self.steps, initial=state.step, desc=config.output.name, unit="step", disable=not self.main)
         began = time.perf_counter()
-        alone = self.accelerator.num_processes == 1
-        with bar, self._recorded(), stop_requests(enabled=alone) as stop_requested:
+        with bar, stop_requests(enabled=self.accelerator.num_processes == 1) as stop_requested:
             while state.step < self.steps:
                 state.unlogged.append(self._train_step([next(batches) for _ in range(config.gradient_accumulation)]))
                 state.step += 1
@@ -160,7 +169,6 @@ class Trainer:
                     state.save(config.output / "checkpoints", keep=config.keep_checkpoints)
                 if stop_requested():
                     raise KeyboardInterrupt
-            return self._finish()
 
     def _train_step(self, batches: list[Example]) -> list[Row]:
         """One optimizer step over the micro-batches; skipped when the gradient isn't finite."""
@@ -289,31 +297,6 @@ class Trainer:
             self._write_log(self.state.with_average(partial(due.make, step)))
             if self.log and due is self.preview and self.preview.file:
                 self.log.show(step, "preview", self.preview.file)
-
-    def _open_log(self) -> RunLog:
-        config, step = self.config, self.state.step
-        save_config(config, config.output / "config.yaml")
-        log = RunLog(
-            config.output, from_step=step, trackers=config.trackers, project=config.project, config=as_plain(config)
-        )
-        captions = self.preview.captions if self.preview else []
-        processes = self.accelerator.num_processes
-        log.trackers.append(
-            RunPage(config, log.rows, step=step, steps=self.steps, processes=processes, captions=captions)
-        )
-        return log
-
-    @contextmanager
-    def _recorded(self) -> Iterator[None]:
-        """Let the log know how the run ends."""
-        try:
-            yield
-        except BaseException as error:
-            if self.log:
-                self.log.close(error)
-            raise
-        if self.log:
-            self.log.close()
 
     def _write_log(self, row: dict[str, float]) -> None:
         if self.log:
