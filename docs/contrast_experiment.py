@@ -1,15 +1,20 @@
 """The contrastive term and the calibration, from three starts on three kinds of footage: the tables of docs/results.md.
 
-`python -m docs.contrast_experiment FOLDER` runs what FOLDER doesn't hold yet (hours) and writes the tables and
-contrast.json anew; with `--tables` it writes them of what is there.
+`python -m docs.contrast_experiment FOLDER` runs what FOLDER doesn't hold yet (hours), puts its cells into contrast.json
+and writes the tables of all cells there; with `--tables` it runs nothing.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import sys
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
+
+import dacite
 
 from benchmarks.report import replace_generated
 from benchmarks.video_report import table
@@ -50,14 +55,15 @@ EXTRA = ("Caption holds", "Last frame's shape, plain walls", "Mode coverage")
 def main(root: Path, *, only_tables: bool) -> None:
     if not only_tables:
         run_all(root)
-    found = {
-        folder.name: load_report(folder / "report.json").over_seeds
-        for folder in sorted(root.glob("*-*"))
-        if (folder / "report.json").exists()
-    }
-    SAVED.write_text(json.dumps({name: as_json(forms) for name, forms in found.items()}, indent=1) + "\n")
-    text = "\n".join(tables(found))
-    PAGE.write_text(replace_generated(PAGE.read_text(), text, (BEGIN, END)))
+    cells = json.loads(SAVED.read_text())
+    for folder in sorted(root.glob("*-*")):
+        if (folder / "report.json").exists():
+            cells[folder.name] = [as_json(form) for form in load_report(folder / "report.json").over_seeds]
+    cells = dict(sorted(cells.items()))
+    SAVED.write_text("{\n" + ",\n".join(f"{json.dumps(name)}: {json.dumps(cells[name])}" for name in cells) + "\n}\n")
+    config = dacite.Config(cast=[float])
+    found = {name: [dacite.from_dict(FormOverSeeds, form, config) for form in forms] for name, forms in cells.items()}
+    PAGE.write_text(replace_generated(PAGE.read_text(), "\n".join(tables(found)), (BEGIN, END)))
 
 
 def run_all(root: Path) -> None:
@@ -84,9 +90,14 @@ def experiment(
         sys.exit(status)
 
 
-def as_json(forms: list[FormOverSeeds]) -> dict[str, dict[str, list[float]]]:
-    """Form -> number -> a value a seed."""
-    return {one.form: {number.title: number.values for number in one.numbers} for one in forms}
+def as_json(form: FormOverSeeds) -> dict[str, Any]:
+    """Its numbers in the tables, but for what isn't finite."""
+
+    def finite(values: dict[str, Any]) -> dict[str, Any]:
+        return {key: value for key, value in values.items() if not isinstance(value, float) or math.isfinite(value)}
+
+    numbers = [finite(asdict(one)) for one in form.numbers if one.title in (*SHOWN, *EXTRA)]
+    return {**asdict(form), "numbers": numbers}
 
 
 def tables(found: dict[str, list[FormOverSeeds]]) -> list[str]:

@@ -10,7 +10,7 @@ from pathlib import Path
 import tyro
 
 from contrastive_i2v.data.examples import SKIPPED, WindowReader
-from contrastive_i2v.data.shards import encode_shards
+from contrastive_i2v.data.shard_encoding import encode_shards
 from contrastive_i2v.data.types import NoClipLeft, Skipped
 from contrastive_i2v.errors import InputError, check_fields
 from contrastive_i2v.models import load_system

@@ -35,7 +35,9 @@ from contrastive_i2v.system import Size, System, Text, Window
 SKIPPED = "skipped.csv"
 """The file that names everything that was left out, in the output folder of the run."""
 FRAMES_AT_ONCE = 16
-"""Frames decoded and, by an image codec, encoded together."""
+"""Frames resized, and encoded by an image codec, together; and the least that are decoded together."""
+BYTES_AT_ONCE = 2**28
+"""Of frames decoded together; those after them are decoded from the video's start or a keyframe again."""
 
 
 class Example(NamedTuple):
@@ -109,7 +111,7 @@ class WindowReader:
             needed = [window for first in windows for window in (first, *first.following)]
             missing = self._missing(needed, set(cached.rows) if cached else set())
             try:
-                return ClipFrames(drawn, info, missing, [_read_pixels(clip, some, self.size) for some in missing])
+                return ClipFrames(drawn, info, missing, [_read_pixels(clip, some, self.size, info) for some in missing])
             except VideoError:
                 if info is not header or max(map(max, missing)) != header.frames - 1:
                     raise  # else the container may overstate its length by one: draw again without that frame
@@ -311,10 +313,14 @@ def _encode_clip(
     return found.drawn
 
 
-def _read_pixels(clip: Clip, frames: Sequence[int], size: Size) -> Tensor:
-    """Native frames `[F, 3, height, width]` in [-1, 1]."""
-    starts = range(0, len(frames), FRAMES_AT_ONCE)
-    return torch.cat([resize_frames(read_clip(clip, frames[i : i + FRAMES_AT_ONCE]), size) for i in starts])
+def _read_pixels(clip: Clip, frames: Sequence[int], size: Size, info: VideoInfo | None = None) -> Tensor:
+    """Native frames `[F, 3, height, width]` in [-1, 1]; `info` is the video's header where it is known."""
+    at_once = FRAMES_AT_ONCE
+    if info is not None:
+        at_once = max(at_once, BYTES_AT_ONCE // max(3 * info.height * info.width, 1))
+    native = (read_clip(clip, frames[i : i + at_once]) for i in range(0, len(frames), at_once))
+    parts = [resize_frames(part, size) for some in native for part in torch.split(some, FRAMES_AT_ONCE)]
+    return torch.cat(parts)
 
 
 @torch.no_grad()

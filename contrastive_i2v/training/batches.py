@@ -22,7 +22,8 @@ from contrastive_i2v.data.examples import (
     report_skipped,
     write_skipped,
 )
-from contrastive_i2v.data.shards import ShardDataset, ShardOrder
+from contrastive_i2v.data.shard_order import ShardOrder
+from contrastive_i2v.data.shards import ShardDataset
 from contrastive_i2v.data.sources import read
 from contrastive_i2v.data.types import Clip, NoClipLeft, Skipped
 from contrastive_i2v.errors import InputError
@@ -53,7 +54,11 @@ def open_dataset(config: TrainConfig, system: System, accelerator: Accelerator) 
     read = WindowReader.of(system, data.resolution, data.frames, seed=config.seed)
     makers = accelerator.num_processes * max(1, config.workers)
     held = data.shuffle_shards * math.ceil(data.streams / makers) + 1
-    return ShardDataset(data.shards, system, read, held=held)
+    dataset = ShardDataset(data.shards, system, read, held=held)
+    if accelerator.is_main_process:
+        has = dataset.manifest
+        print(f"{data.shards}: {has.examples} windows of {has.clips} clips in {len(has.shards)} shards")
+    return dataset
 
 
 def encode_dataset(

@@ -23,6 +23,8 @@ from contrastive_i2v.system import SamplerOptions, SystemConfig
 
 T = TypeVar("T")
 
+PROJECT = "contrastive-i2v"
+
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
@@ -42,7 +44,7 @@ class DataConfig:
     shuffle_shards: int = 2
     """Shards of a stream that are shuffled together and held in memory."""
     validation_path: Path | None = None
-    """Held-out folder of the same form, for previews; None = no previews."""
+    """Held-out folder of the same form, for previews and the validation loss; None = neither."""
     validation_split: str | None = None
     """Its split; None = the one for validation, where it has splits."""
     cache_dir: Path = Path("~/.cache/contrastive_i2v/latents")
@@ -202,6 +204,22 @@ class PreviewConfig(SamplerOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
+class ValidationConfig:
+    """The loss on held-out clips while training, at fixed timesteps and noise. Once costs the forward passes of
+    `clips` x `timesteps` windows, which the processes share; `equal_compute` doesn't count them."""
+
+    every: int = 500
+    """Steps between measurements; 0 = none."""
+    clips: int = 64
+    """Clips, evenly from the folder, a window of each; fewer where it has fewer."""
+    timesteps: int = 4
+    """Timesteps for each window, the middles of as many equal parts of the schedule."""
+
+    def __post_init__(self) -> None:
+        check_fields(self, {"every": 0, "clips": 1, "timesteps": 1})
+
+
+@dataclass(frozen=True, kw_only=True)
 class OwnSamplesConfig(SamplerOptions):
     """Rollouts of the model itself, made while it trains; how they are sampled, None = as the model was made for. All
     shares 0 = none are made. Their cost: docs/guide.md, "Training against drift"."""
@@ -294,12 +312,17 @@ class TrainConfig:
     keep_checkpoints: int = 2
     max_nonfinite_steps: int = 20
     """Steps in a row with a NaN or infinite gradient (each is skipped) before the run stops."""
+    trackers: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ("tensorboard",)
+    """Who is told the figures and shown the previews, beside `log.jsonl` and `run.html`."""
+    project: str = PROJECT
+    """Of wandb and trackio."""
     data: DataConfig = field(default_factory=DataConfig)
     loss: LossConfig = field(default_factory=LossConfig)
     own_samples: OwnSamplesConfig = field(default_factory=OwnSamplesConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     lora: AdapterConfig = field(default_factory=AdapterConfig)
     preview: PreviewConfig = field(default_factory=PreviewConfig)
+    validation: ValidationConfig = field(default_factory=ValidationConfig)
 
     def __post_init__(self) -> None:
         counts = ("steps", "batch_size", "gradient_accumulation", "log_every", "checkpoint_every", "keep_checkpoints")
@@ -308,6 +331,10 @@ class TrainConfig:
             raise InputError(f"conditioning_dropout: expected 0 to 1/3, got {self.conditioning_dropout}")
         if not 0 <= self.ema_decay < 1:
             raise InputError(f"ema_decay: expected 0 <= decay < 1, got {self.ema_decay}")
+        if self.trackers:
+            check_fields(self, {}, distinct=("trackers",))
+        if self.project != PROJECT and not {"wandb", "trackio"} & set(self.trackers):
+            raise InputError(f"project={self.project}: of wandb and trackio; expected one of them in trackers")
         own, weight = self.own_samples, self.loss.own_weight
         if weight and not sum(own.rows(self.batch_size)):
             raise InputError(
@@ -333,14 +360,22 @@ _FREE = {
     "log_every",
     "checkpoint_every",
     "keep_checkpoints",
+    "trackers",
+    "project",
     "preview",
+    "validation",
     "data.cache_dir",
 }
 
 
+def as_plain(config: Any) -> Any:
+    """A config dataclass as the mappings, lists, numbers and texts that YAML and JSON have."""
+    return _plain(asdict(config))
+
+
 def save_config(config: Any, path: Path) -> None:
     """Write a config dataclass as YAML."""
-    text = yaml.safe_dump(_plain(asdict(config)), sort_keys=False)
+    text = yaml.safe_dump(as_plain(config), sort_keys=False)
     write_whole(path, lambda part: part.write_text(text))
 
 

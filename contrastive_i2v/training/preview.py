@@ -60,6 +60,8 @@ class Preview:
             given.append(system.codec.sample(raw[[0] if self.window.rolls else list(self.window.given)]))
         if not pixels:
             raise InputError(f"{config.data.validation_path}: none of the clips for previews can be read")
+        self.file: Path | None = None
+        """The last one that was written."""
         self.truth = torch.stack(pixels)  # [N, F, 3, H, W] in [-1, 1]
         self.given = torch.stack(given).to(system.device)  # [N, n, C, h, w], the autoencoder's own latents
 
@@ -76,9 +78,11 @@ class Preview:
         name, grid = self.folder / f"step-{step:08d}", side_by_side([truth, videos])
         if not (self.window.rolls or self.window.given):
             self.folder.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(grid[0].permute(1, 2, 0).contiguous().numpy()).save(name.with_suffix(".png"))
+            self.file = name.with_suffix(".png")
+            Image.fromarray(grid[0].permute(1, 2, 0).contiguous().numpy()).save(self.file)
             return {}
-        write_video(name.with_suffix(".mp4"), grid, fps=system.fps)
+        self.file = name.with_suffix(".mp4")
+        write_video(self.file, grid, fps=system.fps)
         error = (videos - truth).square().mean(dim=(0, 2, 3, 4))  # [F]
         last = float(error[-1]) if self.window.rolls else float(error.mean())
         return {"preview/motion_ratio": motion(videos) / max(motion(truth), 1e-6), "preview/last_frame_mse": last}

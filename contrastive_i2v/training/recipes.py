@@ -10,7 +10,14 @@ from pathlib import Path
 from contrastive_i2v.data.frames import FramesConfig
 from contrastive_i2v.models.consisti2v import ConsistI2VConfig
 from contrastive_i2v.models.emu_video import EmuVideoConfig
-from contrastive_i2v.training.config import DataConfig, LossConfig, OptimizerConfig, PreviewConfig, TrainConfig
+from contrastive_i2v.training.config import (
+    DataConfig,
+    LossConfig,
+    OptimizerConfig,
+    PreviewConfig,
+    TrainConfig,
+    ValidationConfig,
+)
 from contrastive_i2v.training.forms import FORMS
 
 
@@ -30,6 +37,7 @@ def tiny(config: TrainConfig) -> TrainConfig:
         data=DataConfig(resolution=64, frames=FramesConfig(offset_std=0.0, windows_per_clip=8)),
         optimizer=OptimizerConfig(learning_rate=1e-4, warmup_steps=20),
         preview=PreviewConfig(every=100),
+        validation=ValidationConfig(every=100, clips=32),
     )
 
 
@@ -97,6 +105,7 @@ def tiny_video(
         data=replace(config.data, resolution=resolution, frames=frames),
         optimizer=OptimizerConfig(learning_rate=learning_rate, warmup_steps=20),
         preview=PreviewConfig(every=200),
+        validation=ValidationConfig(every=200, clips=32),
     )
 
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 import copy
 import importlib
 import time
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -45,9 +46,12 @@ from contrastive_i2v.training.own_contrast import OwnContrast
 from contrastive_i2v.training.own_samples import OwnSamples
 from contrastive_i2v.training.preview import build_preview
 from contrastive_i2v.training.representation_alignment import RepresentationAlignment
+from contrastive_i2v.training.run_page import open_log
 from contrastive_i2v.training.sharding import check_sharding, make_whole, shard
 from contrastive_i2v.training.state import RunState, Stateful
 from contrastive_i2v.training.text_frames import TextFrames
+from contrastive_i2v.training.trackers import check_trackers
+from contrastive_i2v.training.validation import build_validation
 
 
 class Trainer:
@@ -59,6 +63,7 @@ class Trainer:
     def __init__(self, config: TrainConfig, system: System | None = None) -> None:
         self.config = config
         going_on = _goes_on(config)
+        check_trackers(config.trackers)
         process_state()
         self.accelerator = Accelerator(
             mixed_precision=config.mixed_precision, gradient_accumulation_steps=config.gradient_accumulation
@@ -130,9 +135,14 @@ class Trainer:
         if going_on:
             self.state.restore(config.output / "checkpoints")
         self.preview = build_preview(config, self.system) if self.main else None
-        self.log = RunLog(config.output, from_step=self.state.step) if self.main else None
+        self.validation = build_validation(config, self.system, self.loss, self.accelerator)
+        self.log: RunLog | None = None
         if self.main:
             save_config(config, config.output / "config.yaml")
+            captions = self.preview.captions if self.preview else []
+            self.log = open_log(
+                config, self.state.step, self.steps, processes=self.accelerator.num_processes, captions=captions
+            )
 
     def run(self) -> Path:
         """Train to the last of `self.steps` and write the model to `output/model`; returns that folder.
@@ -140,6 +150,11 @@ class Trainer:
         Ctrl-C, SIGTERM or SIGHUP, to any process, saves a checkpoint after the step under way and raises Interrupted, a
         KeyboardInterrupt, in all of them. Raises RankLostError in the others where a process dies.
         """
+        with self.log.recorded() if self.log else nullcontext():
+            self._train()
+            return self._finish()
+
+    def _train(self) -> None:
         config, state, ranks = self.config, self.state, self.accelerator.num_processes
         batches = iter(build_loader(self.dataset, config, self.accelerator, step=state.step, stop=self.steps))
         bar = tqdm(total=self.steps, initial=state.step, desc=config.output.name, unit="step", disable=not self.main)
@@ -155,17 +170,14 @@ class Trainer:
                     self._write_log(row)
                     state.unlogged, began = [], time.perf_counter()
                 self._stop_if_diverged()
-                if self.preview and self.preview.due(state.step):
-                    paused = time.perf_counter()
-                    self.system.network.eval()
-                    self._write_log(state.with_average(partial(self.preview.make, state.step)))
-                    began += time.perf_counter() - paused
+                paused = time.perf_counter()
+                self._measure_held_out()
+                began += time.perf_counter() - paused
                 number = stop_requested()  # the others wait here for the main process's previews
                 if state.step % config.checkpoint_every == 0 or state.step == self.steps or number:
                     state.save(config.output / "checkpoints", keep=config.keep_checkpoints)
                 if number:
                     raise Interrupted(number)
-        return self._finish()
 
     def _train_step(self, batches: list[Example]) -> list[Row]:
         """One optimizer step over the micro-batches; skipped when the gradient isn't finite."""
@@ -290,6 +302,15 @@ class Trainer:
         if self.alignment:
             beside["alignment"] = self.alignment
         return beside
+
+    def _measure_held_out(self) -> None:
+        """The validation loss, of all processes, and previews, of the main one, with the averaged weights."""
+        step = self.state.step
+        for due in (one for one in (self.validation, self.preview) if one and one.due(step)):
+            self.system.network.eval()
+            self._write_log(self.state.with_average(partial(due.make, step)))
+            if self.log and due is self.preview and self.preview.file:
+                self.log.show(step, "preview", self.preview.file)
 
     def _write_log(self, row: dict[str, float]) -> None:
         if self.log:

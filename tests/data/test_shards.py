@@ -19,9 +19,12 @@ from toy import BlockMeans, Toy
 
 from contrastive_i2v.data import shards
 from contrastive_i2v.data.examples import WindowReader
-from contrastive_i2v.data.shards import MANIFEST, Place, ShardDataset, ShardOrder, encode_shards, read_manifest
+from contrastive_i2v.data.shard_encoding import _Journal, encode_shards
+from contrastive_i2v.data.shard_order import Place, ShardOrder
+from contrastive_i2v.data.shards import MANIFEST, ShardDataset, read_manifest
 from contrastive_i2v.data.types import Clip, NoClipLeft
 from contrastive_i2v.errors import InputError
+from contrastive_i2v.randomness import seeded
 from contrastive_i2v.system import Window
 
 
@@ -95,12 +98,16 @@ def files(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir() if path.suffix in (".tar", ".json")}
 
 
+@pytest.mark.fault(
+    "a process that encodes shards is killed between the shard and its journal",
+    "started again it loses one batch of clips, and the shards are bit for bit those of an undisturbed run",
+)
 @pytest.mark.parametrize("stop", [0, 1, 2])
 def test_a_stopped_process_goes_on_and_loses_a_batch_at_most(
     many: list[Clip], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop: int
 ) -> None:
     write(many, tmp_path / "whole")
-    journal_write, batches = shards._Journal.write, []
+    journal_write, batches = _Journal.write, []
 
     def dies(self: Any, members: Any, clips: Any, size: int) -> None:
         if len(batches) == stop:
@@ -112,7 +119,7 @@ def test_a_stopped_process_goes_on_and_loses_a_batch_at_most(
         journal_write(self, members, clips, size)
 
     with monkeypatch.context() as patch:
-        patch.setattr(shards._Journal, "write", dies)
+        patch.setattr(_Journal, "write", dies)
         with pytest.raises(KeyboardInterrupt):
             write(many, tmp_path / "stopped")
     assert not (tmp_path / "stopped" / MANIFEST).exists()
@@ -140,6 +147,7 @@ def test_processes_share_the_clips_and_may_be_another_number_the_next_time(many:
     assert write(many, output, system) == manifest and not system.prompts  # all is there
 
 
+@pytest.mark.fault("a shard of latents is gone", "training names it; encode makes it again and nothing else")
 def test_a_shard_that_was_deleted_is_encoded_again(many: list[Clip], tmp_path: Path) -> None:
     first = write(many, tmp_path / "shards")
     (tmp_path / "shards" / first.shards[0].name).unlink()
@@ -176,6 +184,9 @@ def test_no_clip_left(many: list[Clip], tmp_path: Path) -> None:
     assert [one.path for one in raised.value.skipped] == [many[3].path]
 
 
+@pytest.mark.fault(
+    "a shard of latents is cut off, has a flipped bit, or is another's", "training names the shard and the clip"
+)
 @pytest.mark.parametrize("damage", ["cut", "byte", "swapped"])
 def test_damage_is_named(many: list[Clip], tmp_path: Path, damage: str) -> None:
     manifest = write(many, tmp_path / "shards")
@@ -196,6 +207,7 @@ def test_damage_is_named(many: list[Clip], tmp_path: Path, damage: str) -> None:
     assert file.name in str(raised.value)
 
 
+@pytest.mark.fault("a manifest of latents names a file outside its folder", "it is refused")
 def test_a_manifest_names_no_file_outside_its_folder(many: list[Clip], tmp_path: Path) -> None:
     write(many, tmp_path / "shards")
     path = tmp_path / "shards" / MANIFEST
@@ -206,6 +218,9 @@ def test_a_manifest_names_no_file_outside_its_folder(many: list[Clip], tmp_path:
         read_manifest(str(tmp_path / "shards"))
 
 
+@pytest.mark.fault(
+    "an object store doesn't answer for a while", "reading is tried for half a minute, and then one line"
+)
 def test_a_store_that_is_away_for_a_while(many: list[Clip], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write(many, tmp_path / "shards")
     store = fsspec.filesystem("memory")
@@ -240,7 +255,7 @@ def taken(order: ShardOrder, numbers: range) -> list[list[Place]]:
 def test_a_stream_has_every_example_of_its_shards_once_an_epoch() -> None:
     order = replace(ORDER, batch_size=1)
     for epoch in range(3):
-        first = torch.randperm(6, generator=shards.seeded(0, "shards", epoch)).tolist()
+        first = torch.randperm(6, generator=seeded(0, "shards", epoch)).tolist()
         dealt = [sum(order.examples[shard] for shard in first[stream::2]) for stream in (0, 1)]
         if epoch == 0:
             begins = [0, 0]

@@ -22,7 +22,7 @@ from contrastive_i2v.models import load_system
 from contrastive_i2v.models.lora import AdapterConfig
 from contrastive_i2v.training.batches import batch_indices
 from contrastive_i2v.training.checkpoint import list_checkpoints, load_checkpoint
-from contrastive_i2v.training.config import LossConfig, TrainConfig, save_config
+from contrastive_i2v.training.config import LossConfig, TrainConfig, ValidationConfig, save_config
 from contrastive_i2v.training.logs import read_log
 from contrastive_i2v.training.sharding import check_sharding
 from contrastive_i2v.training.trainer import Trainer
@@ -51,9 +51,13 @@ def test_two_processes_train_save_and_resume(train_config: TrainConfig, tmp_path
 
 
 @pytest.mark.processes
-def test_sharded_processes_train_save_and_resume(train_config: TrainConfig, tmp_path: Path) -> None:
-    config = replace(train_config, steps=4, batch_size=2, shard=True)
-    launch(config, tmp_path / "first.yaml")
+def test_sharded_processes_train_save_and_resume(train_config: TrainConfig, clips: Path, tmp_path: Path) -> None:
+    data = replace(train_config.data, validation_path=clips / "test")
+    held_out = ValidationConfig(every=2, timesteps=1)
+    config = replace(train_config, steps=4, batch_size=2, shard=True, data=data, validation=held_out)
+    script = ["-m", "contrastive_i2v", "train", "--no-calibration", "--config"]
+    launch(config, tmp_path / "first.yaml", script=script)
+    assert any(row.get("validation/mse", 0) > 0 for row in read_log(config.output / "log.jsonl"))
     last = list_checkpoints(config.output / "checkpoints")[-1]
     tensors, state = load_checkpoint(last)
     plain = Trainer(beside(config, "plain", shard=False, steps=1)).run()
@@ -65,7 +69,7 @@ def test_sharded_processes_train_save_and_resume(train_config: TrainConfig, tmp_
     assert configs[0] == configs[1]
 
     shutil.rmtree(last)  # as if killed after the second step
-    launch(replace(config, resume=True), tmp_path / "second.yaml")
+    launch(replace(config, resume=True), tmp_path / "second.yaml", script=script)
     again, state_again = load_checkpoint(last)
     assert state_again == state
     for group, values in tensors.items():
@@ -99,7 +103,7 @@ def test_ranks_make_the_steps_of_one_process_and_skip_together(train_config: Tra
     config = replace(train_config, steps=3, batch_size=trained_ranks.ROWS)
     save_config(config, tmp_path / "config.yaml")
     command = [sys.executable, trained_ranks.__file__, str(tmp_path / "config.yaml"), str(tmp_path)]
-    done = subprocess.run(command, env={**os.environ, **ENVIRONMENT}, capture_output=True, text=True, timeout=200)
+    done = subprocess.run(command, env={**os.environ, **ENVIRONMENT}, capture_output=True, text=True, timeout=280)
     assert done.returncode == 0, done.stderr[-3000:]
     cases = {
         name: [torch.load(tmp_path / f"{name}-{rank}.pt") for rank in range(ranks)]

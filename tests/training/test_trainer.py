@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 
 from contrastive_i2v.data.examples import SKIPPED
 from contrastive_i2v.diffusion import NoiseSchedule
-from contrastive_i2v.errors import DivergedError, InputError
+from contrastive_i2v.errors import DivergedError, InputError, Interrupted
 from contrastive_i2v.models import load_system
 from contrastive_i2v.training.batches import build_loader
 from contrastive_i2v.training.checkpoint import list_checkpoints, load_checkpoint
@@ -299,8 +299,9 @@ def test_a_signal_saves_and_stops(train_config: TrainConfig, name: str) -> None:
         return step(batches)
 
     trainer._train_step = signalled  # type: ignore[method-assign]
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(Interrupted) as interrupted:
         trainer.run()
+    assert interrupted.value.number == getattr(signal, name)
     assert [one.name for one in list_checkpoints(train_config.output / "checkpoints")] == ["step-00000003"]
 
 

@@ -30,6 +30,7 @@ from contrastive_i2v.training.config import (
     OwnSamplesConfig,
     PreviewConfig,
     TrainConfig,
+    ValidationConfig,
 )
 from contrastive_i2v.training.logs import read_log
 from contrastive_i2v.training.trainer import Trainer
@@ -239,14 +240,18 @@ def test_a_long_video_is_windows_that_share_a_frame(trained: dict[str, Path], ki
     torch.testing.assert_close(again, video[1:], rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize("task", ["consisti2v", "image", "video", "interpolation"])
+@pytest.mark.parametrize("task", ["consisti2v", "frame-timesteps", "image", "video", "interpolation"])
 def test_previews(config: TrainConfig, staged: dict[str, TrainConfig], clips: Path, task: str) -> None:
-    """A video, or for an image model a picture, every so many steps, and what it says in the log."""
-    base = config if task == "consisti2v" else staged[task]
+    """A video, or for an image model a picture, every so many steps, what the log says, and the validation loss."""
+    base = staged.get(task, config)
+    if task == "frame-timesteps":
+        base = replace(base, system=replace(base.system, frame_timesteps=True))
     data = replace(base.data, validation_path=clips / "test")
     preview = PreviewConfig(every=2, clips=2, frames=6, steps=1)
-    run = beside(base, f"{task}-previews", data=data, preview=preview, steps=2)
+    validation = ValidationConfig(every=2)
+    run = beside(base, f"{task}-previews", data=data, preview=preview, validation=validation, steps=2)
     Trainer(run).run()
+    assert any(0 < row.get("validation/mse", 0) < 10 for row in read_log(run.output / "log.jsonl"))
     (file,) = (run.output / "previews").iterdir()
     assert file.name == f"step-00000002.{'png' if task == 'image' else 'mp4'}"
     figures = {name for row in read_log(run.output / "log.jsonl") for name in row if name.startswith("preview/")}

@@ -1,0 +1,67 @@
+"""Shards of latents: whatever happens to a shard or its manifest, what is read is what was written, or one error."""
+
+from __future__ import annotations
+
+import io
+import json
+import random
+import tarfile
+from pathlib import Path
+
+import torch
+from fuzzing import mutate
+
+from contrastive_i2v.data.cache import CachedClip, pack_clip
+from contrastive_i2v.data.shards import MANIFEST, VERSION, Shard, read_manifest
+from contrastive_i2v.data.types import Clip
+from contrastive_i2v.data.video import VideoInfo
+from contrastive_i2v.errors import InputError
+
+WORDS = (
+    b"[" * 3000, b"[", b"{", b'"', b"null", b"NaN", b"examples", b"moments", b"ustar", b"../", b"-1", b"1e9",
+    b"\0" * 512,
+)  # fmt: skip
+
+
+class Target:
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        generator = torch.Generator().manual_seed(0)
+        self.raw = [torch.randn(3, 4, 2, 2, generator=generator) for _ in range(3)]
+        file = io.BytesIO()
+        with tarfile.TarFile(fileobj=file, mode="w") as tar:
+            for number, raw in enumerate(self.raw):
+                cached = CachedClip([0, 5, 10], raw, {"prompt_embeds": torch.ones(3, 2)}, VideoInfo(60, 25.0, 32, 48))
+                windows = [[[0, 5], [True, True], 5.0], [[5, 10], [True, True], 5.0]]
+                data = pack_clip(cached, Clip(Path(f"{number}.mp4"), "a dog"), examples=windows)
+                header = tarfile.TarInfo(f"{number:09d}.safetensors")
+                header.size = len(data)
+                tar.addfile(header, io.BytesIO(data))
+        shard = {"name": "00000-00000.tar", "bytes": len(file.getvalue()), "clips": 3, "examples": 6}
+        manifest = {"version": VERSION, "fingerprint": "a", "windows": {}, "clips": 3, "examples": 6, "rates": [5.0]}
+        self.seeds = [
+            json.dumps(manifest | {"skipped": [["b.mp4", "why"]], "shards": [shard]}).encode(),
+            file.getvalue(),
+        ]
+
+    def draw(self, rng: random.Random) -> bytes:
+        """Which of the files, and its bytes."""
+        which = rng.randrange(2)
+        return bytes([which]) + mutate(rng, self.seeds[which], *self.seeds, words=WORDS)
+
+    def check(self, case: bytes) -> None:
+        contents = [*self.seeds]
+        contents[case[0]] = case[1:]
+        for name, data in zip((MANIFEST, "00000-00000.tar"), contents, strict=True):
+            (self.folder / name).write_bytes(data)
+        try:
+            manifest = read_manifest(str(self.folder))
+            for info in manifest.shards:
+                shard = Shard(f"{self.folder}/{info.name}", info)
+                found = [shard[number].raw for number in range(info.examples)]
+                assert len(found) == 6, len(found)
+                for number, one in enumerate(found):
+                    rows = self.raw[number // 2][number % 2 : number % 2 + 2]
+                    assert torch.equal(one, rows), one
+        except InputError:
+            return
