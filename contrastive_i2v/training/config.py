@@ -255,11 +255,17 @@ class TrainConfig:
     condition_noise: float = 0.0
     """Noise on the conditioning latents, its standard deviation uniform between 0 and this (latents have about 1): the
     model then forgives its own errors in a rollout; 0 = none."""
-    mixed_precision: Literal["no", "fp16", "bf16"] = "no"
+    mixed_precision: Literal["auto", "no", "fp16", "bf16"] = "auto"
+    """Autocast; auto = bf16 on a GPU that has it, else no. What it came to is in the run's config.yaml."""
+    tf32: bool = False
+    """Let a CUDA device round the factors of float32 products and convolutions to TF32 (10 bits): faster. Off = both in
+    full float32, which torch alone wouldn't do for convolutions."""
     gradient_checkpointing: bool = False
     """Less memory for more time."""
     ema_decay: float = 0.0
     """Moving average of the weights, used for previews and the saved model; 0 = off."""
+    ema_on_cpu: bool = False
+    """Keep that average in the host's memory; the weights go there while the next step runs."""
     seed: int = 0
     """Of everything random; draws are functions of (seed, step), so a resumed run repeats them."""
     workers: int = 0
@@ -285,6 +291,8 @@ class TrainConfig:
             raise InputError(f"conditioning_dropout: expected 0 to 1/3, got {self.conditioning_dropout}")
         if not 0 <= self.ema_decay < 1:
             raise InputError(f"ema_decay: expected 0 <= decay < 1, got {self.ema_decay}")
+        if self.ema_on_cpu and not self.ema_decay:
+            raise InputError("ema_on_cpu: is of the average of ema_decay, which is 0; expected one above 0")
         own, weight = self.own_samples, self.loss.own_weight
         if weight and not sum(own.rows(self.batch_size)):
             raise InputError(

@@ -31,6 +31,7 @@ from contrastive_i2v.models.lora import LoraTraining
 from contrastive_i2v.processes import process_state
 from contrastive_i2v.randomness import seeded
 from contrastive_i2v.system import DESCRIPTION, System
+from contrastive_i2v.training.average import HostAverage
 from contrastive_i2v.training.batches import build_loader, open_dataset
 from contrastive_i2v.training.candidates import CandidateBanks
 from contrastive_i2v.training.checkpoint import list_checkpoints
@@ -42,6 +43,7 @@ from contrastive_i2v.training.interrupt import stop_requests
 from contrastive_i2v.training.logs import Row, RunLog, mean_rows, read_rows
 from contrastive_i2v.training.own_contrast import OwnContrast
 from contrastive_i2v.training.own_samples import OwnSamples
+from contrastive_i2v.training.precision import float32_products, resolved
 from contrastive_i2v.training.preview import build_preview
 from contrastive_i2v.training.representation_alignment import RepresentationAlignment
 from contrastive_i2v.training.state import RunState, Stateful
@@ -55,15 +57,17 @@ class Trainer:
     """
 
     def __init__(self, config: TrainConfig, system: System | None = None) -> None:
-        self.config = config
+        self.config = config = resolved(config, process_state().device)
         going_on = _goes_on(config)
-        process_state()
         self.accelerator = Accelerator(
             mixed_precision=config.mixed_precision, gradient_accumulation_steps=config.gradient_accumulation
         )
         self.main = self.accelerator.is_main_process
         self.lock = lock_folder(config.output) if self.main else None
         device = self.accelerator.device
+        if self.main:
+            products = "TF32" if config.tf32 else "full"
+            print(f"mixed precision {config.mixed_precision}, float32 products in {products}")
         if config.mixed_precision == "fp16" and not self.accelerator.native_amp:
             raise InputError(f"mixed_precision=fp16: there is none on {device.type}; expected bf16 or no")
         self.system = load_system(config.model, config.system, device=device) if system is None else system.to(device)
@@ -111,7 +115,7 @@ class Trainer:
             network=network,
             trainable=trainable,
             optimizer=optimizer,
-            ema=EMAModel(trainable, decay=config.ema_decay) if config.ema_decay else None,
+            ema=build_average(config, trainable),
             beside=self._beside(),
             base=self.lora.base_hash if self.lora else None,
         )
@@ -132,7 +136,8 @@ class Trainer:
         batches = iter(build_loader(self.dataset, config, self.accelerator, step=state.step, stop=self.steps))
         bar = tqdm(total=self.steps, initial=state.step, desc=config.output.name, unit="step", disable=not self.main)
         began = time.perf_counter()
-        with bar, stop_requests(enabled=self.accelerator.num_processes == 1) as stop_requested:
+        products = float32_products(config.tf32)
+        with bar, products, stop_requests(enabled=self.accelerator.num_processes == 1) as stop_requested:
             while state.step < self.steps:
                 state.unlogged.append(self._train_step([next(batches) for _ in range(config.gradient_accumulation)]))
                 state.step += 1
@@ -370,10 +375,21 @@ def build_optimizer(config: TrainConfig, trainable: list[Any], device: torch.dev
     return optimizer
 
 
+def build_average(config: TrainConfig, trainable: list[Any]) -> EMAModel | None:
+    """The moving average of the weights that a config asks for."""
+    if not config.ema_decay:
+        return None
+    if config.ema_on_cpu:
+        return HostAverage(trainable, config.ema_decay)
+    return EMAModel(trainable, decay=config.ema_decay)
+
+
 def is_trained(config: TrainConfig) -> bool:
     """Whether the folder holds the model that this config ends with. Raises InputError for a config it can't read."""
-    finished = (config.output / "model" / DESCRIPTION).exists()  # written last
-    return finished and not differences(load_config(TrainConfig, config.output / "config.yaml"), config)
+    if not (config.output / "model" / DESCRIPTION).exists():  # written last
+        return False
+    config = resolved(config, process_state().device)
+    return not differences(load_config(TrainConfig, config.output / "config.yaml"), config)
 
 
 def finish(config: TrainConfig, system: System | None = None) -> Path:

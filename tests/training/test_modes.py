@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import islice
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,11 +18,13 @@ from runs import assert_same_run, beside, last_tensors, train_until
 from contrastive_i2v.errors import InputError
 from contrastive_i2v.models import load_system
 from contrastive_i2v.training import trainer as trainer_module
+from contrastive_i2v.training.average import HostAverage
 from contrastive_i2v.training.batches import build_loader
 from contrastive_i2v.training.checkpoint import list_checkpoints, load_checkpoint
-from contrastive_i2v.training.config import LossConfig, TrainConfig
+from contrastive_i2v.training.config import LossConfig, TrainConfig, load_config
 from contrastive_i2v.training.logs import read_log
-from contrastive_i2v.training.trainer import Trainer
+from contrastive_i2v.training.precision import float32_products, resolved
+from contrastive_i2v.training.trainer import Trainer, is_trained
 
 
 def forget_accelerate() -> None:
@@ -61,6 +64,59 @@ def test_bf16_trains_and_is_another_precision(train_config: TrainConfig) -> None
     half = beside(config, "half", mixed_precision="bf16")
     run(half)
     assert_finite_but_other(config, half)
+
+
+class Ampere:
+    """What torch says of a GPU."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *, capability: tuple[int, int]) -> None:
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: capability >= (8, 0))
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+
+
+@pytest.mark.parametrize(("capability", "precision"), [((9, 0), "bf16"), ((7, 5), "no")])
+def test_auto_is_bf16_where_a_gpu_has_it(
+    train_config: TrainConfig, capability: tuple[int, int], precision: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Ampere(monkeypatch, capability=capability)
+    auto = replace(train_config, mixed_precision="auto")
+    assert resolved(auto, torch.device("cuda")).mixed_precision == precision
+    assert resolved(auto, torch.device("cpu")).mixed_precision == "no"
+    assert resolved(replace(auto, mixed_precision="fp16"), torch.device("cuda")).mixed_precision == "fp16"
+
+
+def test_what_auto_came_to_is_kept_and_another_device_does_not_change_it(
+    train_config: TrainConfig, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = replace(train_config, mixed_precision="auto", steps=2)
+    Trainer(config).run()
+    assert "mixed precision no, float32 products in full" in capsys.readouterr().out
+    assert load_config(TrainConfig, config.output / "config.yaml") == replace(config, mixed_precision="no")
+    assert is_trained(config) and not is_trained(replace(config, mixed_precision="bf16"))
+    Ampere(monkeypatch, capability=(9, 0))
+    monkeypatch.setattr(trainer_module, "process_state", lambda: SimpleNamespace(device=torch.device("cuda")))
+    with pytest.raises(InputError, match="mixed_precision: no -> bf16"):
+        Trainer(replace(config, resume=True))
+
+
+def test_tf32_is_for_gpus_that_have_it_and_ends_with_the_run(
+    train_config: TrainConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = replace(train_config, tf32=True)
+    with pytest.raises(InputError, match="tf32: there is none on cpu"):
+        Trainer(config)
+    Ampere(monkeypatch, capability=(7, 5))
+    with pytest.raises(InputError, match="tf32: there is none on cuda"):
+        resolved(config, torch.device("cuda"))
+
+    def state() -> tuple[str, bool]:
+        return torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+
+    before = state()
+    for tf32, within in ((True, ("high", True)), (False, ("highest", False))):
+        with float32_products(tf32):
+            assert state() == within
+        assert state() == before
 
 
 SCALE = 2.0**26
@@ -126,6 +182,22 @@ def test_a_network_that_cannot_checkpoint_its_gradients_is_refused(train_config:
     system.network = torch.nn.Conv2d(4, 4, 1)  # type: ignore[assignment]
     with pytest.raises(InputError, match="gradient_checkpointing: the network of instruct-pix2pix can't"):
         Trainer(replace(train_config, gradient_checkpointing=True), system)
+
+
+def test_the_average_on_the_cpu_has_the_same_bits_and_resumes(
+    train_config: TrainConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Trainer(train_config).run()
+    host = beside(train_config, "host", ema_on_cpu=True)
+    train_until(host, 3, monkeypatch)
+    trainer = Trainer(replace(host, resume=True))
+    assert isinstance(trainer.state.ema, HostAverage)
+    trainer.run()
+    assert_same_run(train_config.output, host.output)
+    first, second = (load_system(config.output / "model").unet.state_dict() for config in (train_config, host))
+    assert all(torch.equal(value, second[name]) for name, value in first.items())
+    with pytest.raises(InputError, match="ema_on_cpu: is of the average of ema_decay"):
+        replace(host, ema_decay=0.0)
 
 
 def test_workers_change_nothing(train_config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
