@@ -249,6 +249,9 @@ class TrainConfig:
     """Windows a step on each device; the negatives come from these."""
     gradient_accumulation: int = 1
     """Batches a step."""
+    gradient_cache: bool = False
+    """Contrast the batches of a step with each other, as one large batch (losses.cached_backward): the memory of one of
+    them, for a forward pass more of each."""
     timesteps: TimestepsConfig = field(default_factory=TimestepsConfig)
     conditioning_dropout: float = 0.05
     """p: the prompt is dropped with probability 2p, the image with 2p, both with p."""
@@ -293,6 +296,8 @@ class TrainConfig:
             raise InputError(f"ema_decay: expected 0 <= decay < 1, got {self.ema_decay}")
         if self.ema_on_cpu and not self.ema_decay:
             raise InputError("ema_on_cpu: is of the average of ema_decay, which is 0; expected one above 0")
+        if self.gradient_cache:
+            _check_gradient_cache(self)
         own, weight = self.own_samples, self.loss.own_weight
         if weight and not sum(own.rows(self.batch_size)):
             raise InputError(
@@ -307,6 +312,17 @@ class TrainConfig:
             raise InputError(
                 f"own_samples.condition_share={own.condition_share} is no row of a batch of {self.batch_size}; "
                 f"expected at least {0.5 / self.batch_size:.2g}"
+            )
+
+
+def _check_gradient_cache(config: TrainConfig) -> None:
+    if config.gradient_accumulation == 1:
+        raise InputError("gradient_cache: joins the batches of gradient_accumulation, which is 1; expected 2 or more")
+    for name in ("own_weight", "dispersive_weight", "alignment_weight"):
+        if getattr(config.loss, name):
+            raise InputError(
+                f"gradient_cache: is for losses of the prediction alone, and loss.{name} needs more of the network; "
+                "expected 0, or no gradient_cache"
             )
 
 

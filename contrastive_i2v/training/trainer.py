@@ -24,7 +24,13 @@ from contrastive_i2v.data.video import as_size
 from contrastive_i2v.diffusion import NoiseSchedule
 from contrastive_i2v.errors import DivergedError, InputError
 from contrastive_i2v.files import lock_folder
-from contrastive_i2v.losses import ContrastiveDiffusionLoss, OwnSampleContrast, OwnSampleOutput, dispersive_loss
+from contrastive_i2v.losses import (
+    ContrastiveDiffusionLoss,
+    OwnSampleContrast,
+    OwnSampleOutput,
+    cached_backward,
+    dispersive_loss,
+)
 from contrastive_i2v.models import load_system, read_description
 from contrastive_i2v.models.loading import locate, split_options
 from contrastive_i2v.models.lora import LoraTraining
@@ -38,7 +44,7 @@ from contrastive_i2v.training.checkpoint import list_checkpoints
 from contrastive_i2v.training.compute import compute_of
 from contrastive_i2v.training.config import LossConfig, TrainConfig, differences, load_config, save_config
 from contrastive_i2v.training.features import Features
-from contrastive_i2v.training.inputs import Inputs, loss_rows, make_inputs
+from contrastive_i2v.training.inputs import Inputs, join, loss_rows, make_inputs
 from contrastive_i2v.training.interrupt import stop_requests
 from contrastive_i2v.training.logs import Row, RunLog, mean_rows, read_rows
 from contrastive_i2v.training.own_contrast import OwnContrast
@@ -60,7 +66,9 @@ class Trainer:
         self.config = config = resolved(config, process_state().device)
         going_on = _goes_on(config)
         self.accelerator = Accelerator(
-            mixed_precision=config.mixed_precision, gradient_accumulation_steps=config.gradient_accumulation
+            mixed_precision=config.mixed_precision,
+            # the gradient cache makes one backward pass of a step's batches by itself
+            gradient_accumulation_steps=1 if config.gradient_cache else config.gradient_accumulation,
         )
         self.main = self.accelerator.is_main_process
         self.lock = lock_folder(config.output) if self.main else None
@@ -169,16 +177,7 @@ class Trainer:
         for group in optimizer.param_groups:
             group["lr"] = learning_rate
         state.network.train()
-        rows: list[Row] = []
-        for number, batch in enumerate(batches):
-            inputs = self._inputs(batch, number)
-            with self.accelerator.accumulate(state.network):
-                prediction, extra = self._predict(inputs)
-                loss, row = self._loss(prediction, inputs)
-                if extra is not None:
-                    loss, row = self._add_contrast(loss, row, extra)
-                self.accelerator.backward(loss)
-            rows.append(row)
+        rows = self._backward_together(batches) if self.config.gradient_cache else self._backward(batches)
         norm = self.accelerator.clip_grad_norm_(state.trainable, self.config.optimizer.max_grad_norm)
         finite = bool(torch.isfinite(norm))  # the step's one wait for the device
         if finite or self.accelerator.scaler is not None:  # the scaler must see the infinity, and skips by itself
@@ -194,6 +193,39 @@ class Trainer:
         state.nonfinite_in_a_row = 0 if finite else state.nonfinite_in_a_row + 1
         state.nonfinite_steps += not finite
         return [*rows, {"grad_norm": norm}] if finite else rows
+
+    def _backward(self, batches: list[Example]) -> list[Row]:
+        """Add the gradient of the mean of the micro-batches' losses, one after the other."""
+        rows: list[Row] = []
+        for number, batch in enumerate(batches):
+            inputs = self._inputs(batch, number)
+            with self.accelerator.accumulate(self.state.network):
+                prediction, extra = self._predict(inputs)
+                loss, row = self._loss(prediction, inputs)
+                if extra is not None:
+                    loss, row = self._add_contrast(loss, row, extra)
+                self.accelerator.backward(loss)
+            rows.append(row)
+        return rows
+
+    def _backward_together(self, batches: list[Example]) -> list[Row]:
+        """Add the gradient of the loss of all rows of the micro-batches, one graph of them at a time."""
+        parts = [self._inputs(batch, number) for number, batch in enumerate(batches)]
+        rows: list[Row] = []
+
+        def loss(prediction: Tensor) -> Tensor:
+            value, row = self._loss(prediction, join(parts))
+            rows.append(row)
+            return value
+
+        cached_backward(
+            lambda inputs: self._predict(inputs)[0],
+            parts,
+            loss,
+            scaler=self.accelerator.scaler,
+            no_sync=partial(self.accelerator.no_sync, self.state.network),
+        )
+        return rows
 
     def _inputs(self, batch: Example, micro_batch: int) -> Inputs:
         config, rank, own = self.config, self.accelerator.process_index, None
@@ -346,12 +378,13 @@ def build_candidates(
     count, codec = len(system.window.generated), system.codec
     frame = (codec.channels, *(side // codec.downscale for side in system.size))
     by_frame = config.loss.rows == "frame"
+    joined = config.gradient_accumulation if config.gradient_cache else 1
     return CandidateBanks(
         config.loss,
         loss.banks,
         latent_shape=frame if by_frame else (count, *frame),
         device=accelerator.device,
-        rows=config.batch_size * (count if by_frame else 1),
+        rows=config.batch_size * joined * (count if by_frame else 1),
         processes=accelerator.num_processes,
     )
 

@@ -22,6 +22,7 @@ from contrastive_i2v.training.average import HostAverage
 from contrastive_i2v.training.batches import build_loader
 from contrastive_i2v.training.checkpoint import list_checkpoints, load_checkpoint
 from contrastive_i2v.training.config import LossConfig, TrainConfig, load_config
+from contrastive_i2v.training.inputs import join
 from contrastive_i2v.training.logs import read_log
 from contrastive_i2v.training.precision import float32_products, resolved
 from contrastive_i2v.training.trainer import Trainer, is_trained
@@ -240,6 +241,57 @@ def test_accumulated_gradients_are_the_mean(train_config: TrainConfig, monkeypat
     assert len([row for row in rows if "loss" in row]) == 2  # the figures of both
     norm = torch.stack([((a + b) / 2).square().sum() for a, b in zip(*expected, strict=True)]).sum().sqrt()
     assert float(rows[-1]["grad_norm"]) == pytest.approx(float(norm), rel=1e-4)
+
+
+def test_the_gradient_cache_contrasts_the_batches_with_each_other(train_config: TrainConfig) -> None:
+    """In float64, against one graph over all rows."""
+    loss = LossConfig(input_weight=0.3, gate="none", memory_bank=12)
+    config = replace(train_config, gradient_accumulation=3, gradient_cache=True, loss=loss, log_every=1)
+    trainer = Trainer(config, load_system(config.model, device="cpu", dtype=torch.float64))
+    batches = list(islice(build_loader(trainer.dataset, config, trainer.accelerator, step=0), 3))
+    network, parameters = trainer.system.network.train(), trainer.state.trainable
+    parts = [trainer._inputs(batch, number) for number, batch in enumerate(batches)]
+    whole = join(parts)
+    assert len(whole.groups) == 12 and torch.equal(whole.noise[4:8], parts[1].noise)
+
+    def gradients(rows: list[Any]) -> list[torch.Tensor]:
+        values = [trainer._loss(trainer._predict(inputs)[0], inputs)[0] for inputs in rows]
+        trainer.candidates.pending.clear()
+        return list(torch.autograd.grad(torch.stack(values).mean(), parameters))
+
+    together, apart = gradients([whole]), gradients(parts)
+    (row,) = trainer._backward_together(batches)
+    for parameter, one, other in zip(parameters, together, apart, strict=True):
+        assert parameter.grad is not None
+        torch.testing.assert_close(parameter.grad, one, rtol=1e-9, atol=1e-12)
+        assert one.abs().max() < 1e-9 or not torch.allclose(one, other, rtol=1e-3)
+    assert {"loss", "mse", "contrastive/target", "retrieval/input"} <= row.keys()
+    trainer.candidates.remember()
+    assert len(trainer.candidates.memory["target"]) == 12  # type: ignore[arg-type]
+    assert network.training
+
+
+def test_a_run_with_the_gradient_cache_resumes_and_costs_a_forward_pass_more(
+    train_config: TrainConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = replace(train_config, gradient_accumulation=2, gradient_cache=True, steps=5)
+    Trainer(config).run()
+    broken = beside(config, "broken")
+    train_until(broken, 3, monkeypatch)
+    Trainer(replace(broken, resume=True)).run()
+    assert_same_run(config.output, broken.output)
+    assert read_log(config.output / "log.jsonl")[-1]["units"] == pytest.approx(5 * 1.3)
+    apart = beside(config, "apart", gradient_cache=False)
+    Trainer(apart).run()
+    losses = [read_log(run.output / "log.jsonl")[0]["contrastive/target"] for run in (config, apart)]
+    assert losses[0] > losses[1]  # more negatives
+
+
+def test_what_the_gradient_cache_cannot_join_is_refused(train_config: TrainConfig) -> None:
+    with pytest.raises(InputError, match="gradient_cache: joins the batches of gradient_accumulation, which is 1"):
+        replace(train_config, gradient_cache=True)
+    with pytest.raises(InputError, match="gradient_cache: .* loss.dispersive_weight needs more"):
+        replace(train_config, gradient_cache=True, gradient_accumulation=2, loss=LossConfig(dispersive_weight=0.5))
 
 
 def test_accumulation_counts_optimizer_steps(train_config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
