@@ -263,6 +263,11 @@ class TrainConfig:
     tf32: bool = False
     """Let a CUDA device round the factors of float32 products and convolutions to TF32 (10 bits): faster. Off = both in
     full float32, which torch alone wouldn't do for convolutions."""
+    compile: bool = False
+    """Compile the network by torch.compile: a minute or more at the start, then faster steps."""
+    channels_last: bool = False
+    """Keep the weights of convolutions, and so what they compute, with channels last in memory: faster in half
+    precision on a GPU."""
     gradient_checkpointing: bool = False
     """Less memory for more time."""
     ema_decay: float = 0.0

@@ -36,7 +36,7 @@ from contrastive_i2v.models.loading import locate, split_options
 from contrastive_i2v.models.lora import LoraTraining
 from contrastive_i2v.processes import process_state
 from contrastive_i2v.randomness import seeded
-from contrastive_i2v.system import DESCRIPTION, System
+from contrastive_i2v.system import DESCRIPTION, System, check_compiler
 from contrastive_i2v.training.average import HostAverage
 from contrastive_i2v.training.batches import build_loader, open_dataset
 from contrastive_i2v.training.candidates import CandidateBanks
@@ -92,6 +92,10 @@ class Trainer:
                 raise InputError(f"data.frames: {error}; windows of those, with --data.frames.max-offset") from error
         if config.gradient_checkpointing:
             _enable_gradient_checkpointing(self.system)
+        if config.channels_last:
+            self.system.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        if config.compile:
+            check_compiler(device)
         self.alignment = (
             RepresentationAlignment(config, self.system, self.accelerator) if config.loss.alignment_weight else None
         )
@@ -112,6 +116,8 @@ class Trainer:
         network, optimizer = self.accelerator.prepare(
             self.system.network, build_optimizer(config, trainable, self.accelerator.device)
         )
+        # for training's batches alone, all of one shape: what previews and own samples ran before must not change its code
+        self.network = torch.compile(network, dynamic=False) if config.compile else network
         self.lr_factor = get_scheduler(
             "constant_with_warmup" if config.optimizer.schedule == "constant" else "cosine",
             optimizer,
@@ -248,9 +254,9 @@ class Trainer:
         """The network's prediction, and the contrast with own samples where the batch has any."""
         own = inputs.own_samples
         if self.own_contrast is not None and own is not None and len(own):
-            return self.own_contrast(self.state.network, inputs, own, self.accelerator.autocast)
+            return self.own_contrast(self.network, inputs, own, self.accelerator.autocast)
         with self.accelerator.autocast():
-            return self.state.network(inputs.noisy_latents, inputs.timesteps, **inputs.condition), None
+            return self.network(inputs.noisy_latents, inputs.timesteps, **inputs.condition), None
 
     def _add_contrast(self, loss: Tensor, row: Row, extra: OwnSampleOutput) -> tuple[Tensor, Row]:
         loss = loss + extra.loss
@@ -325,7 +331,7 @@ class Trainer:
     def _finish(self) -> Path:
         folder = self.config.output / "model"
         if self.main:
-            self.system.network.eval()
+            self.system.network.eval().to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
             if self.text_frames:
                 self.text_frames.save(folder)
             self.state.with_average(partial(self.lora.save if self.lora else self.system.save, folder))

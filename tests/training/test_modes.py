@@ -185,6 +185,66 @@ def test_a_network_that_cannot_checkpoint_its_gradients_is_refused(train_config:
         Trainer(replace(train_config, gradient_checkpointing=True), system)
 
 
+def test_channels_last_trains_alike_and_resumes_bitwise(
+    train_config: TrainConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Trainer(train_config).run()
+    last = beside(train_config, "last", channels_last=True)
+    Trainer(last).run()
+    broken = beside(last, "broken")
+    train_until(broken, 3, monkeypatch)
+    trainer = Trainer(replace(broken, resume=True))
+    weight = trainer.system.unet.conv_in.weight
+    moments = trainer.state.optimizer.optimizer.state[weight]
+    assert weight.is_contiguous(memory_format=torch.channels_last) and not weight.is_contiguous()
+    assert weight.stride() == moments["exp_avg"].stride() == moments["exp_avg_sq"].stride()
+    trainer.run()
+    assert_same_run(last.output, broken.output)
+    plain, other = last_tensors(train_config)["network"], last_tensors(last)["network"]
+    for name, value in plain.items():
+        torch.testing.assert_close(value, other[name], rtol=1e-3, atol=1e-3)
+    load_system(last.output / "model")
+    with pytest.raises(InputError, match="channels_last: True -> False"):
+        Trainer(replace(last, resume=True, channels_last=False))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+def test_a_compiled_run_resumes_bitwise(
+    train_config: TrainConfig, backend: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Through the tracer alone with checkpointed gradients and channels last, and through the C++ compiler."""
+    compile, calls = torch.compile, []
+
+    def counting(module: Any, **options: Any) -> Any:
+        calls.append(options)
+        return compile(module, backend=backend, **options)
+
+    monkeypatch.setattr(torch, "compile", counting)
+    more = {"gradient_checkpointing": True, "channels_last": True} if backend == "aot_eager" else {}
+    config = beside(train_config, "compiled", compile=True, steps=4, log_every=1, **more)
+    Trainer(config).run()
+    broken = beside(config, "broken")
+    train_until(broken, 3, monkeypatch)
+    torch.compiler.reset()  # as a new process starts
+    Trainer(replace(broken, resume=True)).run()
+    assert_same_run(config.output, broken.output)
+    assert calls.count({"dynamic": False}) == 3
+    plain = beside(config, "plain", compile=False)
+    Trainer(plain).run()
+    losses = [read_log(one.output / "log.jsonl")[0]["loss"] for one in (config, plain)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
+def test_a_run_without_a_compiler_is_refused(train_config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: Any, **__: Any) -> Any:
+        raise RuntimeError("no C++ compiler")
+
+    monkeypatch.setattr(torch, "compile", broken)
+    with pytest.raises(InputError, match="compile: torch.compile builds nothing here .*no C"):
+        Trainer(replace(train_config, compile=True))
+
+
 def test_the_average_on_the_cpu_has_the_same_bits_and_resumes(
     train_config: TrainConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
