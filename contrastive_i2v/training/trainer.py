@@ -91,7 +91,7 @@ class Trainer:
             except InputError as error:
                 raise InputError(f"data.frames: {error}; windows of those, with --data.frames.max-offset") from error
         if config.gradient_checkpointing:
-            _enable_gradient_checkpointing(self.system)
+            enable_gradient_checkpointing(self.system)
         if config.channels_last:
             self.system.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         if config.compile:
@@ -116,7 +116,7 @@ class Trainer:
         network, optimizer = self.accelerator.prepare(
             self.system.network, build_optimizer(config, trainable, self.accelerator.device)
         )
-        # for training's batches alone, all of one shape: what previews and own samples ran before must not change its code
+        # for training's batches alone, all of one shape: what previews and own samples ran must not change its code
         self.network = torch.compile(network, dynamic=False) if config.compile else network
         self.lr_factor = get_scheduler(
             "constant_with_warmup" if config.optimizer.schedule == "constant" else "cosine",
@@ -449,7 +449,8 @@ def _check_size(config: TrainConfig, system: System) -> tuple[int, int]:
     return size
 
 
-def _enable_gradient_checkpointing(system: System) -> None:
+def enable_gradient_checkpointing(system: System) -> None:
+    """Let the network keep less for the backward pass and compute it again. Raises InputError where it can't."""
     enable = getattr(system.network, "enable_gradient_checkpointing", None)
     if enable is None:
         raise InputError(f"gradient_checkpointing: the network of {system.config.kind} can't; leave it off")
