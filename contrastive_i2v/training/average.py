@@ -20,7 +20,7 @@ class HostAverage(EMAModel):  # type: ignore[misc]
         super().__init__([], decay=decay)
         self.pending = False
         cuda = parameters[0].device.type == "cuda"
-        self.copied = torch.cuda.Event() if cuda else None
+        self.copied = torch.cuda.Event() if cuda else None  # type: ignore[no-untyped-call]
         # of leaves that don't require a gradient EMAModel takes no average
         self.arrived = [torch.empty_like(p, device="cpu", pin_memory=cuda).requires_grad_() for p in parameters]
         self.shadow_params: list[Tensor] = [p.detach().to("cpu", copy=True) for p in parameters]

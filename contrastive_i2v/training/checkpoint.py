@@ -151,10 +151,10 @@ def unpack_optimizer(
         state.setdefault(parameter, {})[name] = value
     packed: dict[str, Any] = {"state": state, "param_groups": groups}
     set_optimizer_state_dict(module, optimizer, optim_state_dict=packed, options=WHOLE)
-    for parameter, values in optimizer.state.items():
-        for name, value in values.items():
-            if isinstance(value, Tensor) and value.shape == parameter.shape and value.stride() != parameter.stride():
-                values[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
+    for weight, values in optimizer.state.items():
+        for name, moment in values.items():
+            if isinstance(moment, Tensor) and moment.shape == weight.shape and moment.stride() != weight.stride():
+                values[name] = torch.empty_like(weight, dtype=moment.dtype).copy_(moment)
 
 
 def _flush(path: Path) -> None:

@@ -2,27 +2,35 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from contrastive_i2v.cli.main import main
+from contrastive_i2v.training.config import TrainConfig
+from contrastive_i2v.training.plan import Planner
 
 
-def test_the_table_and_what_makes_it_fit(clips: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    command = ["plan", "--recipe", "tiny-contrastive", "--data.path", str(clips / "train"), "--device", "cuda"]
-    command += ["--output", str(tmp_path / "run")]
-    assert main([*command, "--gigabytes", "1.15"]) == 0
+def test_the_table_and_what_makes_it_fit(
+    train_config: TrainConfig, pipeline_folder: Path, clips: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = replace(TrainConfig(), model=str(pipeline_folder), batch_size=2, data=train_config.data)
+    needs = Planner("cuda").needs(config)
+    command = ["plan", "--model", str(pipeline_folder), "--data.path", str(clips / "train"), "--batch-size", "2"]
+    command += ["--data.resolution", "16", "--device", "cuda", "--output", str(train_config.output)]
+    assert main([*command, "--gigabytes", f"{1 + (needs.total - 1) / 1e9:.9f}"]) == 0
     said = capsys.readouterr().out
     rows = {line[:28].strip(): line[28:] for line in said.splitlines() if len(line) > 28}
-    assert "22 MB  5,499,556 parameters, 5,499,556 trained" in rows["weights"]
+    assert f"{needs.parameters:,} parameters, {needs.trained:,} trained" in rows["weights"]
+    assert f"{needs.total / 1e6:.3g} MB" in rows["peak"] and "on cuda" in rows["peak"]
     assert "mixed precision bf16" in said and "6 clips in" in rows["cache on disk"]
-    assert "fits in 1.15 GB with\n  --optimizer.eight-bit" in said
+    assert " GB with\n  --optimizer.eight-bit" in said
     assert main([*command, "--gigabytes", "24"]) == 0
     assert "fits in 24 GB as it is" in capsys.readouterr().out
     assert main([*command, "--gigabytes", "1"]) == 0
     assert "nothing makes it fit in 1 GB; the least it can need:" in capsys.readouterr().out
-    assert not (tmp_path / "run").exists()
+    assert not train_config.output.exists()
 
 
 def test_a_probe_says_how_long_it_takes(
