@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
@@ -57,14 +58,19 @@ def run(arguments: Sequence[str]) -> None:
     limit, probed = _number("--gigabytes", own.gigabytes), _number("--probe", own.probe)
     if own.gigabytes is None and device == here == "cuda":
         limit = torch.cuda.get_device_properties(0).total_memory / GB
+    if probed and device != here:
+        raise InputError(f"--probe: takes the time here, on {here}; expected --device {here}, or no --probe")
     planner = Planner(device)
-    for config in configs:
+    for number, config in enumerate(configs):
         if len(configs) > 1:
             print(f"\n{config.output}")
+        if number and not Path(config.model).exists():
+            print(f"starts from {config.model}, which isn't trained yet: plan it then")
+            continue
         print(format_needs(planner.needs(config), config, device))
         print(_cache(config, planner))
         if probed:
-            seconds = _probe(config, int(probed))
+            seconds = _probe(config, math.ceil(probed))
             print(f"{'time':<28}{_time(seconds * config.steps):>10}  {seconds:.3g} s a step, {config.steps} steps")
         if limit:
             print(_advice(planner, config, limit))

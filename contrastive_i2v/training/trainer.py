@@ -16,7 +16,7 @@ from accelerate import Accelerator
 from accelerate.utils import send_to_device
 from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from contrastive_i2v.data.examples import Example, ExampleDataset
@@ -93,7 +93,7 @@ class Trainer:
         if config.gradient_checkpointing:
             enable_gradient_checkpointing(self.system)
         if config.channels_last:
-            self.system.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            use_channels_last(self.system.network)
         if config.compile:
             check_compiler(device)
         self.alignment = (
@@ -412,6 +412,13 @@ def build_optimizer(config: TrainConfig, trainable: list[Any], device: torch.dev
         weight_decay=config.optimizer.weight_decay,
     )
     return optimizer
+
+
+def use_channels_last(network: nn.Module) -> None:
+    """Put the channels of two-dimensional convolutions' weights last in memory, in place; what they compute follows."""
+    for parameter in network.parameters():
+        if parameter.dim() == 4:  # nn.Module.to would refuse a network that has convolutions over time as well
+            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
 
 
 def build_average(config: TrainConfig, trainable: list[Any]) -> EMAModel | None:

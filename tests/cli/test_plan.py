@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from contrastive_i2v.cli.main import main
 from contrastive_i2v.training.config import TrainConfig
@@ -47,15 +48,23 @@ def test_a_probe_says_how_long_it_takes(
     assert "s a step, 3 steps" in said and "nowhere: no such folder" in said
 
 
+def test_stages_whose_start_is_not_trained_yet_are_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", "--recipe", "tiny-emu-video", "--output", str(tmp_path), "--device", "cpu"]) == 0
+    said = capsys.readouterr().out
+    assert said.count("parameters") == 1 and f"starts from {tmp_path / 'image'}, which isn't trained yet" in said
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         (["--gigabytes", "much"], "--gigabytes: expected a number, 0 or more, got 'much'"),
+        (["--recipe", "tiny-contrastive", "--device", "cuda", "--probe", "1"], "--probe: takes the time here, on cpu"),
         (["--device", "tpu"], "--device tpu: expected one of cpu, cuda"),
         (["--recipe", "best"], "no such recipe"),
         (["--recipe", "tiny-contrastive", "--data.resolution", "63"], "data.resolution=63; expected a multiple of 4"),
     ],
 )
+@pytest.mark.skipif(torch.cuda.is_available(), reason="plans for the GPU here")
 def test_what_cannot_be_planned_is_one_line(
     options: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -25,7 +25,7 @@ from contrastive_i2v.training.config import LossConfig, TrainConfig, load_config
 from contrastive_i2v.training.inputs import join
 from contrastive_i2v.training.logs import read_log
 from contrastive_i2v.training.precision import float32_products, resolved
-from contrastive_i2v.training.trainer import Trainer, is_trained
+from contrastive_i2v.training.trainer import Trainer, is_trained, use_channels_last
 
 
 def forget_accelerate() -> None:
@@ -206,6 +206,14 @@ def test_channels_last_trains_alike_and_resumes_bitwise(
     load_system(last.output / "model")
     with pytest.raises(InputError, match="channels_last: True -> False"):
         Trainer(replace(last, resume=True, channels_last=False))
+
+
+def test_channels_last_leaves_convolutions_over_time_alone() -> None:
+    network = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.Conv3d(4, 4, 3), torch.nn.Linear(4, 4))
+    before = [parameter.clone() for parameter in network.parameters()]
+    use_channels_last(network)
+    assert all(torch.equal(a, b) for a, b in zip(before, network.parameters(), strict=True))
+    assert [not parameter.is_contiguous() for parameter in network.parameters()] == [True, *[False] * 5]
 
 
 @pytest.mark.slow
