@@ -97,7 +97,11 @@ def precision_on(device: Device, config: TrainConfig) -> Precision:
 
 
 class Planner:
-    """Needs of configs of one model for one kind of device; `system` is what `load_shapes` gives, anew each time."""
+    """Needs of configs on one kind of device.
+
+    Args:
+        build: a config's system without its weights, anew at each call; None = `load_shapes`.
+    """
 
     def __init__(self, device: Device, build: Callable[[TrainConfig], System] | None = None) -> None:
         self.device = device
