@@ -212,6 +212,7 @@ def train_config(pipeline_folder: Path, clips: Path, tmp_path: Path) -> Any:
         model=str(pipeline_folder),
         steps=8,
         batch_size=4,
+        mixed_precision="no",
         ema_decay=0.9,
         log_every=2,
         checkpoint_every=2,

@@ -14,6 +14,7 @@ from contrastive_i2v.errors import DivergedError, InputError
 COMMANDS = {
     "demo": "make clips, fine-tune with and without the contrastive loss, and open the page that compares them",
     "train": "fine-tune a model on a folder of captioned videos",
+    "plan": "print what a training needs before it runs, and what makes it fit in so many gigabytes",
     "sample": "turn still images and prompts into videos",
     "interpolate": "give rollouts and videos another frame rate, along their path in latent space",
     "evaluate": "measure a model's videos of held-out clips, with intervals, into a report",

@@ -280,17 +280,31 @@ class TrainConfig:
     """Windows a step on each device; the negatives come from these."""
     gradient_accumulation: int = 1
     """Batches a step."""
+    gradient_cache: bool = False
+    """Contrast the batches of a step with each other, as one large batch (losses.cached_backward): the memory of one of
+    them, for a forward pass more of each."""
     timesteps: TimestepsConfig = field(default_factory=TimestepsConfig)
     conditioning_dropout: float = 0.05
     """p: the prompt is dropped with probability 2p, the image with 2p, both with p."""
     condition_noise: float = 0.0
     """Noise on the conditioning latents, its standard deviation uniform between 0 and this (latents have about 1): the
     model then forgives its own errors in a rollout; 0 = none."""
-    mixed_precision: Literal["no", "fp16", "bf16"] = "no"
+    mixed_precision: Literal["auto", "no", "fp16", "bf16"] = "auto"
+    """Autocast; auto = bf16 on a GPU that has it, else no. What it came to is in the run's config.yaml."""
+    tf32: bool = False
+    """Let a CUDA device round the factors of float32 products and convolutions to TF32 (10 bits): faster. Off = both in
+    full float32, which torch alone wouldn't do for convolutions."""
+    compile: bool = False
+    """Compile the network by torch.compile: a minute or more at the start, then faster steps."""
+    channels_last: bool = False
+    """Keep the weights of convolutions, and so what they compute, with channels last in memory: faster in half
+    precision on a GPU."""
     gradient_checkpointing: bool = False
     """Less memory for more time."""
     ema_decay: float = 0.0
     """Moving average of the weights, used for previews and the saved model; 0 = off."""
+    ema_on_cpu: bool = False
+    """Keep that average in the host's memory; the weights go there while the next step runs."""
     seed: int = 0
     """Of everything random; draws are functions of (seed, step), so a resumed run repeats them."""
     workers: int = 0
@@ -325,6 +339,10 @@ class TrainConfig:
             check_fields(self, {}, distinct=("trackers",))
         if self.project != PROJECT and not {"wandb", "trackio"} & set(self.trackers):
             raise InputError(f"project={self.project}: of wandb and trackio; expected one of them in trackers")
+        if self.ema_on_cpu and not self.ema_decay:
+            raise InputError("ema_on_cpu: is of the average of ema_decay, which is 0; expected one above 0")
+        if self.gradient_cache:
+            _check_gradient_cache(self)
         own, weight = self.own_samples, self.loss.own_weight
         if weight and not sum(own.rows(self.batch_size)):
             raise InputError(
@@ -339,6 +357,17 @@ class TrainConfig:
             raise InputError(
                 f"own_samples.condition_share={own.condition_share} is no row of a batch of {self.batch_size}; "
                 f"expected at least {0.5 / self.batch_size:.2g}"
+            )
+
+
+def _check_gradient_cache(config: TrainConfig) -> None:
+    if config.gradient_accumulation == 1:
+        raise InputError("gradient_cache: joins the batches of gradient_accumulation, which is 1; expected 2 or more")
+    for name in ("own_weight", "dispersive_weight", "alignment_weight"):
+        if getattr(config.loss, name):
+            raise InputError(
+                f"gradient_cache: is for losses of the prediction alone, and loss.{name} needs more of the network; "
+                "expected 0, or no gradient_cache"
             )
 
 

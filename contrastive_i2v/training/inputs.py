@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, fields
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -147,6 +147,19 @@ def make_inputs(
         captions=system.caption_features(batch.text) if captions else None,
         own_samples=None if own is None else own.generated,
     )
+
+
+def join(parts: Sequence[Inputs]) -> Inputs:
+    """Batches as one, their rows in order; without own samples, which are of a batch's last rows."""
+
+    def joined(values: Sequence[Any]) -> Any:
+        first = values[0]
+        if isinstance(first, dict):
+            return {name: torch.cat([value[name] for value in values]) for name in first}
+        return None if first is None else torch.cat(list(values))
+
+    names = [item.name for item in fields(Inputs) if item.name != "own_samples"]
+    return Inputs(**{name: joined([getattr(part, name) for part in parts]) for name in names})
 
 
 def true_frames(batch: Example, system: System) -> TrueFrames:
