@@ -5,7 +5,7 @@ A window that needs other frames of a cached clip encodes only those, and an int
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
+from contrastive_i2v.data.buckets import nearest_bucket
 from contrastive_i2v.data.cache import CachedClip, cache_folder, clip_file, load_clip, row_keys, store_clip
 from contrastive_i2v.data.frames import (
     FramesConfig,
@@ -167,12 +168,20 @@ class ExampleDataset(Dataset[Example]):
     set may be larger than the memory and goes to DataLoader workers as it is.
     """
 
-    def __init__(self, clips: Sequence[Clip], files: Sequence[Path], examples: Sequence[ExampleIndex]) -> None:
+    def __init__(
+        self,
+        clips: Sequence[Clip],
+        files: Sequence[Path],
+        examples: Sequence[ExampleIndex],
+        sizes: Sequence[Size] | None = None,
+    ) -> None:
         self.clips = list(clips)
         """The clips that gave examples."""
         self.files = list(files)
         """The cache file of each clip."""
         self.examples = list(examples)
+        self.sizes = None if sizes is None else list(sizes)
+        """The pixels of each clip; None = all have one size."""
         videos: dict[Path, int] = {}
         self._groups = [videos.setdefault(clip.where, len(videos)) for clip in clips]
 
@@ -180,6 +189,19 @@ class ExampleDataset(Dataset[Example]):
     def rates(self) -> list[float]:
         """Frames a second that its windows have."""
         return sorted({example.fps for example in self.examples})
+
+    def buckets(self) -> dict[Size | None, list[int]]:
+        """Examples by size, the sizes rising."""
+        if self.sizes is None:
+            return {None: list(range(len(self)))}
+        found: dict[Size | None, list[int]] = {size: [] for size in sorted(set(self.sizes))}
+        for number, example in enumerate(self.examples):
+            found[self.sizes[example.clip]].append(number)
+        return found
+
+    def videos(self, examples: Iterable[int]) -> int:
+        """How many videos these examples are from."""
+        return len({self._groups[self.examples[number].clip] for number in examples})
 
     def __len__(self) -> int:
         return len(self.examples)
@@ -208,6 +230,7 @@ def encode_clips(
     resolution: int | Size,
     frames: FramesConfig,
     seed: int,
+    buckets: Sequence[Size] = (),
     following: int = 0,
     first: int = 0,
     progress: bool = True,
@@ -216,7 +239,8 @@ def encode_clips(
 
     Returns the data set, in the clips' order, and the clips left out (a file that can't be decoded, a clip
     too long or too short) with the reasons. The windows depend on `seed` and the clip alone, not on its folder
-    or its neighbours. `resolution` is what the codec sees: a square's side or (height, width), in pixels.
+    or its neighbours. `resolution` is what the codec sees: a square's side or (height, width), in pixels; where there
+    are `buckets`, each clip has the size of its `nearest_bucket` in its place.
     `following` windows after each are encoded as well, as far as the clip goes on (for image codecs alone). It begins
     with clip `first`: processes that begin with other ones share the work of one cache, and none waits.
 
@@ -226,37 +250,45 @@ def encode_clips(
     if not clips:
         raise InputError("clips: expected at least one clip, got none")
     read = WindowReader.of(system, resolution, frames, seed=seed, following=following)
-    folder = cache_folder(Path(cache_dir), system.fingerprint, read.size)
-    found: dict[int, tuple[Path, DrawnWindows] | Skipped] = {}
+    readers = [replace(read, size=size) for size in buckets] or [read]
+    folders = [cache_folder(Path(cache_dir), system.fingerprint, one.size) for one in readers]
+    found: dict[int, tuple[Path, DrawnWindows, Size] | Skipped] = {}
     anew = 0
     order = [*range(first, len(clips)), *range(first)]
     for number in tqdm(order, desc="encoding", unit="clip", mininterval=0.5, disable=not progress):
         clip = clips[number]
         try:
-            file = clip_file(folder, clip)
+            files = [clip_file(folder, clip) for folder in folders]
+            bucket = _bucket_of(clip, files, buckets) if buckets else 0
+            file, size = files[bucket], readers[bucket].size
             cached = load_clip(file)
             anew += cached is None and file.exists()
-            drawn = _encode_clip(clip, system, file, cached, read)
+            drawn = _encode_clip(clip, system, file, cached, readers[bucket])
         except VideoError as error:
             drawn = Skipped.because(clip.where, error)
-        found[number] = drawn if isinstance(drawn, Skipped) else (file, drawn)
+        found[number] = drawn if isinstance(drawn, Skipped) else (file, drawn, size)
     kept: list[Clip] = []
-    files: list[Path] = []
+    sizes: list[Size] = []
+    files = []
     indices: list[ExampleIndex] = []
     skipped: list[Skipped] = []
     for number, one in sorted(found.items()):
         if isinstance(one, Skipped):
             skipped.append(one)
             continue
-        file, drawn = one
+        file, drawn, size = one
         indices += [read.index(window, len(kept), drawn.frame_rate) for window in drawn.windows]
         kept.append(clips[number])
         files.append(file)
+        sizes.append(size)
     if anew and progress:
-        print(f"encoded {anew} clips anew: their files in {folder} were damaged, or an earlier version wrote them")
+        print(
+            f"encoded {anew} clips anew: their files in {folders[0].parent} were damaged, or an earlier version wrote "
+            "them"
+        )
     if not kept:
         raise NoClipLeft(skipped)
-    return ExampleDataset(kept, files, indices), skipped
+    return ExampleDataset(kept, files, indices, sizes if buckets else None), skipped
 
 
 def report_skipped(skipped: Sequence[Skipped], *, show: int = 10, file: Path | None = None) -> str:
@@ -295,6 +327,13 @@ def encode_clip_frames(clip: Clip, system: System, size: Size, frames: Sequence[
     """
     pixels = _read_pixels(clip, frames, size)
     return pixels, encode_runs([pixels], system, [clip])[0].float()
+
+
+def _bucket_of(clip: Clip, files: Sequence[Path], buckets: Sequence[Size]) -> int:
+    """The clip's bucket, by the header that one of its cache files has, or the video. Raises VideoError."""
+    cached = next(filter(None, (load_clip(file, ()) for file in files)), None)
+    info = cached.info if cached else probe_clip(clip)
+    return nearest_bucket(info.height, info.width, buckets)
 
 
 def _encode_clip(

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
@@ -49,6 +50,12 @@ class DataConfig:
     """Latents and prompt embeddings, encoded once; safe to delete."""
     resolution: int | tuple[int, int] = 256
     """Frames are centre-cropped and resized to this many pixels: a square's side, or height and width."""
+    buckets: tuple[tuple[int, int], ...] = ()
+    """Heights and widths, of which each clip is trained at the one that crops the least of it; none = all at
+    `resolution`, which previews keep. A batch is of one of them and has the area of batch_size at `resolution`."""
+    max_aspect_ratio: float = 1.0
+    """Above 1: buckets are made, of at most `resolution`'s area, up to so many times as wide as high and as high as
+    wide."""
     frames: FramesConfig = field(default_factory=FramesConfig)
     """Which frames of a clip make a window."""
     keep: float = 1.0
@@ -61,12 +68,23 @@ class DataConfig:
         check_fields(self, {"streams": 1, "shuffle_shards": 1})
         if self.shards is not None and (self.path != DataConfig.path or self.source != SourceConfig() or self.keep < 1):
             raise InputError("shards: path, source and keep were for encoding them; expected shards alone")
+        if not 1 <= self.max_aspect_ratio < math.inf:
+            raise InputError(f"max_aspect_ratio: expected a number >= 1, got {self.max_aspect_ratio}")
+        if self.buckets and self.max_aspect_ratio > 1:
+            raise InputError("buckets and max_aspect_ratio: expected one of them, got both")
+        if self.shards is not None and self.is_bucketed:
+            raise InputError("shards: are of one size; expected no buckets and no max_aspect_ratio")
         if not 0 < self.keep <= 1:
             raise InputError(f"keep: expected a share above 0, at most 1, got {self.keep}")
         if self.clip is not None and self.keep == 1:
             raise InputError("clip: it ranks clips for keep, which is 1 (all of them); expected a smaller keep")
         if self.validation_split is not None and self.validation_path is None:
             raise InputError("validation_split: there is no validation_path; expected one, or no split of it")
+
+    @property
+    def is_bucketed(self) -> bool:
+        """Whether clips may have other sizes than `resolution`."""
+        return bool(self.buckets) or self.max_aspect_ratio > 1
 
     @property
     def validation_source(self) -> SourceConfig:
@@ -126,6 +144,12 @@ class LossConfig:
     """Folder or hub id of a DINOv2 or DINOv3 (transformers), say facebook/dinov2-base."""
     alignment_layer: str | None = None
     """Which module of the network has those features; None = the system's middle one."""
+
+    @property
+    def contrasts_rows(self) -> bool:
+        """Whether a term holds a batch's rows against each other."""
+        banks = self.target_weight != 0 or self.input_weight != 0
+        return banks or self.flow_contrast_weight != 0 or self.dispersive_weight != 0
 
     def __post_init__(self) -> None:
         weights = ("own_weight", "text_weight", "dispersive_weight", "alignment_weight")
@@ -298,6 +322,14 @@ class TrainConfig:
             raise InputError(f"conditioning_dropout: expected 0 to 1/3, got {self.conditioning_dropout}")
         if not 0 <= self.ema_decay < 1:
             raise InputError(f"ema_decay: expected 0 <= decay < 1, got {self.ema_decay}")
+        if self.data.is_bucketed:
+            for name, used in {
+                "loss.memory_bank": self.loss.memory_bank,
+                "loss.text_weight": self.loss.text_weight,
+                "own_samples": self.own_samples.on,
+            }.items():
+                if used:
+                    raise InputError(f"{name}: holds latents of one size; expected none with data.buckets")
         own, weight = self.own_samples, self.loss.own_weight
         if weight and not sum(own.rows(self.batch_size)):
             raise InputError(
