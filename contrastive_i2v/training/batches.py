@@ -33,6 +33,7 @@ from contrastive_i2v.randomness import seeded
 from contrastive_i2v.system import Size, System
 from contrastive_i2v.training.config import DataConfig, TrainConfig
 from contrastive_i2v.training.own_samples import windows_after
+from contrastive_i2v.training.scores import Condition, ScoreTable
 from contrastive_i2v.training.selection import SCORES, select_clips
 
 TrainData: TypeAlias = ExampleDataset | ShardDataset
@@ -111,10 +112,16 @@ def read_clips(
     found = read(config.path, config.source, seed=seed)
     if progress:
         print(found)
-    if config.keep == 1:
-        return found.clips, found.skipped
-    clips = select_clips(found.clips, config, file=skipped_file.with_name(SCORES), progress=progress)
-    return clips, found.skipped
+    clips, skipped, table = found.clips, found.skipped, None
+    if config.scores is not None:
+        table = ScoreTable(config.scores)
+        clips, others = table.choose(clips, [Condition.parse(one) for one in config.where])
+        skipped = [*skipped, *others]
+        if not clips:
+            raise NoClipLeft(skipped)
+    if config.keep < 1:
+        clips = select_clips(clips, config, file=skipped_file.with_name(SCORES), table=table, progress=progress)
+    return clips, skipped
 
 
 def bucket_sizes(config: DataConfig, system: System) -> list[Size]:

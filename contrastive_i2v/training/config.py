@@ -21,6 +21,7 @@ from contrastive_i2v.models import parse_config
 from contrastive_i2v.models.instruct_pix2pix import InstructPix2PixConfig
 from contrastive_i2v.models.lora import AdapterConfig
 from contrastive_i2v.system import SamplerOptions, SystemConfig
+from contrastive_i2v.training.scores import Condition
 
 T = TypeVar("T")
 
@@ -58,16 +59,29 @@ class DataConfig:
     wide."""
     frames: FramesConfig = field(default_factory=FramesConfig)
     """Which frames of a clip make a window."""
+    scores: Path | None = None
+    """What `contrastive-i2v filter` wrote of the clips, for `where` and `keep`."""
+    where: tuple[str, ...] = ()
+    """Conditions on the scores, all of which a clip must meet, as "cuts==0" "motion>0.01"."""
     keep: float = 1.0
-    """Share of the clips that is trained on: the best by the mean rank of motion, sharpness and, with `clip`, the
-    similarity of caption and frames; 1 = all."""
+    """Share of the clips that is trained on: the best by the mean rank of motion, sharpness and, with `clip` or where
+    `scores` have it, the similarity of caption and frames; 1 = all."""
     clip: str | None = None
     """CLIP's folder or hub id, for `keep`; None = motion and sharpness alone."""
 
     def __post_init__(self) -> None:
         check_fields(self, {"streams": 1, "shuffle_shards": 1})
-        if self.shards is not None and (self.path != DataConfig.path or self.source != SourceConfig() or self.keep < 1):
-            raise InputError("shards: path, source and keep were for encoding them; expected shards alone")
+        chosen = self.keep < 1 or self.scores is not None
+        if self.shards is not None and (self.path != DataConfig.path or self.source != SourceConfig() or chosen):
+            raise InputError("shards: path, source, scores and keep were for encoding them; expected shards alone")
+        for one in self.where:
+            Condition.parse(one)
+        if self.where and self.scores is None:
+            raise InputError("where: conditions on scores, of which there are none; expected them, or no where")
+        if self.scores is not None and not (self.where or self.keep < 1):
+            raise InputError("scores: nothing uses them; expected where or keep, or no scores")
+        if self.scores is not None and self.clip is not None:
+            raise InputError("clip: is for keep without scores; expected no clip: filter has one of its own")
         if not 1 <= self.max_aspect_ratio < math.inf:
             raise InputError(f"max_aspect_ratio: expected a number >= 1, got {self.max_aspect_ratio}")
         if self.buckets and self.max_aspect_ratio > 1:
