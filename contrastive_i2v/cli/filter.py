@@ -72,9 +72,9 @@ def run(arguments: Sequence[str]) -> None:
     network = load_clip(options.clip, default_device())
     skipped_file = options.output.with_name(f"{options.output.stem}.{SKIPPED}")
 
-    def similarity(frames: Tensor, caption: str) -> float:
+    def similarity(pixels: Tensor, caption: str) -> float:
         assert network is not None
-        return caption_similarity(frames, caption, network)
+        return caption_similarity(pixels, caption, network)
 
     config = ScoresConfig(frame_rate=options.frame_rate, seconds=options.seconds, side=options.side, clip=options.clip)
     try:

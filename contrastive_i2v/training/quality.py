@@ -155,27 +155,25 @@ def earlier_duplicates(hashes: Sequence[bytes]) -> list[int]:
     A group is what a chain of hashes connects that differ in at most 15 bits. Any two such are the same in one of the
     16 parts of 16 bits, so only hashes that share a part are compared.
     """
-    parent = list(range(len(hashes)))
-
-    def root(one: int) -> int:
-        while parent[one] != one:
-            parent[one] = parent[parent[one]]
-            one = parent[one]
-        return one
-
     distinct: dict[bytes, int] = {}
-    for number, one in enumerate(hashes):
-        parent[number] = distinct.setdefault(one, number)
-    numbers = np.array(list(distinct.values()))
+    numbers = [distinct.setdefault(one, len(distinct)) for one in hashes]
     parts = np.frombuffer(b"".join(distinct), np.uint16).reshape(-1, BANDS)
+    groups = np.arange(len(parts))  # of each distinct hash, the first one's place
     for band in range(BANDS):
-        for first, second in _alike(parts, band):
-            low, high = sorted((root(int(numbers[first])), root(int(numbers[second]))))
-            parent[high] = low
+        order = np.argsort(parts[:, band], kind="stable")
+        left, distance = np.arange(len(order)), 1
+        while len(left := left[left + distance < len(order)]):  # hashes of one band lie beside each other
+            first, second = order[left], order[left + distance]
+            same = parts[first, band] == parts[second, band]
+            left, first, second = left[same], first[same], second[same]
+            apart = groups[first] != groups[second]
+            first, second = first[apart], second[apart]
+            near = _BITS[parts[first] ^ parts[second]].sum(1) <= DUPLICATE_BITS
+            _join(groups, first[near], second[near])
+            distance += 1
     counts: dict[int, int] = {}
     earlier = []
-    for number in range(len(hashes)):
-        group = root(number)
+    for group in groups[numbers].tolist():
         earlier.append(counts.get(group, 0))
         counts[group] = earlier[-1] + 1
     return earlier
@@ -184,17 +182,12 @@ def earlier_duplicates(hashes: Sequence[bytes]) -> list[int]:
 _BITS: NDArray[np.int64] = np.array([value.bit_count() for value in range(1 << 16)])
 
 
-def _alike(parts: NDArray[np.uint16], band: int) -> Sequence[tuple[int, int]]:
-    """Pairs of rows whose `band` is the same and that differ in few bits."""
-    order = np.argsort(parts[:, band], kind="stable")
-    ordered, found = parts[order], list[tuple[int, int]]()
-    left, distance = np.arange(len(order)), 1
-    while True:  # rows at this distance in the order; those of one value lie beside each other
-        left = left[left + distance < len(order)]
-        left = left[ordered[left, band] == ordered[left + distance, band]]
-        if not len(left):
-            return found
-        differ = _BITS[ordered[left] ^ ordered[left + distance]].sum(1)
-        near = left[differ <= DUPLICATE_BITS]
-        found += zip(order[near].tolist(), order[near + distance].tolist(), strict=True)
-        distance += 1
+def _join(groups: NDArray[np.int64], first: NDArray[np.int64], second: NDArray[np.int64]) -> None:
+    """Make one group of those of each pair."""
+    while len(first):
+        pair = np.sort([groups[first], groups[second]], axis=0)
+        np.minimum.at(groups, pair[1], pair[0])
+        while (groups != (further := groups[groups])).any():
+            groups[:] = further
+        apart = groups[first] != groups[second]
+        first, second = first[apart], second[apart]

@@ -111,7 +111,7 @@ class ScoreTable:
         self.path = path
         self.names = [name for name in table.column_names if name not in ABOUT]
         self.columns = {name: _numbers(path, table, name) for name in self.names}
-        self._rows = {key: row for row, key in enumerate(table["key"].to_pylist())}
+        self._rows = {key: row for row, key in enumerate(map(str, table["key"].to_pylist()))}
 
     def row(self, clip: Clip) -> int | None:
         """The clip's row; None where it has none, or changed since. Raises VideoError where its file isn't there."""
@@ -226,7 +226,7 @@ def score_clips(
     """Measure clips into `file`, a row each in their order, but for those that it or its parts have already.
 
     Args:
-        similarity: of frames, uint8 `[F, 3, H, W]`, and a caption; the score `caption`.
+        similarity: of frames `[F, 3, H, W]` in [-1, 1] and a caption; the score `caption`.
         workers: processes that decode and measure.
 
     Returns:
@@ -277,7 +277,7 @@ def _score_clips(
             about = {"key": keys[number], "path": str(clip.where), "text": clip.caption}
             rows.append({**about, "start": clip.start, "end": clip.end, **found.row})
             if similarity is not None:
-                rows[-1]["caption"] = similarity(found.few, clip.caption)
+                rows[-1]["caption"] = similarity(found.few.float() / 127.5 - 1, clip.caption)
         if rows and (len(rows) == CLIPS_A_PART or count == len(todo)):
             path = parts / f"{len(list(parts.glob('*.parquet'))):06d}.parquet"
             _write(path, pyarrow.Table.from_pylist(rows, schema=_schema(similarity is not None)), setting)
@@ -343,12 +343,12 @@ def _read(path: Path) -> Any:
         import pyarrow.parquet
 
         table = pyarrow.parquet.read_table(path, partitioning=None)
+        table.validate(full=True)
+        names = table.column_names
     except Exception as error:  # pyarrow's own types, OSError, and others for damage
         raise InputError(f"{path}: not a readable parquet file ({one_line(error)})") from error
-    if lacks := [name for name in ABOUT if name not in table.column_names]:
-        raise InputError(
-            f"{path}: has no {', '.join(lacks)}; expected scores that `contrastive-i2v filter` wrote to their end"
-        )
+    if not set(ABOUT) <= set(names) or len(set(names)) < len(names):
+        raise InputError(f"{path}: expected scores of `contrastive-i2v filter`, a column each of {', '.join(ABOUT)}")
     return table
 
 

@@ -12,7 +12,7 @@ from tqdm import tqdm
 from contrastive_i2v.data.frames import valid_frames
 from contrastive_i2v.data.reading import probe_clip, read_clip
 from contrastive_i2v.data.types import Clip
-from contrastive_i2v.data.video import VideoError, as_size, resize_frames, to_uint8
+from contrastive_i2v.data.video import VideoError, as_size, resize_frames
 from contrastive_i2v.evaluation.alignment import clipsim
 from contrastive_i2v.evaluation.extractors.base import TextImageExtractor
 from contrastive_i2v.evaluation.extractors.loading import load_clip
@@ -73,13 +73,13 @@ def score(pixels: Tensor, caption: str, network: TextImageExtractor | None = Non
     """
     scores = {"motion": motion(pixels), "sharpness": sharpness(pixels)}
     if network is not None:
-        scores["caption"] = caption_similarity(to_uint8(pixels), caption, network)
+        scores["caption"] = caption_similarity(pixels, caption, network)
     return scores
 
 
-def caption_similarity(frames: Tensor, caption: str, network: TextImageExtractor) -> float:
-    """The mean cosine of CLIP's features of the caption and of frames `[F, 3, H, W]`, uint8."""
-    return float(clipsim(network(frames)[None], network.text([caption])))
+def caption_similarity(pixels: Tensor, caption: str, network: TextImageExtractor) -> float:
+    """The mean cosine of CLIP's features of the caption and of frames `[F, 3, H, W]` in [-1, 1]."""
+    return float(clipsim(network(pixels)[None], network.text([caption])))
 
 
 def mean_ranks(scores: Sequence[dict[str, float]]) -> list[float]:

@@ -28,7 +28,7 @@ import torch
 
 TARGETS = (
     "metadata", "sources", "video", "picture", "cache", "checkpoint", "model", "adapter", "weights", "config", "report",
-    "study", "op",
+    "study", "op", "scores",
 )  # fmt: skip
 """The modules of `targets`; each has a class `Target`."""
 CASE_SECONDS = 60
