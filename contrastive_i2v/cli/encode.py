@@ -49,7 +49,7 @@ class Options:
             raise InputError("data.shards: are read; expected output, where they are written")
         if self.output is not None and self.data.is_bucketed:
             raise InputError(
-                "output: shards are of one size; expected no data.buckets and no data.max_aspect_ratio, or the cache"
+                "output: shards are of one size; expected no data.buckets, max_aspect_ratio or lengths, or the cache"
             )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from contrastive_i2v.system import Size
 
@@ -11,6 +12,18 @@ STEPS = 8
 """Automatic sizes are this many steps along the side of the square of their area."""
 TOLERANCE = 0.02
 """Of buckets that keep within this share as much of a clip, the largest is its own."""
+
+
+class Bucket(NamedTuple):
+    """What the examples of a batch have in common."""
+
+    height: int
+    width: int
+    frames: int
+    """Latent frames of an example: the anchor, if the window has one, and the window."""
+
+    def __str__(self) -> str:
+        return f"{self.height}x{self.width}, {self.frames} frames"
 
 
 def aspect_ratio_sizes(size: Size, largest: float, multiple: int) -> list[Size]:
@@ -49,6 +62,6 @@ def nearest_bucket(height: int, width: int, sizes: Sequence[Size]) -> int:
     return max(near, key=lambda number: math.prod(sizes[number]))
 
 
-def bucket_rows(sizes: Sequence[Size], area: int, *, least: int) -> list[int]:
-    """Rows of a batch of each size: as many as `area` pixels hold, and no fewer than `least`."""
-    return [max(least, area // math.prod(size)) for size in sizes]
+def bucket_rows(buckets: Sequence[Bucket], pixels: int, *, least: int) -> list[int]:
+    """Rows of a batch of each bucket: as many as `pixels` of all frames hold, and no fewer than `least`."""
+    return [max(least, pixels // math.prod(bucket)) for bucket in buckets]

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from contrastive_i2v.data.buckets import nearest_bucket
+from contrastive_i2v.data.buckets import Bucket, nearest_bucket
 from contrastive_i2v.data.cache import CachedClip, cache_folder, clip_file, load_clip, row_keys, store_clip
 from contrastive_i2v.data.frames import (
     FramesConfig,
@@ -174,6 +174,8 @@ class ExampleDataset(Dataset[Example]):
         files: Sequence[Path],
         examples: Sequence[ExampleIndex],
         sizes: Sequence[Size] | None = None,
+        *,
+        frames: int = 0,
     ) -> None:
         self.clips = list(clips)
         """The clips that gave examples."""
@@ -181,7 +183,9 @@ class ExampleDataset(Dataset[Example]):
         """The cache file of each clip."""
         self.examples = list(examples)
         self.sizes = None if sizes is None else list(sizes)
-        """The pixels of each clip; None = all have one size."""
+        """The pixels of each clip; None = all clips are of one bucket."""
+        self.frames = frames
+        """Latent frames of an example whose window is the system's own."""
         videos: dict[Path, int] = {}
         self._groups = [videos.setdefault(clip.where, len(videos)) for clip in clips]
 
@@ -190,14 +194,14 @@ class ExampleDataset(Dataset[Example]):
         """Frames a second that its windows have."""
         return sorted({example.fps for example in self.examples})
 
-    def buckets(self) -> dict[Size | None, list[int]]:
-        """Examples by size, the sizes rising."""
+    def buckets(self) -> dict[Bucket | None, list[int]]:
+        """Examples by bucket, the buckets rising; under None where all are of one."""
         if self.sizes is None:
             return {None: list(range(len(self)))}
-        found: dict[Size | None, list[int]] = {size: [] for size in sorted(set(self.sizes))}
+        found: dict[Bucket, list[int]] = {}
         for number, example in enumerate(self.examples):
-            found[self.sizes[example.clip]].append(number)
-        return found
+            found.setdefault(Bucket(*self.sizes[example.clip], len(example.rows)), []).append(number)
+        return {bucket: found[bucket] for bucket in sorted(found)}
 
     def videos(self, examples: Iterable[int]) -> int:
         """How many videos these examples are from."""
@@ -231,6 +235,7 @@ def encode_clips(
     frames: FramesConfig,
     seed: int,
     buckets: Sequence[Size] = (),
+    lengths: Sequence[int] = (),
     following: int = 0,
     first: int = 0,
     progress: bool = True,
@@ -240,7 +245,8 @@ def encode_clips(
     Returns the data set, in the clips' order, and the clips left out (a file that can't be decoded, a clip
     too long or too short) with the reasons. The windows depend on `seed` and the clip alone, not on its folder
     or its neighbours. `resolution` is what the codec sees: a square's side or (height, width), in pixels; where there
-    are `buckets`, each clip has the size of its `nearest_bucket` in its place.
+    are `buckets`, each clip has the size of its `nearest_bucket` in its place. Where there are `lengths`, its windows
+    have the most of these frames that it holds, in place of the system's.
     `following` windows after each are encoded as well, as far as the clip goes on (for image codecs alone). It begins
     with clip `first`: processes that begin with other ones share the work of one cache, and none waits.
 
@@ -250,8 +256,9 @@ def encode_clips(
     if not clips:
         raise InputError("clips: expected at least one clip, got none")
     read = WindowReader.of(system, resolution, frames, seed=seed, following=following)
-    readers = [replace(read, size=size) for size in buckets] or [read]
-    folders = [cache_folder(Path(cache_dir), system.fingerprint, one.size) for one in readers]
+    sizes = list(buckets) or [read.size]
+    windows = [replace(system.window, length=length) for length in sorted(lengths)] or [system.window]
+    folders = [cache_folder(Path(cache_dir), system.fingerprint, size) for size in sizes]
     found: dict[int, tuple[Path, DrawnWindows, Size] | Skipped] = {}
     anew = 0
     order = [*range(first, len(clips)), *range(first)]
@@ -259,17 +266,17 @@ def encode_clips(
         clip = clips[number]
         try:
             files = [clip_file(folder, clip) for folder in folders]
-            bucket = _bucket_of(clip, files, buckets) if buckets else 0
-            file, size = files[bucket], readers[bucket].size
+            mine = _reader_of(clip, files, read, sizes, windows) if buckets or lengths else read
+            file = files[sizes.index(mine.size)]
             cached = load_clip(file)
             anew += cached is None and file.exists()
-            drawn = _encode_clip(clip, system, file, cached, readers[bucket])
+            drawn = _encode_clip(clip, system, file, cached, mine)
         except VideoError as error:
             drawn = Skipped.because(clip.where, error)
-        found[number] = drawn if isinstance(drawn, Skipped) else (file, drawn, size)
+        found[number] = drawn if isinstance(drawn, Skipped) else (file, drawn, mine.size)
     kept: list[Clip] = []
-    sizes: list[Size] = []
     files = []
+    size_of: list[Size] = []
     indices: list[ExampleIndex] = []
     skipped: list[Skipped] = []
     for number, one in sorted(found.items()):
@@ -280,7 +287,7 @@ def encode_clips(
         indices += [read.index(window, len(kept), drawn.frame_rate) for window in drawn.windows]
         kept.append(clips[number])
         files.append(file)
-        sizes.append(size)
+        size_of.append(size)
     if anew and progress:
         print(
             f"encoded {anew} clips anew: their files in {folders[0].parent} were damaged, or an earlier version wrote "
@@ -288,7 +295,8 @@ def encode_clips(
         )
     if not kept:
         raise NoClipLeft(skipped)
-    return ExampleDataset(kept, files, indices, sizes if buckets else None), skipped
+    own = system.window.length + system.window.anchor
+    return ExampleDataset(kept, files, indices, size_of if buckets or lengths else None, frames=own), skipped
 
 
 def report_skipped(skipped: Sequence[Skipped], *, show: int = 10, file: Path | None = None) -> str:
@@ -329,11 +337,21 @@ def encode_clip_frames(clip: Clip, system: System, size: Size, frames: Sequence[
     return pixels, encode_runs([pixels], system, [clip])[0].float()
 
 
-def _bucket_of(clip: Clip, files: Sequence[Path], buckets: Sequence[Size]) -> int:
-    """The clip's bucket, by the header that one of its cache files has, or the video. Raises VideoError."""
+def _reader_of(
+    clip: Clip, files: Sequence[Path], read: WindowReader, sizes: Sequence[Size], windows: Sequence[Window]
+) -> WindowReader:
+    """With the clip's own size and the longest of `windows` that it holds, by the header that one of its cache files
+    has, or the video. Raises VideoError."""
     cached = next(filter(None, (load_clip(file, ()) for file in files)), None)
     info = cached.info if cached else probe_clip(clip)
-    return nearest_bucket(info.height, info.width, buckets)
+
+    def holds(window: Window) -> bool:
+        least = frames_after_source(window, read.temporal_downscale) + 1
+        return skip_reason(info, clip, read.config, least=least) is None
+
+    held = [window for window in windows if holds(window)]
+    size = sizes[nearest_bucket(info.height, info.width, sizes)]
+    return replace(read, size=size, window=held[-1] if held else windows[0])
 
 
 def _encode_clip(

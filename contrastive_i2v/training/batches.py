@@ -14,7 +14,7 @@ import torch
 from accelerate import Accelerator
 from torch.utils.data import DataLoader, Sampler
 
-from contrastive_i2v.data.buckets import aspect_ratio_sizes, bucket_rows
+from contrastive_i2v.data.buckets import Bucket, aspect_ratio_sizes, bucket_rows
 from contrastive_i2v.data.examples import (
     SKIPPED,
     Example,
@@ -90,6 +90,7 @@ def encode_dataset(
             cache_dir=config.cache_dir,
             resolution=config.resolution,
             buckets=bucket_sizes(config, system),
+            lengths=config.lengths,
             frames=config.frames,
             seed=seed,
             following=following,
@@ -125,8 +126,13 @@ def read_clips(
 
 
 def bucket_sizes(config: DataConfig, system: System) -> list[Size]:
-    """The sizes that clips are dealt to; none where all have `resolution`. Raises InputError."""
-    if not config.is_bucketed:
+    """The sizes that clips are dealt to; none where all have `resolution`. Raises InputError, also for lengths of a
+    system that can't have them."""
+    if config.lengths and not system.any_length:
+        raise InputError(
+            f"data.lengths: the windows of {system.config.kind} have {system.window.length} frames; expected none"
+        )
+    if not config.buckets and config.max_aspect_ratio == 1:
         return []
     sizes = list(config.buckets)
     if not sizes:
@@ -145,23 +151,23 @@ def bucket_sizes(config: DataConfig, system: System) -> list[Size]:
     return sizes
 
 
-def rows_of(buckets: Iterable[Size | None], config: TrainConfig) -> list[int]:
-    """The rows of each bucket's batches, by the area of batch_size at `resolution`; two at least where rows are
-    contrasted, since each needs a negative."""
-    size = as_size(config.data.resolution)
+def rows_of(buckets: Iterable[Bucket | None], frames: int, config: TrainConfig) -> list[int]:
+    """The rows of each bucket's batches, by the pixels of batch_size examples of `frames` at `resolution`; two at least
+    where rows are contrasted, since each needs a negative."""
+    whole = Bucket(*as_size(config.data.resolution), frames)
     least = 2 if config.loss.contrasts_rows else 1
-    rows = bucket_rows([bucket or size for bucket in buckets], config.batch_size * math.prod(size), least=least)
+    rows = bucket_rows([bucket or whole for bucket in buckets], config.batch_size * math.prod(whole), least=least)
     return rows if config.data.is_bucketed else [config.batch_size]
 
 
 def say_buckets(dataset: ExampleDataset, config: TrainConfig) -> None:
-    """Print each bucket's size, windows, videos and rows a batch."""
+    """Print each bucket's size, frames, windows, videos and rows a batch."""
     buckets = dataset.buckets()
-    for (size, examples), rows in zip(buckets.items(), rows_of(buckets, config), strict=True):
-        if size is not None:
+    for (bucket, examples), rows in zip(buckets.items(), rows_of(buckets, dataset.frames, config), strict=True):
+        if bucket is not None:
             videos = dataset.videos(examples)
             alone = ", so no negatives" if videos == 1 and config.loss.contrasts_rows else ""
-            print(f"bucket {size[0]}x{size[1]}: {len(examples)} windows of {videos} videos{alone}; {rows} a batch")
+            print(f"bucket {bucket}: {len(examples)} windows of {videos} videos{alone}; {rows} a batch")
 
 
 def say_skipped(skipped: Sequence[Skipped], file: Path) -> None:
@@ -190,7 +196,7 @@ def build_loader(
         )
         return DataLoader(dataset, sampler=_Lazy(partial(order.batches, mine)), batch_size=None, **options)
     buckets = dataset.buckets()
-    rows = rows_of(buckets, config)
+    rows = rows_of(buckets, dataset.frames, config)
     batches = partial(batch_indices, list(buckets.values()), rows, mine, seed=config.seed, processes=ranks)
     return DataLoader(dataset, batch_sampler=_Lazy(batches), **options)
 

@@ -57,6 +57,9 @@ class DataConfig:
     max_aspect_ratio: float = 1.0
     """Above 1: buckets are made, of at most `resolution`'s area, up to so many times as wide as high and as high as
     wide."""
+    lengths: tuple[int, ...] = ()
+    """Frames of a window, of which a clip's windows have the most that it holds; none = the system's, which previews
+    keep. For systems whose weights take any (consisti2v); batches are as with buckets."""
     frames: FramesConfig = field(default_factory=FramesConfig)
     """Which frames of a clip make a window."""
     scores: Path | None = None
@@ -87,7 +90,9 @@ class DataConfig:
         if self.buckets and self.max_aspect_ratio > 1:
             raise InputError("buckets and max_aspect_ratio: expected one of them, got both")
         if self.shards is not None and self.is_bucketed:
-            raise InputError("shards: are of one size; expected no buckets and no max_aspect_ratio")
+            raise InputError("shards: are of one size; expected no buckets, max_aspect_ratio or lengths")
+        if len(set(self.lengths)) < len(self.lengths) or min(self.lengths, default=1) < 1:
+            raise InputError(f"lengths: expected numbers >= 1, none twice, got {' '.join(map(str, self.lengths))}")
         if not 0 < self.keep <= 1:
             raise InputError(f"keep: expected a share above 0, at most 1, got {self.keep}")
         if self.clip is not None and self.keep == 1:
@@ -97,8 +102,8 @@ class DataConfig:
 
     @property
     def is_bucketed(self) -> bool:
-        """Whether clips may have other sizes than `resolution`."""
-        return bool(self.buckets) or self.max_aspect_ratio > 1
+        """Whether examples may have another size than `resolution`, or another length than the system's window."""
+        return bool(self.buckets) or self.max_aspect_ratio > 1 or bool(self.lengths)
 
     @property
     def validation_source(self) -> SourceConfig:
@@ -343,7 +348,9 @@ class TrainConfig:
                 "own_samples": self.own_samples.on,
             }.items():
                 if used:
-                    raise InputError(f"{name}: holds latents of one size; expected none with data.buckets")
+                    raise InputError(f"{name}: holds latents of one size; expected none with data.buckets or lengths")
+        if self.data.lengths and self.loss.alignment_weight:
+            raise InputError("loss.alignment_weight: takes windows of one length; expected 0 with data.lengths")
         own, weight = self.own_samples, self.loss.own_weight
         if weight and not sum(own.rows(self.batch_size)):
             raise InputError(

@@ -10,7 +10,7 @@ from encoding import FRAMES, write_noise
 from toy import Toy
 
 from contrastive_i2v.data import examples
-from contrastive_i2v.data.buckets import aspect_ratio_sizes, bucket_rows, nearest_bucket
+from contrastive_i2v.data.buckets import Bucket, aspect_ratio_sizes, bucket_rows, nearest_bucket
 from contrastive_i2v.data.examples import encode_clips
 from contrastive_i2v.data.types import Clip
 from contrastive_i2v.data.video import read_frames, resize_frames, write_video
@@ -51,9 +51,10 @@ def test_a_clip_goes_where_least_is_lost(
     assert sizes[nearest_bucket(*frame, sizes)] == expected
 
 
-def test_rows_share_an_area() -> None:
-    assert bucket_rows([(256, 256), (128, 128), (512, 512), (192, 320)], 4 * 256**2, least=2) == [4, 16, 2, 4]
-    assert bucket_rows([(512, 512)], 256**2, least=1) == [1]
+def test_rows_share_the_pixels() -> None:
+    sizes = ((256, 256, 2), (128, 128, 2), (512, 512, 2), (192, 320, 2), (256, 256, 4))
+    assert bucket_rows([Bucket(*size) for size in sizes], 8 * 256**2, least=2) == [4, 16, 2, 4, 2]
+    assert bucket_rows([Bucket(512, 512, 2)], 2 * 256**2, least=1) == [1]
 
 
 def test_each_clip_is_encoded_at_its_bucket_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -68,7 +69,7 @@ def test_each_clip_is_encoded_at_its_bucket_once(tmp_path: Path, monkeypatch: py
 
     dataset = encode(Toy())
     assert dataset.sizes == [(16, 24), (24, 16)]
-    assert dataset.buckets() == {(16, 24): [0, 1], (24, 16): [2, 3]}
+    assert dataset.buckets() == {Bucket(16, 24, 2): [0, 1], Bucket(24, 16, 2): [2, 3]}
     assert [dataset.videos(some) for some in ([0, 1], [0, 2])] == [1, 2]
     for number, size in ((0, (16, 24)), (2, (24, 16))):
         index = dataset.examples[number]
@@ -77,3 +78,23 @@ def test_each_clip_is_encoded_at_its_bucket_once(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(examples, "probe_clip", None)  # the cache says which bucket it was
     system = Toy()
     assert encode(system).buckets() == dataset.buckets() and system.codec.frames == 0
+
+
+def test_windows_are_as_long_as_the_clip_holds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clips = [Clip(write_noise(tmp_path / f"{n}.mp4", frames=n), "") for n in (60, 30, 10)]  # 12, 6 and 2 are valid
+
+    def encode(system: Toy) -> examples.ExampleDataset:
+        options = {"cache_dir": tmp_path / "cache", "resolution": 16, "frames": FRAMES, "seed": 0, "progress": False}
+        dataset, skipped = encode_clips(clips, system, lengths=(8, 4), **options)  # type: ignore[arg-type]
+        assert [one.path.stem for one in skipped] == ["10"] and "fewer than 4 frames" in skipped[0].reason
+        return dataset
+
+    dataset = encode(Toy())
+    clips_of = {bucket: {dataset.examples[n].clip for n in some} for bucket, some in dataset.buckets().items()}
+    assert clips_of == {Bucket(16, 16, 4): {1}, Bucket(16, 16, 8): {0}} and dataset.frames == 2
+    for number, example in enumerate(dataset.examples):
+        assert len(example.rows) == len(example.present) == len(dataset[number].raw)
+        expected = Toy().codec.encode(resize_frames(read_frames(clips[example.clip].path, example.rows), 16)[None])[0]
+        assert torch.equal(dataset[number].raw, expected)
+    system = Toy()
+    assert encode(system).examples == dataset.examples

@@ -71,8 +71,8 @@ def test_a_run_of_several_sizes_resumes_bitwise(
 ) -> None:
     trainer = Trainer(config)
     said = capsys.readouterr().out
-    assert "bucket 16x24: 9 windows of 3 videos; 2 a batch" in said
-    assert "bucket 24x16: 3 windows of 1 videos, so no negatives; 2 a batch" in said and "8x8" not in said
+    assert "bucket 16x24, 2 frames: 9 windows of 3 videos; 2 a batch" in said
+    assert "bucket 24x16, 2 frames: 3 windows of 1 videos, so no negatives; 2 a batch" in said and "8x8" not in said
     shapes = [tuple(batch.raw.shape) for batch in build_loader(trainer.dataset, config, trainer.accelerator, step=0)]
     assert {shape[-2:] for shape in shapes} == {(8, 12), (12, 8)} and {shape[0] for shape in shapes} == {2}
     trainer.run()
@@ -103,6 +103,12 @@ def test_the_config_keeps_its_buckets(config: TrainConfig, tmp_path: Path) -> No
         ({"max_aspect_ratio": 2.0, "shards": "x"}, {}, "shards: are of one size"),
         ({"max_aspect_ratio": 2.0}, {"loss": LossConfig(memory_bank=99)}, "loss.memory_bank: holds latents of one"),
         ({"max_aspect_ratio": 2.0}, {"loss": LossConfig(text_weight=0.1)}, "loss.text_weight: holds latents of one"),
+        ({"lengths": (8, 8)}, {}, "lengths: expected numbers >= 1, none twice, got 8 8"),
+        (
+            {"lengths": (8,)},
+            {"loss": LossConfig(alignment_weight=0.5, alignment_encoder="x")},
+            "loss.alignment_weight: takes windows of one length",
+        ),
         ({"buckets": ((8, 8),)}, {"own_samples": OwnSamplesConfig(error_share=0.5)}, "own_samples: holds latents"),
     ],
 )
@@ -114,5 +120,7 @@ def test_what_needs_one_size_is_refused(data: dict[str, Any], options: dict[str,
 def test_a_size_that_the_model_cannot_take_is_refused(config: TrainConfig, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="data.buckets: 16 25; expected multiples of"):
         Trainer(replace(config, data=replace(config.data, buckets=((16, 24), (16, 25)))))
+    with pytest.raises(InputError, match="data.lengths: the windows of instruct-pix2pix have 2 frames"):
+        Trainer(replace(config, data=replace(config.data, lengths=(2, 4))))
     with pytest.raises(InputError, match="shards are of one size"):
         Options(data=config.data, output=tmp_path)
