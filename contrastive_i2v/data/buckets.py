@@ -1,4 +1,4 @@
-"""Buckets: the sizes of one training whose clips have several aspect ratios, so that less of each is cropped away."""
+"""Buckets: sizes and lengths of the windows of one training, so that less of each clip is cropped or left out."""
 
 from __future__ import annotations
 

@@ -118,10 +118,10 @@ class ScoreTable:
         return self._rows.get(clip_key(clip))
 
     def ranked(self, clips: Sequence[Clip]) -> list[dict[str, float]]:
-        """What `data.keep` ranks clips by that have rows."""
+        """What `data.keep` ranks clips by that `choose` kept."""
         names = [name for name in RANKED if name in self.columns]
-        rows = [self.row(clip) for clip in clips]
-        return [{name: self.columns[name][row] for name in names} for row in rows if row is not None]
+        rows = [self._rows[clip_key(clip)] for clip in clips]
+        return [{name: self.columns[name][row] for name in names} for row in rows]
 
     def choose(self, clips: Sequence[Clip], conditions: Sequence[Condition]) -> tuple[list[Clip], list[Skipped]]:
         """The clips for which all conditions hold, and the others with the reason. Raises InputError for a name that
@@ -360,6 +360,6 @@ def _numbers(path: Path, table: Any, name: str) -> list[float]:
 
 
 def example_rows(values: Sequence[float], quantiles: Sequence[float]) -> Iterator[int]:
-    """The row at each quantile of some scores."""
+    """The row at each quantile of some scores; none of none."""
     order = sorted(range(len(values)), key=lambda row: (values[row], row))
-    return (order[round(quantile * (len(order) - 1))] for quantile in quantiles)
+    return (order[round(quantile * (len(order) - 1))] for quantile in quantiles if order)

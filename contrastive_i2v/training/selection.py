@@ -86,9 +86,8 @@ def mean_ranks(scores: Sequence[dict[str, float]]) -> list[float]:
     """The mean over the scores of a clip's rank in each, 0 = the lowest; equal values share the mean of their ranks."""
     if not scores:
         return []
-    columns = torch.tensor(
-        [list(one.values()) for one in scores], dtype=torch.float64
-    ).T.contiguous()  # [scores, clips]
+    values = list(zip(*(one.values() for one in scores), strict=True))
+    columns = torch.tensor(values, dtype=torch.float64)  # [scores, clips]
     ordered = columns.sort(dim=1).values
     below, upto = (torch.searchsorted(ordered, columns, right=right) for right in (False, True))
     ranks: list[float] = (below + (upto - below - 1) / 2).mean(0).tolist()

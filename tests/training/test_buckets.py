@@ -124,3 +124,15 @@ def test_a_size_that_the_model_cannot_take_is_refused(config: TrainConfig, tmp_p
         Trainer(replace(config, data=replace(config.data, lengths=(2, 4))))
     with pytest.raises(InputError, match="shards are of one size"):
         Options(data=config.data, output=tmp_path)
+
+
+def test_rows_of_one_video_leave_the_noise_loss_alone(config: TrainConfig) -> None:
+    loss = LossConfig(input_weight=0.3, flow_contrast_weight=0.1, dispersive_weight=0.5)
+    trainer = Trainer(replace(config, loss=loss))
+    lone = next(iter(build_loader(trainer.dataset, trainer.config, trainer.accelerator, step=0)))
+    inputs = trainer._inputs(lone._replace(group=torch.zeros_like(lone.group)), 0)
+    prediction, _ = trainer._predict(inputs)
+    total, values = trainer._loss(prediction, inputs)
+    assert float(total) == float(values["mse"]) > 0
+    total.backward()
+    assert all(p.grad is None or bool(p.grad.isfinite().all()) for p in trainer.system.network.parameters())

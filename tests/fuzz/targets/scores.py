@@ -39,6 +39,6 @@ class Target:
             assert all(isinstance(value, float) for column in table.columns.values() for value in column)
             kept, skipped = table.choose([self.clip], [Condition.parse(CONDITIONS[case[0]])])
             assert len(kept) + len(skipped) == 1
-            table.ranked([self.clip])
+            table.ranked(kept)
         except InputError:
             return
