@@ -250,6 +250,8 @@ class System(ABC):
     frame_timesteps: bool = False
     """Whether every frame of a window, given or generated, has a timestep of its own: training draws all of them
     independently, and `noise_history` says those of the given frames, the cleanest otherwise."""
+    any_length: ClassVar[bool] = False
+    """Whether the weights take windows of other lengths than `window`'s."""
     middle: ClassVar[str | None] = None
     """A module in the middle of the network, by its name there, for losses on its features; None = say one."""
     lora_targets: ClassVar[tuple[str, ...]] = ("to_q", "to_k", "to_v", "to_out.0")

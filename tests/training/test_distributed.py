@@ -57,6 +57,6 @@ def test_two_processes_contrast_all_batches_of_a_step(train_config: TrainConfig,
 
 
 def test_ranks_share_the_batches() -> None:
-    batches = list(batch_indices(8, 2, range(4), seed=0))
+    batches = list(batch_indices([range(8)], [2], range(4), seed=0))
     ranks = [[rows for n, rows in enumerate(batches) if n % 2 == rank] for rank in (0, 1)]
     assert sorted(row for rank in ranks for rows in rank for row in rows) == list(range(8))
