@@ -391,6 +391,7 @@ class TrainConfig:
                 "loss.memory_bank": self.loss.memory_bank,
                 "loss.text_weight": self.loss.text_weight,
                 "own_samples": self.own_samples.on,
+                "gradient_cache": self.gradient_cache,
             }.items():
                 if used:
                     raise InputError(f"{name}: holds latents of one size; expected none with data.buckets or lengths")
