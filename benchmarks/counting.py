@@ -8,52 +8,16 @@ products use for themselves, the allocator's rounding, and elementwise arithmeti
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
-from torch.utils.weak import WeakIdKeyDictionary
 
 from benchmarks.video_networks import Batch, Network, Size
-
-
-class LiveBytes(TorchDispatchMode):
-    """How many bytes of tensors are alive, and the most that were."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.live = self.peak = 0
-        self._known: Any = WeakIdKeyDictionary()
-
-    def __torch_dispatch__(
-        self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        result = func(*args, **(kwargs or {}))
-        for value in tree_leaves(result):
-            if isinstance(value, Tensor):
-                self.add(value)
-        return result
-
-    def add(self, tensor: Tensor) -> None:
-        """Count a tensor, once for all that share its storage."""
-        storage = tensor.untyped_storage()
-        if storage in self._known:
-            return
-        size = storage.nbytes()
-        self._known[storage] = size
-        self.live += size
-        self.peak = max(self.peak, self.live)
-        weakref.finalize(storage, self._free, size)
-
-    def _free(self, size: int) -> None:
-        self.live -= size
+from contrastive_i2v.training.live_bytes import LiveBytes
 
 
 @dataclass(frozen=True, kw_only=True)

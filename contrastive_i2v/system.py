@@ -250,6 +250,8 @@ class System(ABC):
     frame_timesteps: bool = False
     """Whether every frame of a window, given or generated, has a timestep of its own: training draws all of them
     independently, and `noise_history` says those of the given frames, the cleanest otherwise."""
+    any_length: ClassVar[bool] = False
+    """Whether the weights take windows of other lengths than `window`'s."""
     middle: ClassVar[str | None] = None
     """A module in the middle of the network, by its name there, for losses on its features; None = say one."""
     lora_targets: ClassVar[tuple[str, ...]] = ("to_q", "to_k", "to_v", "to_out.0")
@@ -419,15 +421,9 @@ class System(ABC):
         """Compile the network in place, by torch.compile, for faster sampling after some tens of seconds at its first
         call, and again for batches of another size; returns self.
 
-        Raises InputError where no code can be built: no C++ compiler for the CPU, no Triton for a GPU.
+        Raises InputError where no code can be built.
         """
-        try:  # the network itself compiles at its first call only
-            torch.compile(torch.sin)(torch.ones(2, device=self.device))
-        except Exception as error:  # of whichever part of the compiler
-            raise InputError(
-                f"compile: torch.compile builds nothing here ({one_line(error)}); install a C++ compiler (for a CPU) "
-                "or Triton (for a GPU), or sample without it"
-            ) from error
+        check_compiler(self.device)
         self.network.compile()
         return self
 
@@ -501,6 +497,17 @@ def write_model(folder: Path, write: Callable[[Path], object]) -> None:
         raise InputError(f"{folder}: the model could not be written ({one_line(error)})") from error
     finally:
         shutil.rmtree(part, ignore_errors=True)
+
+
+def check_compiler(device: torch.device) -> None:
+    """Raises InputError where torch.compile can build no code: no C++ compiler for the CPU, no Triton for a GPU."""
+    try:
+        torch.compile(torch.sin)(torch.ones(2, device=device))
+    except Exception as error:  # of whichever part of the compiler
+        raise InputError(
+            f"compile: torch.compile builds nothing here ({one_line(error)}); install a C++ compiler (for a CPU) "
+            "or Triton (for a GPU), or leave it off"
+        ) from error
 
 
 def split_noise(noise: Tensor, generated: int) -> tuple[Tensor | None, Tensor]:

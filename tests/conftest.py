@@ -201,6 +201,30 @@ def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def clip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A CLIP of 12-d embeddings with random weights, in half precision as many are saved."""
+    from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
+
+    pieces = ["<|startoftext|>", "<|endoftext|>"]
+    pieces += [letter + end for letter in "abcdefghijklmnopqrstuvwxyz" for end in ("", "</w>")]
+    tokenizer = CLIPTokenizer(vocab={piece: index for index, piece in enumerate(pieces)}, merges=[])
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    text = {"vocab_size": len(pieces), "max_position_embeddings": 10, "bos_token_id": 0, "eos_token_id": 1}
+    torch.manual_seed(0)
+    model = CLIPModel(
+        CLIPConfig(
+            text_config={**sizes, **text, "pad_token_id": 1},
+            vision_config={**sizes, "image_size": 16, "patch_size": 8},
+            projection_dim=12,
+        )
+    )
+    path = tmp_path_factory.mktemp("clip")
+    model.half().save_pretrained(path)
+    tokenizer.save_pretrained(path)
+    return path
+
+
 @pytest.fixture
 def train_config(pipeline_folder: Path, clips: Path, tmp_path: Path) -> Any:
     """A run of 8 steps on those clips with the random model; seconds on a CPU."""
@@ -212,6 +236,7 @@ def train_config(pipeline_folder: Path, clips: Path, tmp_path: Path) -> Any:
         model=str(pipeline_folder),
         steps=8,
         batch_size=4,
+        mixed_precision="no",
         ema_decay=0.9,
         log_every=2,
         checkpoint_every=2,

@@ -47,6 +47,10 @@ class Options:
         check_fields(self, {"workers": 0, "frames_at_once": 1, "shard_megabytes": 1})
         if self.data.shards is not None:
             raise InputError("data.shards: are read; expected output, where they are written")
+        if self.output is not None and self.data.is_bucketed:
+            raise InputError(
+                "output: shards are of one size; expected no data.buckets, max_aspect_ratio or lengths, or the cache"
+            )
 
 
 def run(arguments: Sequence[str]) -> None:

@@ -15,6 +15,7 @@ from contrastive_i2v.errors import DivergedError, InputError, RankLostError
 COMMANDS = {
     "demo": "make clips, fine-tune with and without the contrastive loss, and open the page that compares them",
     "train": "fine-tune a model on a folder of captioned videos",
+    "plan": "print what a training needs before it runs, and what makes it fit in so many gigabytes",
     "sample": "turn still images and prompts into videos",
     "interpolate": "give rollouts and videos another frame rate, along their path in latent space",
     "evaluate": "measure a model's videos of held-out clips, with intervals, into a report",
@@ -23,6 +24,7 @@ COMMANDS = {
     "calibrate": "choose the steps, scale and guidance that a trained model is sampled with, on held-out clips",
     "study": "let people compare two folders of videos in the browser, and count their votes",
     "experiment": "train with and without the contrastive term over several seeds, and compare",
+    "filter": "score the clips of a dataset, so that training can choose among them",
     "encode": "fill the cache of latents and prompt embeddings that training reads",
     "shapes": "write captioned clips of moving shapes, to try things on",
     "footage": "write captioned clips of the real world, from files that installed packages carry",

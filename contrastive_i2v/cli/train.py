@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import shlex
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -42,16 +42,10 @@ def run(arguments: Sequence[str]) -> None:
     first.add_argument("--config", type=Path)
     first.add_argument("--no-calibration", action="store_true")
     start, rest = first.parse_known_args(list(arguments))
-    if start.recipe and start.config:
-        raise InputError("--recipe and --config: expected one of them, got both")
-    if start.recipe in OTHERS:
+    if start.recipe in OTHERS and not start.config:
         OTHERS[start.recipe](rest)
         return
-    name = start.recipe or "contrastive"
-    chosen = {"": load_config(TrainConfig, start.config)} if start.config else stages(name)
-    if not chosen:
-        raise InputError(f"--recipe {name}: no such recipe; expected one of {', '.join((*RECIPES, *OTHERS))}")
-    configs = _configs(chosen, rest)
+    configs = read_configs(start.recipe, start.config, rest, others=OTHERS, prog="train", description=DESCRIPTION)
     from contrastive_i2v.training.checkpoint import list_checkpoints
     from contrastive_i2v.training.trainer import Trainer, is_trained
 
@@ -150,20 +144,34 @@ OTHERS = {
 """Recipes whose configs are no TrainConfig."""
 
 
-def _configs(chosen: dict[str, TrainConfig], arguments: Sequence[str]) -> list[TrainConfig]:
-    """The configs with the options on top; of several stages, each in its folder of --output, from the model of the
-    stage that it names."""
+def read_configs(
+    recipe: str | None,
+    config: Path | None,
+    arguments: Sequence[str],
+    *,
+    others: Collection[str] = (),
+    prog: str,
+    description: str,
+) -> list[TrainConfig]:
+    """The configs of a recipe's stages, or of a file, with the options on top; of several stages, each is in its folder
+    of --output, from the model of the stage that it names. Raises InputError."""
+    if recipe and config:
+        raise InputError("--recipe and --config: expected one of them, got both")
+    name = recipe or "contrastive"
+    chosen = {"": load_config(TrainConfig, config)} if config else stages(name)
+    if not chosen:
+        raise InputError(f"--recipe {name}: no such recipe; expected one of {', '.join((*RECIPES, *others))}")
 
     def parse(default: TrainConfig) -> TrainConfig:
-        prog = "contrastive-i2v train"
-        return tyro.cli(TrainConfig, default=default, prog=prog, description=DESCRIPTION, args=arguments)
+        command = f"contrastive-i2v {prog}"
+        return tyro.cli(TrainConfig, default=default, prog=command, description=description, args=arguments)
 
     if len(chosen) == 1:
         return [parse(default) for default in chosen.values()]
     configs = []
     for number, default in enumerate(chosen.values()):
         root = default.output.parent
-        config = parse(replace(default, output=root))
-        model = default.model.replace(str(root), str(config.output)) if number else config.model
-        configs.append(replace(config, output=config.output / default.output.name, model=model))
+        stage = parse(replace(default, output=root))
+        model = default.model.replace(str(root), str(stage.output)) if number else stage.model
+        configs.append(replace(stage, output=stage.output / default.output.name, model=model))
     return configs

@@ -84,7 +84,7 @@ def load_clip(file: Path, rows: Sequence[int] | None = None) -> CachedClip | Non
             header, raw = handle.metadata()["clip"], handle.get_slice(RAW)
             stored = handle.get_tensor(ROWS).tolist()
             places = list(range(len(stored))) if rows is None else [stored.index(row) for row in rows]
-            picked = torch.stack([raw[place] for place in places])
+            picked = torch.stack([raw[place] for place in places]) if places else raw[:0]
             text = {name: handle.get_tensor(name) for name in handle.keys() if name not in (ROWS, RAW)}  # noqa: SIM118
             if len(stored) != raw.get_shape()[0]:
                 return None

@@ -5,7 +5,7 @@ A window that needs other frames of a cached clip encodes only those, and an int
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
+from contrastive_i2v.data.buckets import Bucket, nearest_bucket
 from contrastive_i2v.data.cache import CachedClip, cache_folder, clip_file, load_clip, row_keys, store_clip
 from contrastive_i2v.data.frames import (
     FramesConfig,
@@ -169,12 +170,24 @@ class ExampleDataset(Dataset[Example]):
     set may be larger than the memory and goes to DataLoader workers as it is.
     """
 
-    def __init__(self, clips: Sequence[Clip], files: Sequence[Path], examples: Sequence[ExampleIndex]) -> None:
+    def __init__(
+        self,
+        clips: Sequence[Clip],
+        files: Sequence[Path],
+        examples: Sequence[ExampleIndex],
+        sizes: Sequence[Size] | None = None,
+        *,
+        frames: int = 0,
+    ) -> None:
         self.clips = list(clips)
         """The clips that gave examples."""
         self.files = list(files)
         """The cache file of each clip."""
         self.examples = list(examples)
+        self.sizes = None if sizes is None else list(sizes)
+        """The pixels of each clip; None = all clips are of one bucket."""
+        self.frames = frames
+        """Latent frames of an example whose window is the system's own."""
         videos: dict[Path, int] = {}
         self._groups = [videos.setdefault(clip.where, len(videos)) for clip in clips]
 
@@ -182,6 +195,19 @@ class ExampleDataset(Dataset[Example]):
     def rates(self) -> list[float]:
         """Frames a second that its windows have."""
         return sorted({example.fps for example in self.examples})
+
+    def buckets(self) -> dict[Bucket | None, list[int]]:
+        """Examples by bucket, the buckets rising; under None where all are of one."""
+        if self.sizes is None:
+            return {None: list(range(len(self)))}
+        found: dict[Bucket, list[int]] = {}
+        for number, example in enumerate(self.examples):
+            found.setdefault(Bucket(*self.sizes[example.clip], len(example.rows)), []).append(number)
+        return {bucket: found[bucket] for bucket in sorted(found)}
+
+    def videos(self, examples: Iterable[int]) -> int:
+        """How many videos these examples are from."""
+        return len({self._groups[self.examples[number].clip] for number in examples})
 
     def __len__(self) -> int:
         return len(self.examples)
@@ -210,6 +236,8 @@ def encode_clips(
     resolution: int | Size,
     frames: FramesConfig,
     seed: int,
+    buckets: Sequence[Size] = (),
+    lengths: Sequence[int] = (),
     following: int = 0,
     first: int = 0,
     progress: bool = True,
@@ -218,7 +246,9 @@ def encode_clips(
 
     Returns the data set, in the clips' order, and the clips left out (a file that can't be decoded, a clip
     too long or too short) with the reasons. The windows depend on `seed` and the clip alone, not on its folder
-    or its neighbours. `resolution` is what the codec sees: a square's side or (height, width), in pixels.
+    or its neighbours. `resolution` is what the codec sees: a square's side or (height, width), in pixels; where there
+    are `buckets`, each clip has the size of its `nearest_bucket` in its place. Where there are `lengths`, its windows
+    have the most of these frames that it holds, in place of the system's.
     `following` windows after each are encoded as well, as far as the clip goes on (for image codecs alone). It begins
     with clip `first`: processes that begin with other ones share the work of one cache, and none waits.
 
@@ -228,37 +258,47 @@ def encode_clips(
     if not clips:
         raise InputError("clips: expected at least one clip, got none")
     read = WindowReader.of(system, resolution, frames, seed=seed, following=following)
-    folder = cache_folder(Path(cache_dir), system.fingerprint, read.size)
-    found: dict[int, tuple[Path, DrawnWindows] | Skipped] = {}
+    sizes = list(buckets) or [read.size]
+    windows = [replace(system.window, length=length) for length in sorted(lengths)] or [system.window]
+    folders = [cache_folder(Path(cache_dir), system.fingerprint, size) for size in sizes]
+    found: dict[int, tuple[Path, DrawnWindows, Size] | Skipped] = {}
     anew = 0
     order = [*range(first, len(clips)), *range(first)]
     for number in tqdm(order, desc="encoding", unit="clip", mininterval=0.5, disable=not progress):
         clip = clips[number]
         try:
-            file = clip_file(folder, clip)
+            files = [clip_file(folder, clip) for folder in folders]
+            mine = _reader_of(clip, files, read, sizes, windows) if buckets or lengths else read
+            file = files[sizes.index(mine.size)]
             cached = load_clip(file)
             anew += cached is None and file.exists()
-            drawn = _encode_clip(clip, system, file, cached, read)
+            drawn = _encode_clip(clip, system, file, cached, mine)
         except VideoError as error:
             drawn = Skipped.because(clip.where, error)
-        found[number] = drawn if isinstance(drawn, Skipped) else (file, drawn)
+        found[number] = drawn if isinstance(drawn, Skipped) else (file, drawn, mine.size)
     kept: list[Clip] = []
-    files: list[Path] = []
+    files = []
+    size_of: list[Size] = []
     indices: list[ExampleIndex] = []
     skipped: list[Skipped] = []
     for number, one in sorted(found.items()):
         if isinstance(one, Skipped):
             skipped.append(one)
             continue
-        file, drawn = one
+        file, drawn, size = one
         indices += [read.index(window, len(kept), drawn.frame_rate) for window in drawn.windows]
         kept.append(clips[number])
         files.append(file)
+        size_of.append(size)
     if anew and progress:
-        print(f"encoded {anew} clips anew: their files in {folder} were damaged, or an earlier version wrote them")
+        print(
+            f"encoded {anew} clips anew: their files in {folders[0].parent} were damaged, or an earlier version wrote "
+            "them"
+        )
     if not kept:
         raise NoClipLeft(skipped)
-    return ExampleDataset(kept, files, indices), skipped
+    own = system.window.length + system.window.anchor
+    return ExampleDataset(kept, files, indices, size_of if buckets or lengths else None, frames=own), skipped
 
 
 def report_skipped(skipped: Sequence[Skipped], *, show: int = 10, file: Path | None = None) -> str:
@@ -297,6 +337,23 @@ def encode_clip_frames(clip: Clip, system: System, size: Size, frames: Sequence[
     """
     pixels = _read_pixels(clip, frames, size)
     return pixels, encode_runs([pixels], system, [clip])[0].float()
+
+
+def _reader_of(
+    clip: Clip, files: Sequence[Path], read: WindowReader, sizes: Sequence[Size], windows: Sequence[Window]
+) -> WindowReader:
+    """With the clip's own size and the longest of `windows` that it holds, by the header that one of its cache files
+    has, or the video. Raises VideoError."""
+    cached = next(filter(None, (load_clip(file, ()) for file in files)), None)
+    info = cached.info if cached else probe_clip(clip)
+
+    def holds(window: Window) -> bool:
+        least = frames_after_source(window, read.temporal_downscale) + 1
+        return skip_reason(info, clip, read.config, least=least) is None
+
+    held = [window for window in windows if holds(window)]
+    size = sizes[nearest_bucket(info.height, info.width, sizes)]
+    return replace(read, size=size, window=held[-1] if held else windows[0])
 
 
 def _encode_clip(

@@ -18,7 +18,7 @@ from contrastive_i2v.errors import InputError, one_line
 from contrastive_i2v.models.consisti2v import ConsistI2V
 from contrastive_i2v.models.emu_video import EmuVideo
 from contrastive_i2v.models.instruct_pix2pix import InstructPix2Pix
-from contrastive_i2v.models.loading import locate, reach, split_options, split_weight
+from contrastive_i2v.models.loading import locate, reach, split_options, split_weight, without_weights
 from contrastive_i2v.models.lora import merge_adapters
 from contrastive_i2v.system import DESCRIPTION, Adapter, Description, System, SystemConfig, default_device
 
@@ -64,6 +64,19 @@ def load_system(
                 system.save(folder)
                 system = _open(folder, read_description(folder), config, options, name)
     return system.to(default_device() if device is None else device, dtype)
+
+
+def load_shapes(name: str | Path, config: SystemConfig | None = None) -> System:
+    """A model without its weights, on the device "meta": a folder needs its configs alone.
+
+    Args and errors as for `load_system`; an adapter is refused too.
+    """
+    source = reach(locate(split_options(name)[0]))
+    saved, options = read_description(source), split_options(name)[1]
+    if "lora" in options or (saved and saved.adapter):
+        raise InputError(f"model {str(name)!r}: an adapter's shapes are those of its base; expected that model")
+    with without_weights():
+        return load_system(name, config, device="meta")
 
 
 def _open(
@@ -162,4 +175,4 @@ def _opens(folder: Path) -> str | None:
     return next((kind for kind in SYSTEMS if SYSTEMS[kind].opens(folder)), None)
 
 
-__all__ = ["SYSTEMS", "load_system", "opening_kind", "parse_config", "read_description"]
+__all__ = ["SYSTEMS", "load_shapes", "load_system", "opening_kind", "parse_config", "read_description"]

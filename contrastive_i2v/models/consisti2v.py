@@ -173,6 +173,7 @@ class ConsistI2V(VideoStableDiffusion):
     """
 
     Config = ConsistI2VConfig
+    any_length = True
     config: ConsistI2VConfig
     network: ConsistI2VNetwork
 

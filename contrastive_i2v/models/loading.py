@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import huggingface_hub
+import torch
 import yaml
 from huggingface_hub.errors import HfHubHTTPError
 
@@ -144,6 +148,36 @@ def read_object(file: Path) -> dict[str, Any]:
     return values
 
 
+_WITHOUT_WEIGHTS = ContextVar("without weights", default=False)
+
+
+@contextmanager
+def without_weights() -> Iterator[None]:
+    """Within it modules are made of their configs alone, on the device "meta": shapes, without weights or the files
+    that hold them, nor a tokenizer's."""
+    token = _WITHOUT_WEIGHTS.set(True)
+    try:
+        yield
+    finally:
+        _WITHOUT_WEIGHTS.reset(token)
+
+
+class ShapesTokenizer:
+    """What stands in for a tokenizer where shapes alone are asked for: every prompt is padding."""
+
+    model_max_length = 1 << 30
+
+    def __call__(self, prompts: Sequence[str], *, max_length: int, **options: Any) -> Any:
+        """Ids `[N, max_length]` and their mask."""
+        ids = torch.zeros(len(prompts), max_length, dtype=torch.long)
+        return SimpleNamespace(input_ids=ids, attention_mask=torch.ones_like(ids))
+
+
+def load_tokenizer(cls: Any, source: str) -> Any:
+    """The tokenizer of a folder or hub id."""
+    return ShapesTokenizer() if _WITHOUT_WEIGHTS.get() else load_part(cls.from_pretrained, source, "tokenizer")
+
+
 def load_part(load: Callable[..., Any], source: str, part: str, **kwargs: Any) -> Any:
     """`load(source, subfolder=part)`; what goes wrong there becomes an InputError with the way out."""
     try:
@@ -157,6 +191,11 @@ def load_part(load: Callable[..., Any], source: str, part: str, **kwargs: Any) -
 
 def load_weights(cls: Any, source: str, part: str, variant: str | None) -> Any:
     """A module with every parameter from the files: from_pretrained alone leaves missing ones random."""
+    if _WITHOUT_WEIGHTS.get():
+        with torch.device("meta"):
+            if hasattr(cls, "load_config"):  # diffusers'
+                return cls.from_config(load_part(cls.load_config, source, part))
+            return cls(load_part(cls.config_class.from_pretrained, source, part))
     module, info = load_part(
         cls.from_pretrained, source, part, variant=variant, use_safetensors=True, output_loading_info=True
     )
@@ -181,7 +220,7 @@ def variants(source: str) -> dict[str, str | None]:
     Raises InputError where a folder lacks parts or safetensors; a hub id isn't looked into.
     """
     folder = Path(source)
-    if not folder.is_dir():
+    if not folder.is_dir() or _WITHOUT_WEIGHTS.get():
         return dict.fromkeys(STABLE_DIFFUSION)
     if missing := missing_parts(folder):
         raise InputError(

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from contrastive_i2v.diffusion.schedule import read_steps
 from contrastive_i2v.errors import InputError, one_line
 from contrastive_i2v.models.autoencoder import ImageCodec, device_of
-from contrastive_i2v.models.loading import load_part, load_weights, missing_parts, read_object, variants
+from contrastive_i2v.models.loading import load_part, load_tokenizer, load_weights, missing_parts, read_object, variants
 from contrastive_i2v.models.temporal import TemporalLayers, VideoUNet
 from contrastive_i2v.system import Sampler, System, Text
 
@@ -156,7 +156,7 @@ def load_parts(source: str, *, unet: Any = None) -> Parts:
     if unet is None:
         unet = load_weights(diffusers.UNet2DConditionModel, source, "unet", files["unet"])
     text_encoder = load_weights(transformers.CLIPTextModel, source, "text_encoder", files["text_encoder"])
-    tokenizer = load_part(transformers.CLIPTokenizer.from_pretrained, source, "tokenizer")
+    tokenizer = load_tokenizer(transformers.CLIPTokenizer, source)
     _check_prompt_length(source, tokenizer)
     if unet.config.cross_attention_dim != text_encoder.config.hidden_size:
         raise InputError(

@@ -4,6 +4,7 @@ of a folder's clips, or from shards."""
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -13,6 +14,7 @@ import torch
 from accelerate import Accelerator
 from torch.utils.data import DataLoader, Sampler
 
+from contrastive_i2v.data.buckets import Bucket, aspect_ratio_sizes, bucket_rows
 from contrastive_i2v.data.examples import (
     SKIPPED,
     Example,
@@ -26,11 +28,13 @@ from contrastive_i2v.data.shard_order import ShardOrder
 from contrastive_i2v.data.shards import ShardDataset
 from contrastive_i2v.data.sources import read
 from contrastive_i2v.data.types import Clip, NoClipLeft, Skipped
+from contrastive_i2v.data.video import as_size
 from contrastive_i2v.errors import InputError
 from contrastive_i2v.randomness import seeded
-from contrastive_i2v.system import System
+from contrastive_i2v.system import Size, System
 from contrastive_i2v.training.config import DataConfig, TrainConfig
 from contrastive_i2v.training.own_samples import windows_after
+from contrastive_i2v.training.scores import Condition, ScoreTable
 from contrastive_i2v.training.selection import SCORES, select_clips
 
 TrainData: TypeAlias = ExampleDataset | ShardDataset
@@ -40,7 +44,7 @@ def open_dataset(config: TrainConfig, system: System, accelerator: Accelerator) 
     """The training examples. Several processes share the work of encoding them. Raises InputError."""
     data = config.data
     if data.shards is None:
-        return encode_dataset(
+        dataset = encode_dataset(
             data,
             system,
             seed=config.seed,
@@ -49,16 +53,19 @@ def open_dataset(config: TrainConfig, system: System, accelerator: Accelerator) 
             share=accelerator.process_index / accelerator.num_processes,
             progress=accelerator.is_main_process,
         )
+        if accelerator.is_main_process:
+            say_buckets(dataset, config)
+        return dataset
     if config.own_samples.on:
         raise InputError("own_samples: shards don't say which windows follow each; expected data.path in their place")
     read = WindowReader.of(system, data.resolution, data.frames, seed=config.seed)
     makers = accelerator.num_processes * max(1, config.workers)
     held = data.shuffle_shards * math.ceil(data.streams / makers) + 1
-    dataset = ShardDataset(data.shards, system, read, held=held)
+    shards = ShardDataset(data.shards, system, read, held=held)
     if accelerator.is_main_process:
-        has = dataset.manifest
+        has = shards.manifest
         print(f"{data.shards}: {has.examples} windows of {has.clips} clips in {len(has.shards)} shards")
-    return dataset
+    return shards
 
 
 def encode_dataset(
@@ -87,6 +94,8 @@ def encode_dataset(
             system,
             cache_dir=config.cache_dir,
             resolution=config.resolution,
+            buckets=bucket_sizes(config, system),
+            lengths=config.lengths,
             frames=config.frames,
             seed=seed,
             following=following,
@@ -109,10 +118,61 @@ def read_clips(
     found = read(config.path, config.source, seed=seed)
     if progress:
         print(found)
-    if config.keep == 1:
-        return found.clips, found.skipped
-    clips = select_clips(found.clips, config, file=skipped_file.with_name(SCORES), progress=progress)
-    return clips, found.skipped
+    clips, skipped, table = found.clips, found.skipped, None
+    if config.scores is not None:
+        table = ScoreTable(config.scores)
+        clips, others = table.choose(clips, [Condition.parse(one) for one in config.where])
+        skipped = [*skipped, *others]
+        if not clips:
+            raise NoClipLeft(skipped)
+    if config.keep < 1:
+        clips = select_clips(clips, config, file=skipped_file.with_name(SCORES), table=table, progress=progress)
+    return clips, skipped
+
+
+def bucket_sizes(config: DataConfig, system: System) -> list[Size]:
+    """The sizes that clips are dealt to; none where all have `resolution`. Raises InputError, also for lengths of a
+    system that can't have them."""
+    if config.lengths and not system.any_length:
+        raise InputError(
+            f"data.lengths: the windows of {system.config.kind} have {system.window.length} frames; expected none"
+        )
+    if not config.buckets and config.max_aspect_ratio == 1:
+        return []
+    sizes = list(config.buckets)
+    if not sizes:
+        sizes = aspect_ratio_sizes(as_size(config.resolution), config.max_aspect_ratio, system.codec.downscale)
+    if not sizes:
+        raise InputError(
+            f"data.max_aspect_ratio={config.max_aspect_ratio:g}: no size of at most the area of resolution "
+            f"{config.resolution} has it; expected a larger one"
+        )
+    for height, width in sizes:
+        if not system.takes((height, width)):
+            raise InputError(
+                f"data.buckets: {height} {width}; expected multiples of {system.codec.downscale}, the image pixels of "
+                "one latent pixel"
+            )
+    return sizes
+
+
+def rows_of(buckets: Iterable[Bucket | None], frames: int, config: TrainConfig) -> list[int]:
+    """The rows of each bucket's batches, by the pixels of batch_size examples of `frames` at `resolution`; two at least
+    where rows are contrasted, since each needs a negative."""
+    whole = Bucket(*as_size(config.data.resolution), frames)
+    least = 2 if config.loss.contrasts_rows else 1
+    rows = bucket_rows([bucket or whole for bucket in buckets], config.batch_size * math.prod(whole), least=least)
+    return rows if config.data.is_bucketed else [config.batch_size]
+
+
+def say_buckets(dataset: ExampleDataset, config: TrainConfig) -> None:
+    """Print each bucket's size, frames, windows, videos and rows a batch."""
+    buckets = dataset.buckets()
+    for (bucket, examples), rows in zip(buckets.items(), rows_of(buckets, dataset.frames, config), strict=True):
+        if bucket is not None:
+            videos = dataset.videos(examples)
+            alone = ", so no negatives" if videos == 1 and config.loss.contrasts_rows else ""
+            print(f"bucket {bucket}: {len(examples)} windows of {videos} videos{alone}; {rows} a batch")
 
 
 def say_skipped(skipped: Sequence[Skipped], file: Path) -> None:
@@ -140,7 +200,9 @@ def build_loader(
             seed=config.seed,
         )
         return DataLoader(dataset, sampler=_Lazy(partial(order.batches, mine)), batch_size=None, **options)
-    batches = partial(batch_indices, len(dataset), config.batch_size, mine, seed=config.seed)
+    buckets = dataset.buckets()
+    rows = rows_of(buckets, dataset.frames, config)
+    batches = partial(batch_indices, list(buckets.values()), rows, mine, seed=config.seed, processes=ranks)
     return DataLoader(dataset, batch_sampler=_Lazy(batches), **options)
 
 
@@ -154,17 +216,52 @@ class _Lazy(Sampler[Any]):
         return self.make()
 
 
-def batch_indices(size: int, batch_size: int, numbers: Iterable[int], *, seed: int) -> Iterator[list[int]]:
-    """These batches of an endless pass over `size` items, shuffled anew in each epoch.
+def batch_indices(
+    buckets: Sequence[Sequence[int]], rows: Sequence[int], numbers: Iterable[int], *, seed: int, processes: int = 1
+) -> Iterator[list[int]]:
+    """These batches of an endless pass over the examples of each bucket, shuffled anew in each epoch.
 
-    Batch n is the same whatever came before, in this process or another.
+    Batch n, of process n mod `processes`, is the same whatever came before, in this process or another; all processes'
+    batches of one micro-batch are of one bucket. Every epoch goes once through each bucket's N examples, in batches of
+    `rows` R, so that up to epoch e a bucket has had floor(e N / (R processes)) micro-batches: those that an epoch adds
+    are shuffled over the buckets. One of fewer examples than a micro-batch waits for its turn over several epochs.
     """
-    epoch, order = -1, torch.empty(0, dtype=torch.long)
-    for batch in numbers:
-        rows = []
-        for position in range(batch * batch_size, (batch + 1) * batch_size):
-            if position // size != epoch:
-                epoch = position // size
-                order = torch.randperm(size, generator=seeded(seed, "epoch", epoch))
-            rows.append(int(order[position % size]))
-        yield rows
+    sizes = [(len(bucket), count * processes) for bucket, count in zip(buckets, rows, strict=True)]
+    passes = [_Pass(bucket, count, seed) for bucket, count in zip(buckets, rows, strict=True)]
+
+    def begun(epoch: int) -> list[int]:
+        """Micro-batches of each bucket before an epoch."""
+        return [epoch * examples // batch for examples, batch in sizes]
+
+    order: list[tuple[int, int]] = []  # bucket, and which of its micro-batches
+    first = 0  # micro-batches before `order`
+    for number in numbers:
+        place, process = divmod(number, processes)
+        if not first <= place < first + len(order):
+            latest = (place + 1) * min(-(-batch // examples) for examples, batch in sizes)
+            epoch = bisect_right(range(latest + 1), place, key=lambda epoch: sum(begun(epoch))) - 1
+            first, ends = sum(begun(epoch)), begun(epoch + 1)
+            added = [(n, one) for n, start in enumerate(begun(epoch)) for one in range(start, ends[n])]
+            drawn = torch.randperm(len(added), generator=seeded(seed, "buckets", epoch)).tolist()
+            counts = [iter(range(start, end)) for start, end in zip(begun(epoch), ends, strict=True)]
+            order = [(added[i][0], next(counts[added[i][0]])) for i in drawn]
+        bucket, one = order[place - first]
+        yield passes[bucket].batch(one * processes + process)
+
+
+class _Pass:
+    """An endless pass over a bucket's examples in batches of `rows`."""
+
+    def __init__(self, examples: Sequence[int], rows: int, seed: int) -> None:
+        self.examples, self.rows, self.seed = examples, rows, seed
+        self.epoch, self.order = -1, torch.empty(0, dtype=torch.long)
+
+    def batch(self, number: int) -> list[int]:
+        found = []
+        for position in range(number * self.rows, (number + 1) * self.rows):
+            epoch, place = divmod(position, len(self.examples))
+            if epoch != self.epoch:
+                self.epoch = epoch
+                self.order = torch.randperm(len(self.examples), generator=seeded(self.seed, "epoch", epoch))
+            found.append(self.examples[int(self.order[place])])
+        return found

@@ -36,7 +36,7 @@ class CandidateBanks(nn.Module):
         super().__init__()
         self.names = list(names)
         self.false_negatives = config.false_negatives
-        self.sizes = [rows] * processes
+        self.processes = processes
         self.gather = config.gather and processes > 1
         size, everyones = config.memory_bank, rows * processes
         if size and processes > 1 and not config.gather:
@@ -59,10 +59,11 @@ class CandidateBanks(nn.Module):
         if not self.gather and not self.memory:
             return {"banks": rows.banks, "groups": groups}
         banks = {name: rows.banks[name] for name in self.names}
+        sizes = [len(rows.groups)] * self.processes  # alike, since all have the same bucket
         positives, bank_groups = {}, {}
         for number, name in enumerate(self.names):
             if self.gather:
-                bank = gather_bank(banks[name], groups if number == 0 else None, sizes=self.sizes)
+                bank = gather_bank(banks[name], groups if number == 0 else None, sizes=sizes)
                 banks[name], positives[name] = bank.latents, bank.positives
                 everyones = bank.groups if number == 0 else everyones
             if name in self.memory:

@@ -144,13 +144,17 @@ def pack_optimizer(
 def unpack_optimizer(
     module: nn.Module, optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], groups: list[dict[str, Any]]
 ) -> None:
-    """The inverse of `pack_optimizer`."""
+    """The inverse of `pack_optimizer`. State of a parameter's shape gets its strides too, as fused optimizers need."""
     state: dict[str, dict[str, Tensor]] = {}
     for key, value in tensors.items():
         parameter, _, name = key.rpartition(".")
         state.setdefault(parameter, {})[name] = value
     packed: dict[str, Any] = {"state": state, "param_groups": groups}
     set_optimizer_state_dict(module, optimizer, optim_state_dict=packed, options=WHOLE)
+    for weight, values in optimizer.state.items():
+        for name, moment in values.items():
+            if isinstance(moment, Tensor) and moment.shape == weight.shape and moment.stride() != weight.stride():
+                values[name] = torch.empty_like(weight, dtype=moment.dtype).copy_(moment)
 
 
 def _flush(path: Path) -> None:

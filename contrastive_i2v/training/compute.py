@@ -46,7 +46,9 @@ def compute_of(config: TrainConfig, system: System, processes: int, *, beside: f
     """What each process of a run does; `beside`: units a step of losses that run other networks."""
     own, loss, batch = config.own_samples, config.loss, config.batch_size
     share = sum(own.rows(batch)) / batch if loss.own_weight else 0.0  # of the rows, contrasted with own samples
-    step = 1 + beside + share * (FORWARD if loss.own_positive_only else 1 + 2 * FORWARD)
+    step = (
+        1 + beside + FORWARD * config.gradient_cache + share * (FORWARD if loss.own_positive_only else 1 + 2 * FORWARD)
+    )
     if not own.on:
         return Compute(step)
     sampler = own.over(system.sampler)

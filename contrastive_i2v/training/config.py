@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
@@ -20,6 +21,7 @@ from contrastive_i2v.models import parse_config
 from contrastive_i2v.models.instruct_pix2pix import InstructPix2PixConfig
 from contrastive_i2v.models.lora import AdapterConfig
 from contrastive_i2v.system import SamplerOptions, SystemConfig
+from contrastive_i2v.training.scores import Condition
 
 T = TypeVar("T")
 
@@ -51,24 +53,59 @@ class DataConfig:
     """Latents and prompt embeddings, encoded once; safe to delete."""
     resolution: int | tuple[int, int] = 256
     """Frames are centre-cropped and resized to this many pixels: a square's side, or height and width."""
+    buckets: tuple[tuple[int, int], ...] = ()
+    """Heights and widths, of which each clip is trained at the one that crops the least of it; none = all at
+    `resolution`, which previews keep. A batch is of one of them and has the area of batch_size at `resolution`."""
+    max_aspect_ratio: float = 1.0
+    """Above 1: buckets are made, of at most `resolution`'s area, up to so many times as wide as high and as high as
+    wide."""
+    lengths: tuple[int, ...] = ()
+    """Frames of a window, of which a clip's windows have the most that it holds; none = the system's, which previews
+    keep. For systems whose weights take any (consisti2v); batches are as with buckets."""
     frames: FramesConfig = field(default_factory=FramesConfig)
     """Which frames of a clip make a window."""
+    scores: Path | None = None
+    """What `contrastive-i2v filter` wrote of the clips, for `where` and `keep`."""
+    where: tuple[str, ...] = ()
+    """Conditions on the scores, all of which a clip must meet, as "cuts==0" "motion>0.01"."""
     keep: float = 1.0
-    """Share of the clips that is trained on: the best by the mean rank of motion, sharpness and, with `clip`, the
-    similarity of caption and frames; 1 = all."""
+    """Share of the clips that is trained on: the best by the mean rank of motion, sharpness and, with `clip` or where
+    `scores` have it, the similarity of caption and frames; 1 = all."""
     clip: str | None = None
     """CLIP's folder or hub id, for `keep`; None = motion and sharpness alone."""
 
     def __post_init__(self) -> None:
         check_fields(self, {"streams": 1, "shuffle_shards": 1})
-        if self.shards is not None and (self.path != DataConfig.path or self.source != SourceConfig() or self.keep < 1):
-            raise InputError("shards: path, source and keep were for encoding them; expected shards alone")
+        chosen = self.keep < 1 or self.scores is not None
+        if self.shards is not None and (self.path != DataConfig.path or self.source != SourceConfig() or chosen):
+            raise InputError("shards: path, source, scores and keep were for encoding them; expected shards alone")
+        for one in self.where:
+            Condition.parse(one)
+        if self.where and self.scores is None:
+            raise InputError("where: conditions on scores, of which there are none; expected them, or no where")
+        if self.scores is not None and not (self.where or self.keep < 1):
+            raise InputError("scores: nothing uses them; expected where or keep, or no scores")
+        if self.scores is not None and self.clip is not None:
+            raise InputError("clip: is for keep without scores; expected no clip: filter has one of its own")
+        if not 1 <= self.max_aspect_ratio < math.inf:
+            raise InputError(f"max_aspect_ratio: expected a number >= 1, got {self.max_aspect_ratio}")
+        if self.buckets and self.max_aspect_ratio > 1:
+            raise InputError("buckets and max_aspect_ratio: expected one of them, got both")
+        if self.shards is not None and self.is_bucketed:
+            raise InputError("shards: are of one size; expected no buckets, max_aspect_ratio or lengths")
+        if len(set(self.lengths)) < len(self.lengths) or min(self.lengths, default=1) < 1:
+            raise InputError(f"lengths: expected numbers >= 1, none twice, got {' '.join(map(str, self.lengths))}")
         if not 0 < self.keep <= 1:
             raise InputError(f"keep: expected a share above 0, at most 1, got {self.keep}")
         if self.clip is not None and self.keep == 1:
             raise InputError("clip: it ranks clips for keep, which is 1 (all of them); expected a smaller keep")
         if self.validation_split is not None and self.validation_path is None:
             raise InputError("validation_split: there is no validation_path; expected one, or no split of it")
+
+    @property
+    def is_bucketed(self) -> bool:
+        """Whether examples may have another size than `resolution`, or another length than the system's window."""
+        return bool(self.buckets) or self.max_aspect_ratio > 1 or bool(self.lengths)
 
     @property
     def validation_source(self) -> SourceConfig:
@@ -131,6 +168,12 @@ class LossConfig:
     """Folder or hub id of a DINOv2 or DINOv3 (transformers), say facebook/dinov2-base."""
     alignment_layer: str | None = None
     """Which module of the network has those features; None = the system's middle one."""
+
+    @property
+    def contrasts_rows(self) -> bool:
+        """Whether a term holds a batch's rows against each other."""
+        banks = self.target_weight != 0 or self.input_weight != 0
+        return banks or self.flow_contrast_weight != 0 or self.dispersive_weight != 0
 
     def __post_init__(self) -> None:
         weights = ("own_weight", "text_weight", "dispersive_weight", "alignment_weight")
@@ -287,20 +330,35 @@ class TrainConfig:
     """Windows a step on each device; the negatives come from these."""
     gradient_accumulation: int = 1
     """Batches a step."""
+    gradient_cache: bool = False
+    """Contrast the batches of a step with each other, as one large batch (losses.cached_backward): the memory of one of
+    them, for a forward pass more of each."""
     timesteps: TimestepsConfig = field(default_factory=TimestepsConfig)
     conditioning_dropout: float = 0.05
     """p: the prompt is dropped with probability 2p, the image with 2p, both with p."""
     condition_noise: float = 0.0
     """Noise on the conditioning latents, its standard deviation uniform between 0 and this (latents have about 1): the
     model then forgives its own errors in a rollout; 0 = none."""
-    mixed_precision: Literal["no", "fp16", "bf16"] = "no"
+    mixed_precision: Literal["auto", "no", "fp16", "bf16"] = "auto"
+    """Autocast; auto = bf16 on a GPU that has it, else no. What it came to is in the run's config.yaml."""
+    tf32: bool = False
+    """Let a CUDA device round the factors of float32 products and convolutions to TF32 (10 bits): faster. Off = both in
+    full float32, which torch alone wouldn't do for convolutions."""
+    compile: bool = False
+    """Compile the network by torch.compile: a minute or more at the start, then faster steps."""
+    channels_last: bool = False
+    """Keep the weights of convolutions, and so what they compute, with channels last in memory: faster in half
+    precision on a GPU."""
     shard: bool = False
     """Share the network's parameters, gradients, moments and averages among the processes (FSDP2): less memory, and
-    more between them. Without previews, own samples, adapters and fp16."""
+    more between them. Without previews, own samples, adapters, fp16, compile, channels_last, ema_on_cpu and
+    gradient_cache."""
     gradient_checkpointing: bool = False
     """Less memory for more time."""
     ema_decay: float = 0.0
     """Moving average of the weights, used for previews and the saved model; 0 = off."""
+    ema_on_cpu: bool = False
+    """Keep that average in the host's memory; the weights go there while the next step runs."""
     seed: int = 0
     """Of everything random; draws are functions of (seed, step), so a resumed run repeats them."""
     workers: int = 0
@@ -335,6 +393,21 @@ class TrainConfig:
             check_fields(self, {}, distinct=("trackers",))
         if self.project != PROJECT and not {"wandb", "trackio"} & set(self.trackers):
             raise InputError(f"project={self.project}: of wandb and trackio; expected one of them in trackers")
+        if self.ema_on_cpu and not self.ema_decay:
+            raise InputError("ema_on_cpu: is of the average of ema_decay, which is 0; expected one above 0")
+        if self.gradient_cache:
+            _check_gradient_cache(self)
+        if self.data.is_bucketed:
+            for name, used in {
+                "loss.memory_bank": self.loss.memory_bank,
+                "loss.text_weight": self.loss.text_weight,
+                "own_samples": self.own_samples.on,
+                "gradient_cache": self.gradient_cache,
+            }.items():
+                if used:
+                    raise InputError(f"{name}: holds latents of one size; expected none with data.buckets or lengths")
+        if self.data.lengths and self.loss.alignment_weight:
+            raise InputError("loss.alignment_weight: takes windows of one length; expected 0 with data.lengths")
         own, weight = self.own_samples, self.loss.own_weight
         if weight and not sum(own.rows(self.batch_size)):
             raise InputError(
@@ -349,6 +422,17 @@ class TrainConfig:
             raise InputError(
                 f"own_samples.condition_share={own.condition_share} is no row of a batch of {self.batch_size}; "
                 f"expected at least {0.5 / self.batch_size:.2g}"
+            )
+
+
+def _check_gradient_cache(config: TrainConfig) -> None:
+    if config.gradient_accumulation == 1:
+        raise InputError("gradient_cache: joins the batches of gradient_accumulation, which is 1; expected 2 or more")
+    for name in ("own_weight", "dispersive_weight", "alignment_weight"):
+        if getattr(config.loss, name):
+            raise InputError(
+                f"gradient_cache: is for losses of the prediction alone, and loss.{name} needs more of the network; "
+                "expected 0, or no gradient_cache"
             )
 
 

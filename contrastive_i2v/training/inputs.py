@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, fields, replace
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -96,7 +96,7 @@ def make_inputs(
     2407.01392, algorithm 1).
     """
     device, p, codec = batch.raw.device, conditioning_dropout, system.codec
-    given_rows, generated_rows = _rows(system)
+    given_rows, generated_rows = _rows(system, batch)
     given = codec.sample(_pick(batch.raw, given_rows))  # [B, n, C, h, w]
     raw = _pick(batch.raw, generated_rows)
     if own is not None:
@@ -149,9 +149,22 @@ def make_inputs(
     )
 
 
+def join(parts: Sequence[Inputs]) -> Inputs:
+    """Batches as one, their rows in order; without own samples, which are of a batch's last rows."""
+
+    def joined(values: Sequence[Any]) -> Any:
+        first = values[0]
+        if isinstance(first, dict):
+            return {name: torch.cat([value[name] for value in values]) for name in first}
+        return None if first is None else torch.cat(list(values))
+
+    names = [item.name for item in fields(Inputs) if item.name != "own_samples"]
+    return Inputs(**{name: joined([getattr(part, name) for part in parts]) for name in names})
+
+
 def true_frames(batch: Example, system: System) -> TrueFrames:
     """What a batch's window gives and what it should generate, without anything random."""
-    given, generated = _rows(system)
+    given, generated = _rows(system, batch)
     codec = system.codec
     return TrueFrames(
         given=codec.sample(_pick(batch.raw, given)),
@@ -160,9 +173,11 @@ def true_frames(batch: Example, system: System) -> TrueFrames:
     )
 
 
-def _rows(system: System) -> tuple[list[int], list[int]]:
-    """Of an example's frames: those that the network is given, the anchor first, and those that it generates."""
-    window, anchors = system.window, int(system.window.anchor)
+def _rows(system: System, batch: Example) -> tuple[list[int], list[int]]:
+    """Of an example's frames: those that the network is given, the anchor first, and those that it generates. A window
+    has as many as the batch holds."""
+    anchors = int(system.window.anchor)
+    window = replace(system.window, length=batch.raw.shape[1] - anchors)
     given = [*range(anchors), *(anchors + place for place in window.given)]
     return given, [anchors + place for place in window.generated]
 

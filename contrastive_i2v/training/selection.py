@@ -7,18 +7,19 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 from tqdm import tqdm
 
 from contrastive_i2v.data.frames import valid_frames
 from contrastive_i2v.data.reading import probe_clip, read_clip
 from contrastive_i2v.data.types import Clip
-from contrastive_i2v.data.video import VideoError, as_size, resize_frames, to_uint8
+from contrastive_i2v.data.video import VideoError, as_size, resize_frames
 from contrastive_i2v.evaluation.alignment import clipsim
 from contrastive_i2v.evaluation.extractors.base import TextImageExtractor
 from contrastive_i2v.evaluation.extractors.loading import load_clip
 from contrastive_i2v.files import write_csv
 from contrastive_i2v.training.config import DataConfig
+from contrastive_i2v.training.quality import motion, sharpness
+from contrastive_i2v.training.scores import ScoreTable
 
 SCORES = "scores.csv"
 """The scores of every clip, and which were kept, in the run's folder."""
@@ -26,15 +27,29 @@ FRAMES = 8
 """Frames of a clip that are looked at, the first valid ones."""
 
 
-def select_clips(clips: Sequence[Clip], config: DataConfig, *, file: Path, progress: bool = True) -> list[Clip]:
+def select_clips(
+    clips: Sequence[Clip], config: DataConfig, *, file: Path, table: ScoreTable | None = None, progress: bool = True
+) -> list[Clip]:
     """The share `config.keep` of the clips, at least one, with the best mean rank over the scores, in their order.
 
     Clips that can't be read stay: encoding names them.
 
     Args:
         file: gets the scores, as CSV.
+        table: has the scores of all of them; None = they are measured, on a clip's first frames.
         progress: whether this process shows a bar and writes.
     """
+    scored = _score_all(clips, config, progress=progress) if table is None else dict(enumerate(table.ranked(clips)))
+    means = dict(zip(scored, mean_ranks(list(scored.values())), strict=True))
+    ranked = sorted(scored, key=lambda row: (-means[row], row))
+    best = set(ranked[: max(1, round(config.keep * len(ranked)))])
+    if progress:
+        _write(file, clips, scored, best)
+    return [clip for number, clip in enumerate(clips) if number in best or number not in scored]
+
+
+def _score_all(clips: Sequence[Clip], config: DataConfig, *, progress: bool) -> dict[int, dict[str, float]]:
+    """The scores of each clip that can be read."""
     network = load_clip(config.clip)
     scored: dict[int, dict[str, float]] = {}
     for number, clip in enumerate(tqdm(clips, desc="scoring", unit="clip", disable=not progress)):
@@ -44,44 +59,38 @@ def select_clips(clips: Sequence[Clip], config: DataConfig, *, file: Path, progr
         except VideoError:
             continue
         scored[number] = score(pixels, clip.caption, network)
-    rows = list(scored)
-    means = mean_ranks([scored[row] for row in rows])
-    best = sorted(rows, key=lambda row: (-means[rows.index(row)], row))[: max(1, round(config.keep * len(rows)))]
-    if progress:
-        _write(file, clips, scored, set(best))
-    return [clip for number, clip in enumerate(clips) if number in best or number not in scored]
+    return scored
 
 
 def score(pixels: Tensor, caption: str, network: TextImageExtractor | None = None) -> dict[str, float]:
     """What a clip is ranked by; more is better.
 
-        motion      mean |x_{i+1} - x_i| over pixels in [-1, 1]
-        sharpness   variance over a frame of the Laplacian of its luma, averaged over frames
-        caption     mean cosine of CLIP's features of the caption and of the frames, where a CLIP is given
+        motion, sharpness   of `quality`
+        caption             `caption_similarity`, where a CLIP is given
 
     Args:
         pixels: [F, 3, H, W] in [-1, 1].
     """
-    luma = (pixels * pixels.new_tensor([0.299, 0.587, 0.114]).view(3, 1, 1)).sum(1, keepdim=True)
-    kernel = pixels.new_tensor([[0.0, 1.0, 0.0], [1.0, -4.0, 1.0], [0.0, 1.0, 0.0]])
-    laplacian = F.conv2d(luma, kernel.view(1, 1, 3, 3))  # [F, 1, H - 2, W - 2]
-    scores = {
-        "motion": float(pixels.diff(dim=0).abs().mean()) if len(pixels) > 1 else 0.0,
-        "sharpness": float(laplacian.flatten(1).var(dim=1, unbiased=False).mean()),
-    }
+    scores = {"motion": motion(pixels), "sharpness": sharpness(pixels)}
     if network is not None:
-        scores["caption"] = float(clipsim(network(to_uint8(pixels))[None], network.text([caption])))
+        scores["caption"] = caption_similarity(pixels, caption, network)
     return scores
+
+
+def caption_similarity(pixels: Tensor, caption: str, network: TextImageExtractor) -> float:
+    """The mean cosine of CLIP's features of the caption and of frames `[F, 3, H, W]` in [-1, 1]."""
+    return float(clipsim(network(pixels)[None], network.text([caption])))
 
 
 def mean_ranks(scores: Sequence[dict[str, float]]) -> list[float]:
     """The mean over the scores of a clip's rank in each, 0 = the lowest; equal values share the mean of their ranks."""
     if not scores:
         return []
-    columns = torch.tensor([list(one.values()) for one in scores], dtype=torch.float64)  # [clips, scores]
-    below = (columns[None] < columns[:, None]).sum(1)
-    alike = (columns[None] == columns[:, None]).sum(1) - 1
-    ranks: list[float] = (below + alike / 2).mean(1).tolist()
+    values = list(zip(*(one.values() for one in scores), strict=True))
+    columns = torch.tensor(values, dtype=torch.float64)  # [scores, clips]
+    ordered = columns.sort(dim=1).values
+    below, upto = (torch.searchsorted(ordered, columns, right=right) for right in (False, True))
+    ranks: list[float] = (below + (upto - below - 1) / 2).mean(0).tolist()
     return ranks
 
 

@@ -24,6 +24,8 @@ def check_sharding(config: TrainConfig, ranks: int) -> None:
         "adapters are small; expected lora.rank 0": config.lora.rank,
         "the loss scale of fp16 would differ between processes; expected bf16 or no": config.mixed_precision == "fp16",
     }
+    untried = ("compile", "channels_last", "ema_on_cpu", "gradient_cache")
+    refused |= {f"it hasn't been tried with {name}; expected one of them": getattr(config, name) for name in untried}
     for reason in (reason for reason, holds in refused.items() if holds):
         raise InputError(f"shard: {reason}")
 

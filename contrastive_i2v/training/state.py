@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict, set_model_state_dict
 
 from contrastive_i2v.errors import InputError, one_line
+from contrastive_i2v.training.average import HostAverage
 from contrastive_i2v.training.checkpoint import (
     WHOLE,
     TensorGroups,
@@ -120,6 +121,8 @@ class RunState:
         """Run `act` with the averaged weights in the network."""
         if self.ema is None:
             return act()
+        if isinstance(self.ema, HostAverage):
+            self.ema.settle()
         self.ema.store(self.trainable)
         self.ema.copy_to(self.trainable)
         try:

@@ -17,7 +17,7 @@ from accelerate import Accelerator
 from accelerate.utils import send_to_device
 from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from tqdm import tqdm
 
@@ -26,24 +26,32 @@ from contrastive_i2v.data.video import as_size
 from contrastive_i2v.diffusion import NoiseSchedule
 from contrastive_i2v.errors import DivergedError, InputError, Interrupted
 from contrastive_i2v.files import lock_folder
-from contrastive_i2v.losses import ContrastiveDiffusionLoss, OwnSampleContrast, OwnSampleOutput, dispersive_loss
+from contrastive_i2v.losses import (
+    ContrastiveDiffusionLoss,
+    OwnSampleContrast,
+    OwnSampleOutput,
+    cached_backward,
+    dispersive_loss,
+)
 from contrastive_i2v.models import load_system, read_description
 from contrastive_i2v.models.loading import locate, split_options
 from contrastive_i2v.models.lora import LoraTraining
 from contrastive_i2v.processes import process_state, restarted, watched_ranks
 from contrastive_i2v.randomness import seeded
-from contrastive_i2v.system import DESCRIPTION, System
+from contrastive_i2v.system import DESCRIPTION, System, check_compiler
+from contrastive_i2v.training.average import HostAverage
 from contrastive_i2v.training.batches import build_loader, open_dataset
 from contrastive_i2v.training.candidates import CandidateBanks
 from contrastive_i2v.training.checkpoint import list_checkpoints
 from contrastive_i2v.training.compute import compute_of
 from contrastive_i2v.training.config import LossConfig, TrainConfig, differences, load_config, save_config
 from contrastive_i2v.training.features import Features
-from contrastive_i2v.training.inputs import Inputs, loss_rows, make_inputs
+from contrastive_i2v.training.inputs import Inputs, join, loss_rows, make_inputs
 from contrastive_i2v.training.interrupt import stop_requests
 from contrastive_i2v.training.logs import Row, RunLog, mean_rows, read_rows
 from contrastive_i2v.training.own_contrast import OwnContrast
 from contrastive_i2v.training.own_samples import OwnSamples
+from contrastive_i2v.training.precision import float32_products, resolved
 from contrastive_i2v.training.preview import build_preview
 from contrastive_i2v.training.representation_alignment import RepresentationAlignment
 from contrastive_i2v.training.run_page import open_log
@@ -61,18 +69,22 @@ class Trainer:
     """
 
     def __init__(self, config: TrainConfig, system: System | None = None) -> None:
-        self.config = config
+        self.config = config = resolved(config, process_state().device)
         going_on = _goes_on(config)
         check_trackers(config.trackers)
-        process_state()
         self.accelerator = Accelerator(
-            mixed_precision=config.mixed_precision, gradient_accumulation_steps=config.gradient_accumulation
+            mixed_precision=config.mixed_precision,
+            # the gradient cache makes one backward pass of a step's batches by itself
+            gradient_accumulation_steps=1 if config.gradient_cache else config.gradient_accumulation,
         )
         self.main = self.accelerator.is_main_process
         if config.shard:
             check_sharding(config, self.accelerator.num_processes)
         self.lock = lock_folder(config.output) if self.main else None
         device = self.accelerator.device
+        if self.main:
+            products = "TF32" if config.tf32 else "full"
+            print(f"mixed precision {config.mixed_precision}, float32 products in {products}")
         if config.mixed_precision == "fp16" and not self.accelerator.native_amp:
             raise InputError(f"mixed_precision=fp16: there is none on {device.type}; expected bf16 or no")
         self.system = load_system(config.model, config.system, device=device) if system is None else system.to(device)
@@ -92,7 +104,11 @@ class Trainer:
             except InputError as error:
                 raise InputError(f"data.frames: {error}; windows of those, with --data.frames.max-offset") from error
         if config.gradient_checkpointing:
-            _enable_gradient_checkpointing(self.system)
+            enable_gradient_checkpointing(self.system)
+        if config.channels_last:
+            use_channels_last(self.system.network)
+        if config.compile:
+            check_compiler(device)
         self.alignment = (
             RepresentationAlignment(config, self.system, self.accelerator) if config.loss.alignment_weight else None
         )
@@ -117,6 +133,8 @@ class Trainer:
             optimizer = self.accelerator.prepare(optimizer)
         else:
             network, optimizer = self.accelerator.prepare(network, optimizer)
+        # for training's batches alone, all of one shape: what previews and own samples ran must not change its code
+        self.network = torch.compile(network, dynamic=False) if config.compile else network
         self.lr_factor = get_scheduler(
             "constant_with_warmup" if config.optimizer.schedule == "constant" else "cosine",
             optimizer,
@@ -128,7 +146,7 @@ class Trainer:
             network=network,
             trainable=trainable,
             optimizer=optimizer,
-            ema=EMAModel(trainable, decay=config.ema_decay) if config.ema_decay else None,
+            ema=build_average(config, trainable),
             beside=self._beside(),
             base=self.lora.base_hash if self.lora else None,
         )
@@ -158,17 +176,20 @@ class Trainer:
         config, state, ranks = self.config, self.state, self.accelerator.num_processes
         batches = iter(build_loader(self.dataset, config, self.accelerator, step=state.step, stop=self.steps))
         bar = tqdm(total=self.steps, initial=state.step, desc=config.output.name, unit="step", disable=not self.main)
-        began = time.perf_counter()
-        with bar, watched_ranks(ranks), stop_requests(ranks) as stop_requested:
+        examples, began = 0, time.perf_counter()
+        products = float32_products(config.tf32)
+        with bar, products, watched_ranks(ranks), stop_requests(ranks) as stop_requested:
             while state.step < self.steps:
-                state.unlogged.append(self._train_step([next(batches) for _ in range(config.gradient_accumulation)]))
+                step = [next(batches) for _ in range(config.gradient_accumulation)]
+                examples += sum(len(batch.group) for batch in step)
+                state.unlogged.append(self._train_step(step))
                 state.step += 1
                 bar.update()
                 if state.step % config.log_every == 0 or state.step == self.steps:
-                    row = self._summary(time.perf_counter() - began)
+                    row = self._summary(examples / (time.perf_counter() - began))
                     bar.set_postfix({k: f"{row[k]:.4g}" for k in ("loss", "mse", "grad_norm") if k in row})
                     self._write_log(row)
-                    state.unlogged, began = [], time.perf_counter()
+                    state.unlogged, examples, began = [], 0, time.perf_counter()
                 self._stop_if_diverged()
                 paused = time.perf_counter()
                 self._measure_held_out()
@@ -189,16 +210,7 @@ class Trainer:
         for group in optimizer.param_groups:
             group["lr"] = learning_rate
         state.network.train()
-        rows: list[Row] = []
-        for number, batch in enumerate(batches):
-            inputs = self._inputs(batch, number)
-            with self.accelerator.accumulate(state.network):
-                prediction, extra = self._predict(inputs)
-                loss, row = self._loss(prediction, inputs)
-                if extra is not None:
-                    loss, row = self._add_contrast(loss, row, extra)
-                self.accelerator.backward(loss)
-            rows.append(row)
+        rows = self._backward_together(batches) if self.config.gradient_cache else self._backward(batches)
         norm = self.accelerator.clip_grad_norm_(state.trainable, self.config.optimizer.max_grad_norm)
         norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
         finite = bool(torch.isfinite(norm))  # the step's one wait for the device
@@ -215,6 +227,39 @@ class Trainer:
         state.nonfinite_in_a_row = 0 if finite else state.nonfinite_in_a_row + 1
         state.nonfinite_steps += not finite
         return [*rows, {"grad_norm": norm}] if finite else rows
+
+    def _backward(self, batches: list[Example]) -> list[Row]:
+        """Add the gradient of the mean of the micro-batches' losses, one after the other."""
+        rows: list[Row] = []
+        for number, batch in enumerate(batches):
+            inputs = self._inputs(batch, number)
+            with self.accelerator.accumulate(self.state.network):
+                prediction, extra = self._predict(inputs)
+                loss, row = self._loss(prediction, inputs)
+                if extra is not None:
+                    loss, row = self._add_contrast(loss, row, extra)
+                self.accelerator.backward(loss)
+            rows.append(row)
+        return rows
+
+    def _backward_together(self, batches: list[Example]) -> list[Row]:
+        """Add the gradient of the loss of all rows of the micro-batches, one graph of them at a time."""
+        parts = [self._inputs(batch, number) for number, batch in enumerate(batches)]
+        rows: list[Row] = []
+
+        def loss(prediction: Tensor) -> Tensor:
+            value, row = self._loss(prediction, join(parts))
+            rows.append(row)
+            return value
+
+        cached_backward(
+            lambda inputs: self._predict(inputs)[0],
+            parts,
+            loss,
+            scaler=self.accelerator.scaler,
+            no_sync=partial(self.accelerator.no_sync, self.state.network),
+        )
+        return rows
 
     def _inputs(self, batch: Example, micro_batch: int) -> Inputs:
         config, rank, own = self.config, self.accelerator.process_index, None
@@ -237,9 +282,9 @@ class Trainer:
         """The network's prediction, and the contrast with own samples where the batch has any."""
         own = inputs.own_samples
         if self.own_contrast is not None and own is not None and len(own):
-            return self.own_contrast(self.state.network, inputs, own, self.accelerator.autocast)
+            return self.own_contrast(self.network, inputs, own, self.accelerator.autocast)
         with self.accelerator.autocast():
-            return self.state.network(inputs.noisy_latents, inputs.timesteps, **inputs.condition), None
+            return self.network(inputs.noisy_latents, inputs.timesteps, **inputs.condition), None
 
     def _add_contrast(self, loss: Tensor, row: Row, extra: OwnSampleOutput) -> tuple[Tensor, Row]:
         loss = loss + extra.loss
@@ -275,15 +320,15 @@ class Trainer:
             figures["contrastive/text"] = text.contrastive
         return loss, {name: value.detach() for name, value in figures.items()}
 
-    def _summary(self, seconds: float) -> dict[str, float]:
-        config, state = self.config, self.state
-        examples = config.batch_size * config.gradient_accumulation * self.accelerator.num_processes
+    def _summary(self, examples_per_second: float) -> dict[str, float]:
+        """`examples_per_second`: of this process; the others' batches have as many."""
+        state = self.state
         return mean_rows([mean_rows(rows) for rows in read_rows(state.unlogged)]) | {
             "learning_rate": state.optimizer.param_groups[0]["lr"],
             "nonfinite_steps": float(state.nonfinite_steps),
             **({"own_samples/nonfinite": float(self.own_samples.nonfinite)} if self.own_samples else {}),
             "units": self.compute.spent(state.step),
-            "samples_per_second": len(state.unlogged) * examples / seconds,
+            "samples_per_second": examples_per_second * self.accelerator.num_processes,
         }
 
     def _beside(self) -> dict[str, Stateful]:
@@ -328,11 +373,12 @@ class Trainer:
         folder = self.config.output / "model"
         weights = self.state.with_average(self.state.weights) if self.config.shard else {}
         if self.main:
-            self.system.network.eval()
+            if self.config.shard:
+                make_whole(self.system.network, weights)
+            self.system.network.eval().to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
             if self.text_frames:
                 self.text_frames.save(folder)
             if self.config.shard:
-                make_whole(self.system.network, weights)
                 self.system.save(folder)
             else:
                 self.state.with_average(partial(self.lora.save if self.lora else self.system.save, folder))
@@ -386,12 +432,13 @@ def build_candidates(
     count, codec = len(system.window.generated), system.codec
     frame = (codec.channels, *(side // codec.downscale for side in system.size))
     by_frame = config.loss.rows == "frame"
+    joined = config.gradient_accumulation if config.gradient_cache else 1
     return CandidateBanks(
         config.loss,
         loss.banks,
         latent_shape=frame if by_frame else (count, *frame),
         device=accelerator.device,
-        rows=config.batch_size * (count if by_frame else 1),
+        rows=config.batch_size * joined * (count if by_frame else 1),
         processes=accelerator.num_processes,
     )
 
@@ -415,10 +462,28 @@ def build_optimizer(config: TrainConfig, trainable: list[Any], device: torch.dev
     return optimizer
 
 
+def use_channels_last(network: nn.Module) -> None:
+    """Put the channels of two-dimensional convolutions' weights last in memory, in place; what they compute follows."""
+    for parameter in network.parameters():
+        if parameter.dim() == 4:  # nn.Module.to would refuse a network that has convolutions over time as well
+            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
+
+
+def build_average(config: TrainConfig, trainable: list[Any]) -> EMAModel | None:
+    """The moving average of the weights that a config asks for."""
+    if not config.ema_decay:
+        return None
+    if config.ema_on_cpu:
+        return HostAverage(trainable, config.ema_decay)
+    return EMAModel(trainable, decay=config.ema_decay)
+
+
 def is_trained(config: TrainConfig) -> bool:
     """Whether the folder holds the model that this config ends with. Raises InputError for a config it can't read."""
-    finished = (config.output / "model" / DESCRIPTION).exists()  # written last
-    return finished and not differences(load_config(TrainConfig, config.output / "config.yaml"), config)
+    if not (config.output / "model" / DESCRIPTION).exists():  # written last
+        return False
+    config = resolved(config, process_state().device)
+    return not differences(load_config(TrainConfig, config.output / "config.yaml"), config)
 
 
 def finish(config: TrainConfig, system: System | None = None) -> Path:
@@ -439,7 +504,8 @@ def _check_size(config: TrainConfig, system: System) -> tuple[int, int]:
     return size
 
 
-def _enable_gradient_checkpointing(system: System) -> None:
+def enable_gradient_checkpointing(system: System) -> None:
+    """Let the network keep less for the backward pass and compute it again. Raises InputError where it can't."""
     enable = getattr(system.network, "enable_gradient_checkpointing", None)
     if enable is None:
         raise InputError(f"gradient_checkpointing: the network of {system.config.kind} can't; leave it off")

@@ -27,8 +27,8 @@ from typing import Protocol
 import torch
 
 TARGETS = (
-    "metadata", "sources", "video", "picture", "cache", "shard", "checkpoint", "model", "adapter", "weights", "config",
-    "report", "study", "op",
+    "metadata", "sources", "video", "picture", "cache", "shard", "scores", "checkpoint", "model", "adapter", "weights",
+    "config", "report", "study", "op",
 )  # fmt: skip
 """The modules of `targets`; each has a class `Target`."""
 CASE_SECONDS = 60

@@ -51,6 +51,23 @@ def test_two_processes_train_save_and_resume(train_config: TrainConfig, tmp_path
 
 
 @pytest.mark.processes
+def test_two_processes_contrast_all_batches_of_a_step(train_config: TrainConfig, tmp_path: Path) -> None:
+    """Two ranks of two batches of two: eight candidates, whose gradient the ranks reduce once."""
+    config = replace(train_config, steps=2, batch_size=2, log_every=1, gradient_accumulation=2, gradient_cache=True)
+    launch(config, tmp_path / "together.yaml")
+    apart = replace(config, output=tmp_path / "apart", gradient_cache=False)
+    launch(apart, tmp_path / "apart.yaml")
+    first, second = (read_log(one.output / "log.jsonl")[0] for one in (config, apart))
+    assert first["mse"] == pytest.approx(second["mse"], rel=1e-5)  # the same rows at the same weights
+    assert first["contrastive/target"] > second["contrastive/target"]
+    plain = replace(config, output=tmp_path / "noise", loss=LossConfig(target_weight=0.0))
+    launch(plain, tmp_path / "noise.yaml")
+    launch(replace(plain, output=tmp_path / "noise-apart", gradient_cache=False), tmp_path / "noise-apart.yaml")
+    norms = [read_log(tmp_path / name / "log.jsonl")[0]["grad_norm"] for name in ("noise", "noise-apart")]
+    assert norms[0] == pytest.approx(norms[1], rel=1e-4)  # without a contrast it is the same gradient
+
+
+@pytest.mark.processes
 def test_sharded_processes_train_save_and_resume(train_config: TrainConfig, clips: Path, tmp_path: Path) -> None:
     data = replace(train_config.data, validation_path=clips / "test")
     held_out = ValidationConfig(every=2, timesteps=1)
@@ -92,7 +109,7 @@ def test_sharded_parameters_are_refused(name: str, train_config: TrainConfig, mo
 
 
 def test_ranks_share_the_batches() -> None:
-    batches = list(batch_indices(8, 2, range(4), seed=0))
+    batches = list(batch_indices([range(8)], [2], range(4), seed=0))
     ranks = [[rows for n, rows in enumerate(batches) if n % 2 == rank] for rank in (0, 1)]
     assert sorted(row for rank in ranks for rows in rank for row in rows) == list(range(8))
 

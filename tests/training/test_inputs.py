@@ -113,12 +113,12 @@ def test_the_same_generator_gives_the_same_batch(system: InstructPix2Pix) -> Non
 
 
 def test_batches_cover_every_item_once_an_epoch_and_do_not_depend_on_the_start() -> None:
-    all_batches = list(batch_indices(10, 4, range(15), seed=3))
+    all_batches = list(batch_indices([range(10)], [4], range(15), seed=3))
     flat = [row for batch in all_batches for row in batch]
     for epoch in range(6):
         assert sorted(flat[epoch * 10 : epoch * 10 + 10]) == list(range(10))
-    assert flat[:10] != flat[10:20]
-    assert list(batch_indices(10, 4, range(7, 15), seed=3)) == all_batches[7:]
+    assert flat[10:20] == torch.randperm(10, generator=seeded(3, "epoch", 1)).tolist() != flat[:10]
+    assert list(batch_indices([range(10)], [4], range(7, 15), seed=3)) == all_batches[7:]
 
 
 def test_seeded_generators_are_functions_of_their_parts() -> None:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import islice
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,11 +18,14 @@ from runs import assert_same_run, beside, last_tensors, train_until
 from contrastive_i2v.errors import InputError
 from contrastive_i2v.models import load_system
 from contrastive_i2v.training import trainer as trainer_module
+from contrastive_i2v.training.average import HostAverage
 from contrastive_i2v.training.batches import build_loader
 from contrastive_i2v.training.checkpoint import list_checkpoints, load_checkpoint
-from contrastive_i2v.training.config import LossConfig, TrainConfig
+from contrastive_i2v.training.config import LossConfig, TrainConfig, load_config
+from contrastive_i2v.training.inputs import join
 from contrastive_i2v.training.logs import read_log
-from contrastive_i2v.training.trainer import Trainer
+from contrastive_i2v.training.precision import float32_products, resolved
+from contrastive_i2v.training.trainer import Trainer, is_trained, use_channels_last
 
 
 def forget_accelerate() -> None:
@@ -61,6 +65,59 @@ def test_bf16_trains_and_is_another_precision(train_config: TrainConfig) -> None
     half = beside(config, "half", mixed_precision="bf16")
     run(half)
     assert_finite_but_other(config, half)
+
+
+class Ampere:
+    """What torch says of a GPU."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *, capability: tuple[int, int]) -> None:
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: capability >= (8, 0))
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+
+
+@pytest.mark.parametrize(("capability", "precision"), [((9, 0), "bf16"), ((7, 5), "no")])
+def test_auto_is_bf16_where_a_gpu_has_it(
+    train_config: TrainConfig, capability: tuple[int, int], precision: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Ampere(monkeypatch, capability=capability)
+    auto = replace(train_config, mixed_precision="auto")
+    assert resolved(auto, torch.device("cuda")).mixed_precision == precision
+    assert resolved(auto, torch.device("cpu")).mixed_precision == "no"
+    assert resolved(replace(auto, mixed_precision="fp16"), torch.device("cuda")).mixed_precision == "fp16"
+
+
+def test_what_auto_came_to_is_kept_and_another_device_does_not_change_it(
+    train_config: TrainConfig, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = replace(train_config, mixed_precision="auto", steps=2)
+    Trainer(config).run()
+    assert "mixed precision no, float32 products in full" in capsys.readouterr().out
+    assert load_config(TrainConfig, config.output / "config.yaml") == replace(config, mixed_precision="no")
+    assert is_trained(config) and not is_trained(replace(config, mixed_precision="bf16"))
+    Ampere(monkeypatch, capability=(9, 0))
+    monkeypatch.setattr(trainer_module, "process_state", lambda: SimpleNamespace(device=torch.device("cuda")))
+    with pytest.raises(InputError, match="mixed_precision: no -> bf16"):
+        Trainer(replace(config, resume=True))
+
+
+def test_tf32_is_for_gpus_that_have_it_and_ends_with_the_run(
+    train_config: TrainConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = replace(train_config, tf32=True)
+    with pytest.raises(InputError, match="tf32: there is none on cpu"):
+        Trainer(config)
+    Ampere(monkeypatch, capability=(7, 5))
+    with pytest.raises(InputError, match="tf32: there is none on cuda"):
+        resolved(config, torch.device("cuda"))
+
+    def state() -> tuple[str, bool]:
+        return torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+
+    before = state()
+    for tf32, within in ((True, ("high", True)), (False, ("highest", False))):
+        with float32_products(tf32):
+            assert state() == within
+        assert state() == before
 
 
 SCALE = 2.0**26
@@ -128,6 +185,90 @@ def test_a_network_that_cannot_checkpoint_its_gradients_is_refused(train_config:
         Trainer(replace(train_config, gradient_checkpointing=True), system)
 
 
+def test_channels_last_trains_alike_and_resumes_bitwise(
+    train_config: TrainConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Trainer(train_config).run()
+    last = beside(train_config, "last", channels_last=True)
+    Trainer(last).run()
+    broken = beside(last, "broken")
+    train_until(broken, 3, monkeypatch)
+    trainer = Trainer(replace(broken, resume=True))
+    weight = trainer.system.unet.conv_in.weight
+    moments = trainer.state.optimizer.optimizer.state[weight]
+    assert weight.is_contiguous(memory_format=torch.channels_last) and not weight.is_contiguous()
+    assert weight.stride() == moments["exp_avg"].stride() == moments["exp_avg_sq"].stride()
+    trainer.run()
+    assert_same_run(last.output, broken.output)
+    plain, other = last_tensors(train_config)["network"], last_tensors(last)["network"]
+    for name, value in plain.items():
+        torch.testing.assert_close(value, other[name], rtol=1e-3, atol=1e-3)
+    load_system(last.output / "model")
+    with pytest.raises(InputError, match="channels_last: True -> False"):
+        Trainer(replace(last, resume=True, channels_last=False))
+
+
+def test_channels_last_leaves_convolutions_over_time_alone() -> None:
+    network = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.Conv3d(4, 4, 3), torch.nn.Linear(4, 4))
+    before = [parameter.clone() for parameter in network.parameters()]
+    use_channels_last(network)
+    assert all(torch.equal(a, b) for a, b in zip(before, network.parameters(), strict=True))
+    assert [not parameter.is_contiguous() for parameter in network.parameters()] == [True, *[False] * 5]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+def test_a_compiled_run_resumes_bitwise(
+    train_config: TrainConfig, backend: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Through the tracer alone with checkpointed gradients and channels last, and through the C++ compiler."""
+    compile, calls = torch.compile, []
+
+    def counting(module: Any, **options: Any) -> Any:
+        calls.append(options)
+        return compile(module, backend=backend, **options)
+
+    monkeypatch.setattr(torch, "compile", counting)
+    more = {"gradient_checkpointing": True, "channels_last": True} if backend == "aot_eager" else {}
+    config = beside(train_config, "compiled", compile=True, steps=4, log_every=1, **more)
+    Trainer(config).run()
+    broken = beside(config, "broken")
+    train_until(broken, 3, monkeypatch)
+    torch.compiler.reset()  # as a new process starts
+    Trainer(replace(broken, resume=True)).run()
+    assert_same_run(config.output, broken.output)
+    assert calls.count({"dynamic": False}) == 3
+    plain = beside(config, "plain", compile=False)
+    Trainer(plain).run()
+    losses = [read_log(one.output / "log.jsonl")[0]["loss"] for one in (config, plain)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
+def test_a_run_without_a_compiler_is_refused(train_config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: Any, **__: Any) -> Any:
+        raise RuntimeError("no C++ compiler")
+
+    monkeypatch.setattr(torch, "compile", broken)
+    with pytest.raises(InputError, match="compile: torch.compile builds nothing here .*no C"):
+        Trainer(replace(train_config, compile=True))
+
+
+def test_the_average_on_the_cpu_has_the_same_bits_and_resumes(
+    train_config: TrainConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Trainer(train_config).run()
+    host = beside(train_config, "host", ema_on_cpu=True)
+    train_until(host, 3, monkeypatch)
+    trainer = Trainer(replace(host, resume=True))
+    assert isinstance(trainer.state.ema, HostAverage)
+    trainer.run()
+    assert_same_run(train_config.output, host.output)
+    first, second = (load_system(config.output / "model").unet.state_dict() for config in (train_config, host))
+    assert all(torch.equal(value, second[name]) for name, value in first.items())
+    with pytest.raises(InputError, match="ema_on_cpu: is of the average of ema_decay"):
+        replace(host, ema_decay=0.0)
+
+
 def test_workers_change_nothing(train_config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     run(train_config)
     workers = beside(train_config, "workers", workers=2)
@@ -168,6 +309,57 @@ def test_accumulated_gradients_are_the_mean(train_config: TrainConfig, monkeypat
     assert len([row for row in rows if "loss" in row]) == 2  # the figures of both
     norm = torch.stack([((a + b) / 2).square().sum() for a, b in zip(*expected, strict=True)]).sum().sqrt()
     assert float(rows[-1]["grad_norm"]) == pytest.approx(float(norm), rel=1e-4)
+
+
+def test_the_gradient_cache_contrasts_the_batches_with_each_other(train_config: TrainConfig) -> None:
+    """In float64, against one graph over all rows."""
+    loss = LossConfig(input_weight=0.3, gate="none", memory_bank=12)
+    config = replace(train_config, gradient_accumulation=3, gradient_cache=True, loss=loss, log_every=1)
+    trainer = Trainer(config, load_system(config.model, device="cpu", dtype=torch.float64))
+    batches = list(islice(build_loader(trainer.dataset, config, trainer.accelerator, step=0), 3))
+    network, parameters = trainer.system.network.train(), trainer.state.trainable
+    parts = [trainer._inputs(batch, number) for number, batch in enumerate(batches)]
+    whole = join(parts)
+    assert len(whole.groups) == 12 and torch.equal(whole.noise[4:8], parts[1].noise)
+
+    def gradients(rows: list[Any]) -> list[torch.Tensor]:
+        values = [trainer._loss(trainer._predict(inputs)[0], inputs)[0] for inputs in rows]
+        trainer.candidates.pending.clear()
+        return list(torch.autograd.grad(torch.stack(values).mean(), parameters))
+
+    together, apart = gradients([whole]), gradients(parts)
+    (row,) = trainer._backward_together(batches)
+    for parameter, one, other in zip(parameters, together, apart, strict=True):
+        assert parameter.grad is not None
+        torch.testing.assert_close(parameter.grad, one, rtol=1e-9, atol=1e-12)
+        assert one.abs().max() < 1e-9 or not torch.allclose(one, other, rtol=1e-3)
+    assert {"loss", "mse", "contrastive/target", "retrieval/input"} <= row.keys()
+    trainer.candidates.remember()
+    assert len(trainer.candidates.memory["target"]) == 12  # type: ignore[arg-type]
+    assert network.training
+
+
+def test_a_run_with_the_gradient_cache_resumes_and_costs_a_forward_pass_more(
+    train_config: TrainConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = replace(train_config, gradient_accumulation=2, gradient_cache=True, steps=5)
+    Trainer(config).run()
+    broken = beside(config, "broken")
+    train_until(broken, 3, monkeypatch)
+    Trainer(replace(broken, resume=True)).run()
+    assert_same_run(config.output, broken.output)
+    assert read_log(config.output / "log.jsonl")[-1]["units"] == pytest.approx(5 * 1.3)
+    apart = beside(config, "apart", gradient_cache=False)
+    Trainer(apart).run()
+    losses = [read_log(run.output / "log.jsonl")[0]["contrastive/target"] for run in (config, apart)]
+    assert losses[0] > losses[1]  # more negatives
+
+
+def test_what_the_gradient_cache_cannot_join_is_refused(train_config: TrainConfig) -> None:
+    with pytest.raises(InputError, match="gradient_cache: joins the batches of gradient_accumulation, which is 1"):
+        replace(train_config, gradient_cache=True)
+    with pytest.raises(InputError, match="gradient_cache: .* loss.dispersive_weight needs more"):
+        replace(train_config, gradient_cache=True, gradient_accumulation=2, loss=LossConfig(dispersive_weight=0.5))
 
 
 def test_accumulation_counts_optimizer_steps(train_config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,10 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch.nn import functional as F
 
 from contrastive_i2v.data.sources.folder import read_folder
 from contrastive_i2v.data.video import write_video
 from contrastive_i2v.errors import InputError
+from contrastive_i2v.evaluation.extractors.clip import CLIP
 from contrastive_i2v.training.config import DataConfig
 from contrastive_i2v.training.selection import mean_ranks, score, select_clips
 
@@ -57,3 +59,10 @@ def test_the_moving_and_sharp_clips_stay(tmp_path: Path) -> None:
 def test_bad_options(options: dict[str, float]) -> None:
     with pytest.raises(InputError):
         DataConfig(**options)  # type: ignore[arg-type]
+
+
+def test_the_caption_s_score_is_clip_s_similarity(clip_folder: Path) -> None:
+    pixels = torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    network = CLIP(str(clip_folder))
+    image, text = (F.normalize(features.double(), dim=1) for features in (network(pixels), network.text(["a ball"])))
+    assert score(pixels, "a ball", network)["caption"] == pytest.approx(float((image @ text.T).mean()), abs=1e-5)

@@ -16,6 +16,7 @@ from torch import Tensor
 from video_models import consisti2v, emu_video, gradients, randn, told
 
 from contrastive_i2v.data.frames import FramesConfig
+from contrastive_i2v.data.video import write_video
 from contrastive_i2v.errors import InputError
 from contrastive_i2v.models import load_system
 from contrastive_i2v.models.consisti2v import ConsistI2VConfig
@@ -116,6 +117,23 @@ def test_consisti2v_trains_and_resumes_bitwise(config: TrainConfig, monkeypatch:
     still = [name for name, value in start.items() if torch.equal(value, trained[name])]
     assert all(name.endswith("rotary_emb.freqs") for name in still)  # everything else has moved
     assert set(last_tensors(config)["ema"]) == set(start)
+
+
+def test_windows_of_several_lengths_train_and_resume_bitwise(
+    config: TrainConfig, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clips = config.output.parent / "clips"
+    clips.mkdir()
+    noise = torch.randint(0, 256, (12, 3, 16, 16), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
+    for number, frames in enumerate((12, 12, 4, 4)):
+        write_video(clips / f"{number}.mp4", noise[:frames].roll(number, dims=0), 8.0)
+        (clips / f"{number}.txt").write_text("a ball")
+    data = replace(config.data, path=clips, lengths=(3, 6))
+    config = replace(config, data=data, loss=LossConfig(), conditioning_dropout=0.0)
+    resumes(config, monkeypatch)
+    said = capsys.readouterr().out
+    assert "bucket 16x16, 3 frames: " in said and "; 5 a batch" in said  # 4 windows of 4 frames are 16
+    assert "bucket 16x16, 6 frames: 6 windows of 2 videos; 2 a batch" in said
 
 
 def test_a_timestep_a_frame_trains_and_resumes_bitwise(config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:

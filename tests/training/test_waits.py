@@ -73,6 +73,19 @@ def test_a_step_waits_once(
     assert len(rows) == micro_batches + 1 and all(isinstance(value, Tensor) for value in figures)
 
 
+def test_a_step_with_the_gradient_cache_and_the_average_on_the_host_waits_once(
+    train_config: TrainConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = replace(train_config, gradient_accumulation=2, gradient_cache=True, ema_on_cpu=True)
+    trainer = Trainer(config)
+    loader = iter(build_loader(trainer.dataset, config, trainer.accelerator, step=0))
+    first, second = (list(islice(loader, 2)) for _ in range(2))
+    trainer._train_step(first)
+    with counted(monkeypatch) as reads:
+        rows = trainer._train_step(second)
+    assert dict(reads) == {"__bool__": 1} and len(rows) == 2
+
+
 def test_a_step_with_every_term_waits_once_between_refreshes(
     train_config: TrainConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -14,32 +14,8 @@ from contrastive_i2v.evaluation.extractors.preparation import VBENCH_BACKGROUND
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A CLIP of 12-d embeddings with random weights, in half precision as many are saved."""
-    from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
-
-    pieces = ["<|startoftext|>", "<|endoftext|>"]
-    pieces += [letter + end for letter in "abcdefghijklmnopqrstuvwxyz" for end in ("", "</w>")]
-    tokenizer = CLIPTokenizer(vocab={piece: index for index, piece in enumerate(pieces)}, merges=[])
-    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
-    text = {"vocab_size": len(pieces), "max_position_embeddings": 10, "bos_token_id": 0, "eos_token_id": 1}
-    torch.manual_seed(0)
-    model = CLIPModel(
-        CLIPConfig(
-            text_config={**sizes, **text, "pad_token_id": 1},
-            vision_config={**sizes, "image_size": 16, "patch_size": 8},
-            projection_dim=12,
-        )
-    )
-    path = tmp_path_factory.mktemp("clip")
-    model.half().save_pretrained(path)
-    tokenizer.save_pretrained(path)
-    return path
-
-
-@pytest.fixture(scope="module")
-def extractor(folder: Path) -> CLIP:
-    return CLIP(str(folder))
+def extractor(clip_folder: Path) -> CLIP:
+    return CLIP(str(clip_folder))
 
 
 def noise(*shape: int) -> Tensor:
@@ -111,28 +87,28 @@ def test_both_return_types_of_transformers() -> None:
     assert clip._projected(BaseModelOutputWithPooling(pooler_output=embedding)) is embedding
 
 
-def test_it_says_what_it_is(extractor: CLIP, folder: Path) -> None:
+def test_it_says_what_it_is(extractor: CLIP, clip_folder: Path) -> None:
     import hashlib
 
-    digest = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()[:12]
+    digest = hashlib.sha256((clip_folder / "model.safetensors").read_bytes()).hexdigest()[:12]
     assert (extractor.about.name, extractor.about.dimension) == ("clip", 12)
-    assert extractor.about.weights == f"{folder.name}, sha256 {digest}"
+    assert extractor.about.weights == f"{clip_folder.name}, sha256 {digest}"
     assert extractor.about.resize.startswith("shorter side to 16")
 
 
-def test_missing_weights_are_not_made_up(folder: Path, tmp_path: Path) -> None:
-    for file in folder.iterdir():
+def test_missing_weights_are_not_made_up(clip_folder: Path, tmp_path: Path) -> None:
+    for file in clip_folder.iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
-    state = load_file(folder / "model.safetensors")
+    state = load_file(clip_folder / "model.safetensors")
     del state["visual_projection.weight"]
     save_file(state, tmp_path / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(InputError, match=r"lack 1 parameters .* visual_projection\.weight"):
         CLIP(str(tmp_path))
 
 
-def test_a_folder_without_a_tokenizer(folder: Path, tmp_path: Path) -> None:
+def test_a_folder_without_a_tokenizer(clip_folder: Path, tmp_path: Path) -> None:
     for name in ("config.json", "model.safetensors"):
-        (tmp_path / name).write_bytes((folder / name).read_bytes())
+        (tmp_path / name).write_bytes((clip_folder / name).read_bytes())
     with pytest.raises(InputError, match="no tokenizer; expected tokenizer.json or"):
         CLIP(str(tmp_path))
 

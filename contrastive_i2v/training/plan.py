@@ -1,0 +1,399 @@
+"""What a training needs, before anything of it runs, and the smallest changes that make it fit.
+
+The step of `Trainer` is carried out on `FakeTensor`s, which have shapes but no contents, while `LiveBytes` watches;
+what stays from step to step is arithmetic. No weights are read, and no GPU is needed to plan for one. Not counted: what
+convolutions and matrix products use for themselves, the allocator's gaps, and a GPU's own context (`RESERVED` stands
+for these). `benchmarks/plan.py` holds it against measured peaks.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property, reduce
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from contrastive_i2v.data.cache import CachedClip, pack_clip
+from contrastive_i2v.data.examples import Example, WindowReader
+from contrastive_i2v.data.frames import clip_rng, frames_after_source, sample_windows, skip_reason, valid_frames
+from contrastive_i2v.data.reading import probe_clip
+from contrastive_i2v.data.sources import read
+from contrastive_i2v.data.types import Clip
+from contrastive_i2v.data.video import VideoError, as_size
+from contrastive_i2v.errors import InputError
+from contrastive_i2v.losses import cached_backward
+from contrastive_i2v.models import load_shapes
+from contrastive_i2v.models.lora import AdapterConfig
+from contrastive_i2v.randomness import seeded
+from contrastive_i2v.system import System, Text
+from contrastive_i2v.training.config import TrainConfig
+from contrastive_i2v.training.inputs import Inputs, make_inputs
+from contrastive_i2v.training.live_bytes import LiveBytes
+from contrastive_i2v.training.own_samples import windows_after
+from contrastive_i2v.training.trainer import build_lora, build_optimizer, enable_gradient_checkpointing
+
+Device = Literal["cpu", "cuda"]
+Precision = Literal["no", "fp16", "bf16"]
+
+RESERVED: dict[Device, float] = {"cpu": 0.7e9, "cuda": 1.0e9}
+"""Bytes left for what isn't tensors: Python and its libraries, or a GPU's context, its libraries and the allocator."""
+BLOCK = 256
+"""Numbers that share a scale in 8-bit AdamW; parameters of fewer than 4096 keep moments in float32 (bitsandbytes)."""
+PROBED = 200
+"""Clips that are looked into for the size of the cache; more are taken to be like these."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Needs:
+    """Of one process. Bytes, but for the first two."""
+
+    parameters: int
+    trained: int
+    weights: int
+    """Of the network."""
+    frozen: int
+    """Of the autoencoder and the text encoder."""
+    optimizer: int
+    average: int
+    """The moving average, where the network is."""
+    banks: int
+    """Past latents that stay candidates."""
+    gradients: int
+    kept: int
+    """What one micro-batch's forward pass keeps for the backward pass, autocast's copies of weights included."""
+    copies: int
+    """Those copies."""
+    step: int
+    """The most at any time of a step beside what stays: gradients grow while activations go, so it is less than
+    both."""
+    host: int
+    """In the host's memory beside the GPU's: the moving average that is kept there."""
+
+    @property
+    def total(self) -> int:
+        """The peak of the device's memory."""
+        return self.weights + self.frozen + self.optimizer + self.average + self.banks + self.step
+
+
+@dataclass(frozen=True)
+class Change:
+    """A change of a config, as options of `train`."""
+
+    options: str
+    apply: Callable[[TrainConfig], TrainConfig]
+
+
+def precision_on(device: Device, config: TrainConfig) -> Precision:
+    """What mixed_precision auto is on a CPU, or on a GPU that has bf16."""
+    if config.mixed_precision == "auto":
+        return "bf16" if device == "cuda" else "no"
+    return config.mixed_precision
+
+
+class Planner:
+    """Needs of configs on one kind of device.
+
+    Args:
+        build: a config's system without its weights, anew at each call; None = `load_shapes`.
+    """
+
+    def __init__(self, device: Device, build: Callable[[TrainConfig], System] | None = None) -> None:
+        self.device = device
+        self.build = build or (lambda config: load_shapes(config.model, config.system))
+        self._known: dict[TrainConfig, tuple[int, int]] = {}
+
+    def needs(self, config: TrainConfig) -> Needs:
+        """What a config needs. Raises InputError as a training would."""
+        config = replace(config, mixed_precision=precision_on(self.device, config))
+        step = Step(config, self.build(config))
+        trained = [parameter.numel() for parameter in step.trainable]
+        average = 4 * sum(trained) if config.ema_decay else 0
+        away = config.ema_on_cpu and self.device == "cuda"
+        kept, peak = self._measured(config, step)
+        return Needs(
+            parameters=sum(parameter.numel() for parameter in step.system.network.parameters()),
+            trained=sum(trained),
+            weights=_bytes(step.system.network),
+            frozen=sum(_bytes(part) for part in step.system.parts().values() if part is not step.system.network),
+            optimizer=sum(map(_eight_bit, trained)) if config.optimizer.eight_bit else 8 * sum(trained),
+            # on a CPU the host's average has the weights' copies beside it
+            average=0 if away else average * (1 + config.ema_on_cpu),
+            banks=step.bank_bytes,
+            gradients=4 * sum(trained),
+            kept=kept,
+            copies=step.copies if config.mixed_precision != "no" else 0,
+            step=peak,
+            host=2 * average if away else 0,
+        )
+
+    def _measured(self, config: TrainConfig, step: Step) -> tuple[int, int]:
+        """What the forward pass keeps, and the step's peak."""
+        key = replace(
+            TrainConfig(),
+            model=config.model,
+            system=config.system,
+            data=replace(TrainConfig().data, resolution=config.data.resolution),
+            batch_size=config.batch_size,
+            gradient_accumulation=min(config.gradient_accumulation, 2),
+            gradient_cache=config.gradient_cache,
+            mixed_precision=config.mixed_precision,
+            gradient_checkpointing=config.gradient_checkpointing,
+            lora=config.lora,
+            condition_noise=config.condition_noise,
+        )
+        if key not in self._known:
+            if self.device == "cuda" and config.mixed_precision != "no":
+                step.normalize_in_float32()
+            with FakeTensorMode(allow_non_fake_inputs=True), LiveBytes() as memory:
+                step.move(lambda tensor: torch.empty(tensor.shape, dtype=tensor.dtype))
+                for part in step.system.parts().values():
+                    for tensor in (*part.parameters(), *part.buffers()):
+                        memory.add(tensor)
+                before, kept = memory.live, []
+                assert step.inputs  # made here, so that its own peak isn't the step's
+                memory.peak = memory.live
+                # more micro-batches than two are like the second
+                step.run(min(config.gradient_accumulation, 2), lambda: kept.append(memory.live - before))
+                self._known[key] = kept[0], memory.peak - before
+        return self._known[key]
+
+    def fitting(self, config: TrainConfig, limit: float) -> tuple[list[tuple[Change, Needs]], bool]:
+        """The smallest changes after which a config needs at most `limit` bytes, with what is needed after each; and
+        whether they do. Those that cost least go first; one that the rest does without is left out."""
+        chosen: list[Change] = []
+        current, fits = config, self.needs(config).total <= limit
+        for alternatives in _changes(config, self.device):
+            if fits:
+                break
+            before, found = self.needs(current).total, None
+            for change in alternatives:
+                try:
+                    needs = self.needs(change.apply(current))
+                except InputError:  # this model or this loss can't
+                    continue
+                if needs.total < before:
+                    found, fits = change, needs.total <= limit
+                if fits:
+                    break
+            if found is not None:
+                chosen, current = [*chosen, found], found.apply(current)
+        for change in reversed(chosen[:-1]) if fits else ():
+            without = [other for other in chosen if other is not change]
+            if self.needs(_applied(config, without)).total <= limit:
+                chosen = without
+        steps = [_applied(config, chosen[: number + 1]) for number in range(len(chosen))]
+        return [(change, self.needs(changed)) for change, changed in zip(chosen, steps, strict=True)], fits
+
+
+class Step:
+    """The step of a training on batches of zeros: with shapes alone to count memory, with contents to take the time."""
+
+    def __init__(self, config: TrainConfig, system: System) -> None:
+        self.config, self.system, self.schedule = config, system, system.schedule
+        system.size = as_size(config.data.resolution)
+        if not system.takes(system.size):
+            raise InputError(
+                f"data.resolution={config.data.resolution}; expected a multiple of {system.codec.downscale}"
+            )
+        self.raw_shape = raw_shape(system)
+        if config.gradient_checkpointing:
+            enable_gradient_checkpointing(system)
+        lora = build_lora(system, config)
+        trained = lora.trainable() if lora else system.trainable()
+        system.network.train().requires_grad_(False)
+        for parameter in trained:
+            parameter.requires_grad_(True)
+
+    @property
+    def trainable(self) -> list[nn.Parameter]:
+        """What is trained."""
+        return [parameter for parameter in self.system.network.parameters() if parameter.requires_grad]
+
+    @property
+    def bank_bytes(self) -> int:
+        """Of the memory banks: latents in bfloat16, an int64 a row."""
+        codec, loss, window = self.system.codec, self.config.loss, self.system.window
+        frames = 1 if loss.rows == "frame" else len(window.generated)
+        height, width = (side // codec.downscale for side in self.system.size)
+        banks = sum(weight != 0 for weight in (loss.target_weight, loss.input_weight))
+        return banks * loss.memory_bank * (2 * frames * codec.channels * height * width + 8)
+
+    @property
+    def copies(self) -> int:
+        """Bytes of the weights that autocast keeps in half precision."""
+        layers = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+        modules = [module for module in self.system.network.modules() if isinstance(module, layers)]
+        return sum(2 * parameter.numel() for module in modules for parameter in module.parameters(recurse=False))
+
+    def move(self, make: Callable[[Tensor], Tensor]) -> None:
+        """Put other tensors in place of every one of the system's parts."""
+        for part in self.system.parts().values():
+            part._apply(make)  # type: ignore[no-untyped-call]
+
+    def normalize_in_float32(self) -> None:
+        """As autocast does on CUDA and doesn't on the CPU, which tensors without contents seem to be on."""
+        for module in self.system.network.modules():
+            if isinstance(module, (nn.GroupNorm, nn.LayerNorm)):
+                module.register_forward_pre_hook(lambda _, args: (args[0].float(), *args[1:]))
+
+    @cached_property
+    def inputs(self) -> Inputs:
+        """Of a micro-batch."""
+        config, system, size, device = self.config, self.system, self.config.batch_size, self.system.device
+        frames = system.window.length + system.window.anchor
+        with torch.no_grad():
+            text = system.encode_text([""])
+        batch = Example(
+            raw=torch.zeros(size, frames, *self.raw_shape, device=device),
+            present=torch.ones(size, frames, dtype=torch.bool, device=device),
+            text={name: value.expand(size, *value.shape[1:]).clone() for name, value in text.items()},
+            fps=torch.full((size,), system.fps, device=device),
+            group=torch.arange(size, device=device),
+        )
+        return make_inputs(
+            batch,
+            system,
+            schedule=self.schedule,
+            timesteps=config.timesteps,
+            conditioning_dropout=config.conditioning_dropout,
+            condition_noise=config.condition_noise,
+            generator=seeded(config.seed, "plan"),
+        )
+
+    def run(self, micro_batches: int, after_forward: Callable[[], object] = lambda: None) -> None:
+        """Forward and backward of so many micro-batches, as the config has them.
+
+        Args:
+            after_forward: called after each forward pass that has a graph.
+        """
+
+        def predict(inputs: Inputs) -> Tensor:
+            half = {"no": None, "fp16": torch.float16}.get(self.config.mixed_precision, torch.bfloat16)
+            with torch.autocast(self.system.device.type, half or torch.bfloat16, enabled=half is not None):
+                prediction: Tensor = self.system.network(inputs.noisy_latents, inputs.timesteps, **inputs.condition)
+            if torch.is_grad_enabled():
+                after_forward()
+            return prediction.float()  # as accelerate does
+
+        def loss(prediction: Tensor) -> Tensor:
+            return prediction.square().mean()  # the loss keeps a few copies of the prediction, as this does
+
+        parts = [self.inputs] * micro_batches
+        if self.config.gradient_cache:
+            cached_backward(predict, parts, loss)
+            return
+        for part in parts:
+            loss(predict(part)).backward()  # type: ignore[no-untyped-call]
+
+
+def seconds_a_step(config: TrainConfig, system: System, steps: int) -> float:
+    """The median time of a step over a few real ones, after one that warms up: on a batch of zeros, without reading
+    data, previews and checkpoints."""
+    step = Step(config, system)
+    optimizer = build_optimizer(config, step.trainable, system.device)
+    taken = []
+    for _ in range(1 + steps):
+        began = time.perf_counter()
+        step.run(config.gradient_accumulation)
+        nn.utils.clip_grad_norm_(step.trainable, config.optimizer.max_grad_norm).item()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        taken.append(time.perf_counter() - began)
+    return statistics.median(taken[1:])
+
+
+def raw_shape(system: System) -> torch.Size:
+    """What the cache keeps of a frame, `[R, h, w]`."""
+    return system.codec.encode(torch.zeros(1, 1, 3, *system.size, device=system.device)).shape[2:]
+
+
+def cache_bytes(config: TrainConfig, system: System) -> tuple[int, int]:
+    """Clips of the data folder, and the bytes of their latents and prompts on disk: exact for the first of them, and
+    the others taken to be like these. Raises InputError for a folder that can't be read."""
+    clips = read(config.data.path, config.data.source, seed=config.seed).clips
+    system.size = as_size(config.data.resolution)
+    shape, text = raw_shape(system), system.encode_text([""])
+    probed = clips[:: max(1, len(clips) // PROBED)]
+    sizes = [_clip_bytes(clip, config, system, shape, text) for clip in probed]
+    return len(clips), round(config.data.keep * len(clips) * sum(sizes) / len(sizes))
+
+
+def _clip_bytes(clip: Clip, config: TrainConfig, system: System, shape: torch.Size, text: Text) -> int:
+    """Of the file in the cache; 0 for a clip that gives none."""
+    downscale, frames = system.codec.temporal_downscale, config.data.frames
+    try:
+        info = probe_clip(clip)
+    except VideoError:
+        return 0
+    if skip_reason(info, clip, frames, least=frames_after_source(system.window, downscale) + 1):
+        return 0
+    drawn = sample_windows(
+        valid_frames(info, clip, frames),
+        system.window,
+        frames,
+        clip_rng(clip, config.seed),
+        temporal_downscale=downscale,
+        following=windows_after(config.own_samples, system),
+    )
+    read = WindowReader.of(system, config.data.resolution, frames, seed=config.seed)
+    needed = [one for window in drawn for one in (window, *window.following)]
+    rows = sorted({row for window in needed for row in read.index(window, 0, 1.0).rows})
+    one = {name: torch.zeros(value.shape[1:], dtype=value.dtype) for name, value in text.items()}
+    return len(pack_clip(CachedClip(rows, torch.zeros(len(rows), *shape), one, info), clip))
+
+
+def _changes(config: TrainConfig, device: Device) -> Iterator[list[Change]]:
+    """What makes a config need less, that which costs least first; of alternatives the first is the smallest."""
+    if precision_on(device, config) == "no":
+        yield [_change("--mixed-precision bf16", mixed_precision="bf16")]
+    if device == "cuda" and not config.optimizer.eight_bit:
+        yield [
+            Change(
+                "--optimizer.eight-bit",
+                lambda one: replace(one, optimizer=replace(one.optimizer, eight_bit=True)),
+            )
+        ]
+    if device == "cuda" and config.ema_decay and not config.ema_on_cpu:
+        yield [_change("--ema-on-cpu", ema_on_cpu=True)]
+    if not config.gradient_checkpointing:
+        yield [_change("--gradient-checkpointing", gradient_checkpointing=True)]
+    size, loss = config.batch_size, config.loss
+    contrasts = loss.target_weight != 0 or loss.input_weight != 0 or loss.text_weight
+    joins = bool(contrasts and not (loss.own_weight or loss.dispersive_weight or loss.alignment_weight))
+    yield [
+        _change(
+            f"--batch-size {size // parts} --gradient-accumulation {config.gradient_accumulation * parts}"
+            + " --gradient-cache" * joins,
+            batch_size=size // parts,
+            gradient_accumulation=config.gradient_accumulation * parts,
+            gradient_cache=joins,
+        )
+        for parts in range(2, size + 1)
+        if size % parts == 0
+    ]
+    if not config.lora.rank:
+        yield [_change("--lora.rank 16", lora=AdapterConfig(rank=16))]
+
+
+def _change(options: str, **values: Any) -> Change:
+    return Change(options, lambda config: replace(config, **values))
+
+
+def _applied(config: TrainConfig, changes: Sequence[Change]) -> TrainConfig:
+    return reduce(lambda one, change: change.apply(one), changes, config)
+
+
+def _bytes(module: nn.Module) -> int:
+    return sum(tensor.nbytes for tensor in (*module.parameters(), *module.buffers()))
+
+
+def _eight_bit(numbers: int) -> int:
+    """Bytes of 8-bit AdamW's two moments of a parameter."""
+    return 8 * numbers if numbers < 4096 else 2 * (numbers + 4 * math.ceil(numbers / BLOCK))

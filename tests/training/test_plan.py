@@ -1,0 +1,221 @@
+"""The plan of a training: memory against a real step's, disk against real files, and the smallest changes that fit."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from accelerate.state import AcceleratorState, GradientState
+
+from contrastive_i2v.errors import InputError
+from contrastive_i2v.models import load_shapes, load_system
+from contrastive_i2v.models.lora import AdapterConfig
+from contrastive_i2v.training.batches import build_loader
+from contrastive_i2v.training.config import LossConfig, OptimizerConfig, TrainConfig
+from contrastive_i2v.training.live_bytes import LiveBytes
+from contrastive_i2v.training.plan import Needs, Planner, cache_bytes, seconds_a_step
+from contrastive_i2v.training.recipes import RECIPES
+from contrastive_i2v.training.trainer import Trainer
+
+TINY = RECIPES["tiny-contrastive"]
+
+
+@pytest.fixture(autouse=True)
+def fresh_accelerate() -> Iterator[None]:
+    """accelerate keeps one precision a process."""
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
+
+
+def measured(config: TrainConfig) -> tuple[int, int]:
+    """Bytes of a trainer's tensors that stay from step to step, and the most that a step adds."""
+    trainer = Trainer(config)
+    loader = iter(build_loader(trainer.dataset, config, trainer.accelerator, step=0))
+    first, second = (list(islice(loader, config.gradient_accumulation)) for _ in range(2))
+    trainer._train_step(first)  # moments are made at the first
+    optimizer = getattr(trainer.state.optimizer, "optimizer", trainer.state.optimizer)
+    with LiveBytes() as memory:
+        for part in trainer.system.parts().values():
+            for tensor in (*part.parameters(), *part.buffers()):
+                memory.add(tensor)
+        for tensor in (value for values in optimizer.state.values() for value in values.values()):
+            memory.add(tensor)
+        for tensor in trainer.state.ema.shadow_params if trainer.state.ema else ():
+            memory.add(tensor)
+        for bank in trainer.candidates.memory.values():
+            memory.add(bank.queue)
+        stays = memory.peak = memory.live
+        trainer._train_step(second)
+    return stays, memory.peak - stays
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"gradient_checkpointing": True, "ema_decay": 0.0},
+        {"mixed_precision": "bf16"},
+        {"gradient_accumulation": 3, "batch_size": 2},
+        {"gradient_accumulation": 3, "batch_size": 2, "gradient_cache": True},
+        {"lora": AdapterConfig(rank=4)},
+        {"loss": LossConfig(input_weight=0.1, memory_bank=64)},
+    ],
+    ids=lambda changes: "-".join(changes) or "plain",
+)
+def test_a_step_needs_what_was_planned(train_config: TrainConfig, clips: Path, changes: dict[str, Any]) -> None:
+    data = replace(train_config.data, resolution=64)
+    config = replace(TINY, output=train_config.output, batch_size=4, mixed_precision="no", data=data)
+    config = replace(config, **changes)
+    stays, step = measured(config)
+    needs = Planner("cpu").needs(config)
+    assert needs.total - needs.step == pytest.approx(stays, rel=2e-3)
+    assert needs.step == pytest.approx(step, rel=0.03)
+    assert max(needs.gradients, needs.kept) <= needs.step
+
+
+def test_configs_alone_are_enough(pipeline_folder: Path, train_config: TrainConfig, tmp_path: Path) -> None:
+    configs = tmp_path / "configs"
+    shutil.copytree(
+        pipeline_folder, configs, ignore=shutil.ignore_patterns("*.safetensors", "tokenizer", "model_index.json")
+    )
+    assert not any((configs / "tokenizer").glob("*"))
+    plan = Planner("cpu")
+    needs = plan.needs(replace(train_config, model=str(configs)))
+    assert needs == plan.needs(train_config)
+    system = load_system(pipeline_folder)
+    assert needs.parameters == needs.trained == sum(one.numel() for one in system.network.parameters())
+    with pytest.raises(InputError, match="lacks tokenizer"):
+        load_system(configs)  # once shapes alone were loaded, weights are asked for again
+    for part in ("unet", "vae"):
+        shutil.rmtree(configs / part)
+        with pytest.raises(InputError, match=part):
+            plan.needs(replace(train_config, model=str(configs)))
+
+
+@pytest.mark.slow
+def test_every_system_is_planned() -> None:
+    for name in ("tiny-consisti2v", "tiny-emu-video/image"):
+        config = replace(RECIPES[name], batch_size=2)
+        needs = Planner("cuda").needs(config)
+        shapes = load_shapes(config.model, config.system)
+        assert needs.parameters == sum(one.numel() for one in shapes.network.parameters())
+        assert 0 < needs.gradients < needs.step and needs.copies > 0
+
+
+def test_what_stays_is_arithmetic() -> None:
+    plan = Planner("cuda")
+
+    def needs(**changes: Any) -> Needs:
+        return plan.needs(replace(TINY, **changes))
+
+    plain = needs()
+    assert (plain.optimizer, plain.average, plain.host) == (8 * plain.trained, 4 * plain.trained, 0)
+    away = needs(ema_on_cpu=True)
+    assert (away.average, away.host, away.total) == (0, 8 * plain.trained, plain.total - 4 * plain.trained)
+    eight = needs(optimizer=OptimizerConfig(eight_bit=True))
+    assert 2 * plain.trained < eight.optimizer < 2.3 * plain.trained and eight.step == plain.step
+    lora = needs(lora=AdapterConfig(rank=4))
+    assert lora.trained == lora.gradients / 4 < plain.trained / 50 and lora.weights > plain.weights
+
+
+def test_autocast_on_cuda_normalises_in_float32_and_keeps_copies() -> None:
+    on_cpu, on_cuda = (Planner(device).needs(replace(TINY, mixed_precision="bf16")) for device in ("cpu", "cuda"))  # type: ignore[arg-type]
+    whole = Planner("cuda").needs(replace(TINY, mixed_precision="no"))
+    assert Planner("cuda").needs(TINY) == on_cuda  # auto
+    assert on_cpu.kept < on_cuda.kept < whole.kept
+    assert on_cuda.copies == on_cpu.copies and on_cuda.copies == pytest.approx(whole.weights / 2, rel=0.01)
+    assert whole.copies == 0
+
+
+class Arithmetic(Planner):
+    """Needs that are easy to add up, for the search alone: 400 of weights, and what is trained of them."""
+
+    adapts = True
+
+    def needs(self, config: TrainConfig) -> Needs:
+        if config.lora.rank and not self.adapts:
+            raise InputError("lora.rank: no layer is left to adapt")
+        trained = 4 if config.lora.rank else 400
+        activations = config.batch_size * (100 if config.mixed_precision == "no" else 60)
+        kept = activations // 4 if config.gradient_checkpointing else activations
+        return Needs(
+            parameters=100,
+            trained=trained // 4,
+            weights=400,
+            frozen=0,
+            optimizer=trained // 2 if config.optimizer.eight_bit else 2 * trained,
+            average=0 if config.ema_on_cpu or not config.ema_decay else trained,
+            banks=0,
+            gradients=trained,
+            kept=kept,
+            copies=0,
+            step=kept + trained * (config.gradient_accumulation > 1),
+            host=0,
+        )
+
+
+FULL = TrainConfig(ema_decay=0.9, mixed_precision="no")  # 400 + 800 + 400 + 1600
+BATCHES = replace(  # 400 + 8 + 4 + 240
+    FULL, mixed_precision="bf16", gradient_checkpointing=True, ema_on_cpu=True, lora=AdapterConfig(rank=2)
+)
+
+
+@pytest.mark.parametrize(
+    ("config", "limit", "expected", "total"),
+    [
+        (FULL, 3200, [], 3200),
+        (FULL, 3199, ["--mixed-precision bf16"], 2560),
+        (FULL, 2559, ["--mixed-precision bf16", "--optimizer.eight-bit"], 1960),
+        (FULL, 1600, ["--mixed-precision bf16", "--optimizer.eight-bit", "--ema-on-cpu"], 1560),
+        # the others had made it 840, and it fits without them
+        (FULL, 1500, ["--optimizer.eight-bit", "--gradient-checkpointing"], 1400),
+        # a smaller batch would have kept the gradients
+        (FULL, 700, ["--mixed-precision bf16", "--gradient-checkpointing", "--lora.rank 16"], 652),
+        (BATCHES, 540, ["--batch-size 8 --gradient-accumulation 2 --gradient-cache"], 532),
+        (BATCHES, 440, ["--optimizer.eight-bit", "--batch-size 2 --gradient-accumulation 8 --gradient-cache"], 436),
+    ],
+)
+def test_the_smallest_changes_that_fit(config: TrainConfig, limit: int, expected: list[str], total: int) -> None:
+    plan = Arithmetic("cuda")
+    changes, fits = plan.fitting(config, limit)
+    assert fits and [change.options for change, _ in changes] == expected
+    assert ([needs.total for _, needs in changes] or [plan.needs(config).total])[-1] == total
+
+
+def test_what_nothing_helps_is_said_with_the_least() -> None:
+    changes, fits = Arithmetic("cuda").fitting(FULL, 1)
+    assert not fits and [change.options for change, _ in changes][-1] == "--lora.rank 16" and len(changes) == 5
+    plan = Arithmetic("cpu")
+    plan.adapts = False
+    changes, fits = plan.fitting(replace(FULL, loss=LossConfig(target_weight=0.0)), 1)
+    assert not fits and [change.options for change, _ in changes] == [  # 8-bit moments are CUDA's
+        "--mixed-precision bf16",
+        "--gradient-checkpointing",
+    ]
+    noise_alone = replace(BATCHES, loss=LossConfig(target_weight=0.0))
+    changes, fits = Arithmetic("cpu").fitting(noise_alone, 540)
+    assert fits and [change.options for change, _ in changes] == ["--batch-size 8 --gradient-accumulation 2"]
+
+
+def test_the_cache_is_as_large_as_its_files_will_be(train_config: TrainConfig) -> None:
+    count, planned = cache_bytes(train_config, load_shapes(train_config.model, train_config.system))
+    Trainer(replace(train_config, steps=1))
+    files = list(train_config.data.cache_dir.rglob("*.safetensors"))
+    assert count == len(files) == 6
+    assert planned == pytest.approx(sum(file.stat().st_size for file in files), rel=0.01)
+
+
+def test_a_probe_times_real_steps(train_config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    system = load_system(train_config.model)
+    before = [parameter.clone() for parameter in system.network.parameters()]
+    seconds = seconds_a_step(replace(train_config, gradient_accumulation=2), system, 2)
+    assert 0 < seconds < 60
+    moved = [not torch.equal(a, b) for a, b in zip(before, system.network.parameters(), strict=True)]
+    assert sum(moved) > len(moved) / 2
