@@ -14,6 +14,19 @@ class DivergedError(RuntimeError):
     """A training run whose gradients stay NaN or infinite. The message says when, and what to try."""
 
 
+class RankLostError(RuntimeError):
+    """Another process of the run died, or is out of reach. The message says which."""
+
+
+class Interrupted(KeyboardInterrupt):
+    """A signal ended the work, after what was under way was saved."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self.number = number
+        """The signal's."""
+
+
 def one_line(error: object) -> str:
     """What an error, or any value, says, on a line that fits into another message."""
     text = " ".join(str(error).split())[:300] or type(error).__name__

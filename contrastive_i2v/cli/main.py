@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import importlib
 import os
+import signal
 import sys
 from collections.abc import Sequence
 
 from contrastive_i2v import __version__
 from contrastive_i2v.cli.allocator import keep_freed_memory
-from contrastive_i2v.errors import DivergedError, InputError
+from contrastive_i2v.errors import DivergedError, InputError, RankLostError
 
 COMMANDS = {
     "demo": "make clips, fine-tune with and without the contrastive loss, and open the page that compares them",
@@ -41,7 +42,8 @@ Start with:  contrastive-i2v demo
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; returns the exit status: 0, 2 for bad input, 3 for a diverged training, 130 when interrupted."""
+    """Run a command; returns the exit status: 0, 2 for bad input, 3 for a diverged training, 4 where another process of
+    the run was lost, 128 and the signal's number (Ctrl-C: 130) when interrupted."""
     command, *rest = [*(sys.argv[1:] if arguments is None else arguments)] or ["--help"]
     if command in ("--help", "-h", "help"):
         print(USAGE)
@@ -66,14 +68,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except DivergedError as error:
         print(f"\nerror: {error}", file=sys.stderr)
         return 3
+    except RankLostError as error:
+        print(f"\nerror: {error}", file=sys.stderr)
+        return 4
     except OSError as error:  # a full disk, a folder that can't be written
         if error.filename is None and error.errno is None:
             raise
         print(f"\nerror: {error.filename or 'a file'}: {error.strerror}; what was finished is kept", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
         print(
             "\ninterrupted: what was finished is kept; the same command goes on (train: with --resume)", file=sys.stderr
         )
-        return 130
+        return 128 + getattr(error, "number", signal.SIGINT)
     return 0

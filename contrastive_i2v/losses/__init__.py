@@ -1,5 +1,6 @@
 """Losses for any latent diffusion training loop; they know no network and need torch alone."""
 
+from contrastive_i2v.losses.balance import GradientBalance
 from contrastive_i2v.losses.contrastive_diffusion import ContrastiveDiffusionLoss, DiffusionLossOutput
 from contrastive_i2v.losses.dispersive import dispersive_loss
 from contrastive_i2v.losses.gather import GatheredBank, gather_bank
@@ -17,6 +18,7 @@ __all__ = [
     "ContrastiveDiffusionLoss",
     "DiffusionLossOutput",
     "GatheredBank",
+    "GradientBalance",
     "MemoryBank",
     "OwnSampleContrast",
     "OwnSampleOutput",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -11,16 +12,18 @@ from torch import Tensor, nn
 
 from contrastive_i2v.diffusion import NoiseSchedule
 from contrastive_i2v.errors import InputError
+from contrastive_i2v.losses.balance import GradientBalance
 from contrastive_i2v.losses.other_targets import distance_to_other_targets
 from contrastive_i2v.losses.weighting import min_snr_weights
-from contrastive_i2v.ops import contrastive_diffusion_loss
+from contrastive_i2v.ops import ContrastiveDiffusionLossOutput, contrastive_diffusion_loss
 
 GATES = ("none", "signal")
 CONDITION_BANK = "input"  # the bank whose positive is the conditioning image
 
 
 class DiffusionLossOutput(NamedTuple):
-    """`loss = mse + sum over banks of weight * contrastive[bank] - flow_contrast_weight * flow_contrast`."""
+    """`loss = mse + sum over banks of weight * contrastive[bank] - flow_contrast_weight * flow_contrast`. With
+    `balance` the sum is multiplied by `balance_weight`."""
 
     loss: Tensor
     """Scalar float32, differentiable."""
@@ -30,6 +33,8 @@ class DiffusionLossOutput(NamedTuple):
     """Bank name -> scalar float32, detached: the gated cross entropy, before its weight."""
     flow_contrast: Tensor | None = None
     """Scalar float32, detached: the weighted distance to other rows' targets; None where it has no weight."""
+    balance_weight: Tensor | None = None
+    """Scalar, detached: what multiplied the contrastive terms; None without `balance`."""
 
 
 class ContrastiveDiffusionLoss(nn.Module):
@@ -40,7 +45,7 @@ class ContrastiveDiffusionLoss(nn.Module):
         loss = 1/B sum_i [ w_i mean_d (F_i - target_i)^2 + sum_k lambda_k s_i CE(l_ki, positive_ki) ]
 
     with w_i the min-SNR weight (or 1) and s_i the gate. `contrastive_i2v.ops.contrastive_diffusion_loss`
-    computes it without storing the logits. The module has no parameters.
+    computes it without storing the logits. The module has no parameters; with `balance` it has state, two averages.
 
     Banks are latents on the scale of `clean_latents`. In particular, InstructPix2Pix conditions on *unscaled*
     latents: multiply them by the VAE's scaling factor before they become the "input" bank.
@@ -64,10 +69,12 @@ class ContrastiveDiffusionLoss(nn.Module):
         flow_contrast_weight: lambda of Contrastive Flow Matching, 0 <= lambda < 1: the loss minus lambda times
             `distance_to_other_targets`, with the diffusion loss's weights w_i. It rescales the optimal prediction by
             1 / (1 - lambda). At 1 and above the loss has no minimum.
+        balance: multiply the contrastive terms so that their gradient to the prediction is at most this times the noise
+            loss's (`GradientBalance`); the banks' weights then only say their ratio. None multiplies by nothing.
         backend: of the op; None takes the fastest there is.
 
     Raises:
-        InputError: a setting out of range, or epsilon prediction with zero terminal SNR.
+        InputError: a setting out of range, balance without a bank, or epsilon prediction with zero terminal SNR.
     """
 
     def __init__(
@@ -81,6 +88,7 @@ class ContrastiveDiffusionLoss(nn.Module):
         max_timestep: float | None = None,
         min_snr_gamma: float | None = None,
         flow_contrast_weight: float = 0.0,
+        balance: float | None = None,
         backend: str | None = None,
     ) -> None:
         super().__init__()
@@ -106,6 +114,9 @@ class ContrastiveDiffusionLoss(nn.Module):
         for name, weight in self.banks.items():
             if weight is not None and not (math.isfinite(weight) and weight >= 0):
                 raise InputError(f"the weight of bank {name!r} is {weight}; expected a number >= 0, or None for 1/D")
+        if balance is not None and not (math.isfinite(balance) and balance > 0 and self.banks):
+            raise InputError(f"balance={balance}; expected a number > 0, and a bank whose terms it weighs; or None")
+        self.balance = None if balance is None else GradientBalance(balance)
 
     def forward(
         self,
@@ -138,7 +149,7 @@ class ContrastiveDiffusionLoss(nn.Module):
             has_condition: bool [B]; False (condition dropped) leaves the query without a positive in "input".
 
         Raises:
-            InputError: a configured bank is missing, or its groups can't be told.
+            InputError: a configured bank is missing, its groups can't be told, or one requires a gradient with balance.
             ValueError: shapes or devices disagree (see the op).
         """
         names = list(self.banks)
@@ -150,29 +161,42 @@ class ContrastiveDiffusionLoss(nn.Module):
         if self.min_snr_gamma is not None:
             mse_weights = min_snr_weights(self.schedule, timesteps, self.min_snr_gamma)
         target = self.schedule.target(clean_latents, noise, timesteps)
-        out = contrastive_diffusion_loss(
-            prediction,
-            noisy_latents,
-            target,
-            c_skip,
-            c_out,
-            tensors,
-            rows,
-            temperature=self.temperature,
-            bank_weights=self._weights(prediction),
-            mse_weights=mse_weights,
-            contrastive_weights=self._gate(timesteps),
-            query_groups=groups if marks is not None else None,
-            bank_groups=marks,
-            normalize=self.normalize,
-            backend=self.backend,
-        )
-        contrastive = dict(zip(names, out.contrastive.unbind(), strict=True))
+        weights = self._weights(prediction)
+
+        def op(prediction: Tensor, mse_weights: Tensor | None) -> ContrastiveDiffusionLossOutput:
+            return contrastive_diffusion_loss(
+                prediction,
+                noisy_latents,
+                target,
+                c_skip,
+                c_out,
+                tensors,
+                rows,
+                temperature=self.temperature,
+                bank_weights=weights,
+                mse_weights=mse_weights,
+                contrastive_weights=self._gate(timesteps),
+                query_groups=groups if marks is not None else None,
+                bank_groups=marks,
+                normalize=self.normalize,
+                backend=self.backend,
+            )
+
+        multiplier = None
+        if self.balance is None:
+            loss, mse, terms = op(prediction, mse_weights)
+        else:
+            if any(bank.requires_grad for bank in tensors):
+                raise InputError("a bank requires a gradient, and balance gives it none: detach it")
+            nothing = torch.zeros_like(c_skip)
+            contrast = partial(op, mse_weights=nothing)
+            loss, mse, terms, multiplier = self.balance(contrast, weights, prediction, target, mse_weights)
+        contrastive = dict(zip(names, terms.unbind(), strict=True))
         if not self.flow_contrast_weight:
-            return DiffusionLossOutput(out.loss, out.mse, contrastive)
+            return DiffusionLossOutput(loss, mse, contrastive, balance_weight=multiplier)
         distance = distance_to_other_targets(prediction, target, groups=groups, weights=mse_weights)
-        loss = out.loss - self.flow_contrast_weight * distance
-        return DiffusionLossOutput(loss, out.mse, contrastive, distance.detach())
+        loss = loss - self.flow_contrast_weight * distance
+        return DiffusionLossOutput(loss, mse, contrastive, distance.detach(), multiplier)
 
     @torch.no_grad()
     def retrieval_accuracy(
@@ -225,6 +249,7 @@ class ContrastiveDiffusionLoss(nn.Module):
             f"{self.schedule.prediction_type}, banks={self.banks}, temperature={self.temperature}, "
             f"normalize={self.normalize}, gate={self.gate!r}, max_timestep={self.max_timestep}, "
             f"min_snr_gamma={self.min_snr_gamma}, flow_contrast_weight={self.flow_contrast_weight}, "
+            f"balance={self.balance and self.balance.ratio}, "
             f"backend={self.backend!r}"
         )
 

@@ -121,6 +121,9 @@ class LossConfig:
     """Weight of the bank of target latents; 0 = off, None = 1 / latent elements."""
     input_weight: float | None = 0.0
     """Weight of the bank of input-frame latents; 0 = off, None = 1 / latent elements."""
+    balance: float | None = None
+    """Multiply the two banks' terms so that their gradient to the prediction is at most this times the noise loss's
+    (GradientBalance); target_weight and input_weight then only say their ratio. None = the weights as they are."""
     temperature: float = 0.07
     """Logits are divided by this."""
     normalize: bool = True
@@ -175,8 +178,12 @@ class LossConfig:
     def __post_init__(self) -> None:
         weights = ("own_weight", "text_weight", "dispersive_weight", "alignment_weight")
         check_fields(
-            self, dict.fromkeys(("memory_bank", *weights), 0.0), positive=("own_beta", "dispersive_temperature")
+            self,
+            dict.fromkeys(("memory_bank", *weights), 0.0),
+            positive=("own_beta", "dispersive_temperature", "balance"),
         )
+        if self.balance is not None and self.target_weight == self.input_weight == 0:
+            raise InputError("balance: target_weight and input_weight are 0; expected one above 0 for it to multiply")
         if self.alignment_weight and self.alignment_encoder is None:
             raise InputError(
                 f"alignment_weight={self.alignment_weight}: needs alignment_encoder, a DINOv2's folder or hub id"
@@ -342,6 +349,10 @@ class TrainConfig:
     channels_last: bool = False
     """Keep the weights of convolutions, and so what they compute, with channels last in memory: faster in half
     precision on a GPU."""
+    shard: bool = False
+    """Share the network's parameters, gradients, moments and averages among the processes (FSDP2): less memory, and
+    more between them. Without previews, own samples, adapters, fp16, compile, channels_last, ema_on_cpu and
+    gradient_cache."""
     gradient_checkpointing: bool = False
     """Less memory for more time."""
     ema_decay: float = 0.0

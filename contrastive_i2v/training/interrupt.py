@@ -1,4 +1,5 @@
-"""Ctrl-C, SIGTERM and SIGHUP end a run after the step under way, so that it can be saved first."""
+"""Ctrl-C, SIGTERM and SIGHUP end a run after the step under way, so that it can be saved first: on every rank after the
+same step, whichever got the signal."""
 
 from __future__ import annotations
 
@@ -8,18 +9,25 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
+import torch.distributed as dist
+
+from contrastive_i2v.processes import WAIT
+
 
 @contextmanager
-def stop_requests(*, enabled: bool) -> Iterator[Callable[[], bool]]:
-    """Yields a function that says whether SIGINT, SIGTERM or SIGHUP has come; a second one acts as ever.
+def stop_requests(ranks: int) -> Iterator[Callable[[], int]]:
+    """Yields a function that gives the number of the SIGINT, SIGTERM or SIGHUP that has come to any rank, 0 for none; a
+    second one acts as ever.
 
-    Not `enabled`, or off the main thread (where Python takes no handlers), signals act as ever.
+    All ranks call it alike, and get the same answer: it waits for them, on the CPU alone, through a gloo group of its
+    own. Off the main thread, where Python takes no handlers, signals act as ever.
     """
-    asked = threading.Event()
-    if not enabled or threading.current_thread() is not threading.main_thread():
-        yield asked.is_set
-        return
-    numbers = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    asked = 0
+    group = dist.new_group(backend="gloo", timeout=WAIT) if ranks > 1 else None
+    handled = threading.current_thread() is threading.main_thread()
+    names = ("SIGINT", "SIGTERM", "SIGHUP") if handled else ()
+    numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]
     before = {number: signal.getsignal(number) for number in numbers}
 
     def restore() -> None:
@@ -27,12 +35,20 @@ def stop_requests(*, enabled: bool) -> Iterator[Callable[[], bool]]:
             signal.signal(number, handler)
 
     def ask(number: int, frame: Any) -> None:
-        asked.set()
+        nonlocal asked
+        asked = number
         restore()
+
+    def asked_anywhere() -> int:
+        if group is None:
+            return asked
+        number = torch.tensor(asked)
+        dist.all_reduce(number, dist.ReduceOp.MAX, group=group)
+        return int(number)
 
     for number in before:
         signal.signal(number, ask)
     try:
-        yield asked.is_set
+        yield asked_anywhere
     finally:
         restore()

@@ -67,9 +67,9 @@ class RunState:
 
     def save(self, folder: Path, *, keep: int) -> None:
         """Write `folder/step-{step}`; every rank calls it."""
-        weights = self._weights()
+        weights = self.weights()
         moments, groups = pack_optimizer(self.network, self._inner_optimizer())
-        averaged = self.with_average(self._weights) if self.ema else {}
+        averaged = self.with_average(self.weights) if self.ema else {}
         if self.accelerator.is_main_process:
             tensors: dict[str, Mapping[str, Tensor]] = {"network": weights, "optimizer": moments}
             state: dict[str, Any] = {name: getattr(self, name) for name in COUNTERS}
@@ -130,7 +130,8 @@ class RunState:
         finally:
             self.ema.restore(self.trainable)
 
-    def _weights(self) -> dict[str, Tensor]:
+    def weights(self) -> dict[str, Tensor]:
+        """The network's, whole, on the main process's CPU; every rank calls it."""
         weights: dict[str, Any] = get_model_state_dict(self.network, options=self._options())
         return {name: value.clone() for name, value in weights.items()}
 

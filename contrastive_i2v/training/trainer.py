@@ -18,12 +18,13 @@ from accelerate.utils import send_to_device
 from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from tqdm import tqdm
 
 from contrastive_i2v.data.examples import Example, ExampleDataset
 from contrastive_i2v.data.video import as_size
 from contrastive_i2v.diffusion import NoiseSchedule
-from contrastive_i2v.errors import DivergedError, InputError
+from contrastive_i2v.errors import DivergedError, InputError, Interrupted
 from contrastive_i2v.files import lock_folder
 from contrastive_i2v.losses import (
     ContrastiveDiffusionLoss,
@@ -35,7 +36,7 @@ from contrastive_i2v.losses import (
 from contrastive_i2v.models import load_system, read_description
 from contrastive_i2v.models.loading import locate, split_options
 from contrastive_i2v.models.lora import LoraTraining
-from contrastive_i2v.processes import process_state
+from contrastive_i2v.processes import process_state, restarted, watched_ranks
 from contrastive_i2v.randomness import seeded
 from contrastive_i2v.system import DESCRIPTION, System, check_compiler
 from contrastive_i2v.training.average import HostAverage
@@ -54,6 +55,7 @@ from contrastive_i2v.training.precision import float32_products, resolved
 from contrastive_i2v.training.preview import build_preview
 from contrastive_i2v.training.representation_alignment import RepresentationAlignment
 from contrastive_i2v.training.run_page import open_log
+from contrastive_i2v.training.sharding import check_sharding, make_whole, shard
 from contrastive_i2v.training.state import RunState, Stateful
 from contrastive_i2v.training.text_frames import TextFrames
 from contrastive_i2v.training.trackers import check_trackers
@@ -76,6 +78,8 @@ class Trainer:
             gradient_accumulation_steps=1 if config.gradient_cache else config.gradient_accumulation,
         )
         self.main = self.accelerator.is_main_process
+        if config.shard:
+            check_sharding(config, self.accelerator.num_processes)
         self.lock = lock_folder(config.output) if self.main else None
         device = self.accelerator.device
         if self.main:
@@ -85,7 +89,7 @@ class Trainer:
             raise InputError(f"mixed_precision=fp16: there is none on {device.type}; expected bf16 or no")
         self.system = load_system(config.model, config.system, device=device) if system is None else system.to(device)
         self.system.size, self.system.fps = _check_size(config, self.system), config.data.frames.frame_rate
-        self.loss = build_loss(self.system.schedule, config.loss)
+        self.loss = build_loss(self.system.schedule, config.loss).to(device)
         if "input" in self.loss.banks and not self.system.window.given:
             raise InputError("loss.input_weight: the model is given no frame to contrast with; expected 0")
         if config.loss.rows == "clip" and self.system.frame_timesteps:
@@ -118,13 +122,17 @@ class Trainer:
         self.lora = build_lora(self.system, config)
         self.features = Features(self.system, config.loss.dispersive_layer) if config.loss.dispersive_weight else None
         self.text_frames = TextFrames(config, self.system, self.accelerator) if config.loss.text_weight else None
+        if config.shard:
+            shard(self.system.network, self.accelerator.device, self.accelerator.num_processes)
         trainable = self.lora.trainable() if self.lora else self.system.trainable()
         self.system.network.requires_grad_(False)
         for parameter in trainable:
             parameter.requires_grad_(True)
-        network, optimizer = self.accelerator.prepare(
-            self.system.network, build_optimizer(config, trainable, self.accelerator.device)
-        )
+        network, optimizer = self.system.network, build_optimizer(config, trainable, self.accelerator.device)
+        if config.shard:
+            optimizer = self.accelerator.prepare(optimizer)
+        else:
+            network, optimizer = self.accelerator.prepare(network, optimizer)
         # for training's batches alone, all of one shape: what previews and own samples ran must not change its code
         self.network = torch.compile(network, dynamic=False) if config.compile else network
         self.lr_factor = get_scheduler(
@@ -157,20 +165,20 @@ class Trainer:
     def run(self) -> Path:
         """Train to the last of `self.steps` and write the model to `output/model`; returns that folder.
 
-        Ctrl-C or SIGTERM saves a checkpoint after the step under way and raises KeyboardInterrupt (with several
-        processes, which may get the signal at different steps, there is only the last checkpoint).
+        Ctrl-C, SIGTERM or SIGHUP, to any process, saves a checkpoint after the step under way and raises Interrupted, a
+        KeyboardInterrupt, in all of them. Raises RankLostError in the others where a process dies.
         """
         with self.log.recorded() if self.log else nullcontext():
             self._train()
             return self._finish()
 
     def _train(self) -> None:
-        config, state = self.config, self.state
+        config, state, ranks = self.config, self.state, self.accelerator.num_processes
         batches = iter(build_loader(self.dataset, config, self.accelerator, step=state.step, stop=self.steps))
         bar = tqdm(total=self.steps, initial=state.step, desc=config.output.name, unit="step", disable=not self.main)
         examples, began = 0, time.perf_counter()
         products = float32_products(config.tf32)
-        with bar, products, stop_requests(enabled=self.accelerator.num_processes == 1) as stop_requested:
+        with bar, products, watched_ranks(ranks), stop_requests(ranks) as stop_requested:
             while state.step < self.steps:
                 step = [next(batches) for _ in range(config.gradient_accumulation)]
                 examples += sum(len(batch.group) for batch in step)
@@ -186,10 +194,11 @@ class Trainer:
                 paused = time.perf_counter()
                 self._measure_held_out()
                 began += time.perf_counter() - paused
-                if state.step % config.checkpoint_every == 0 or state.step == self.steps or stop_requested():
+                number = stop_requested()  # the others wait here for the main process's previews
+                if state.step % config.checkpoint_every == 0 or state.step == self.steps or number:
                     state.save(config.output / "checkpoints", keep=config.keep_checkpoints)
-                if stop_requested():
-                    raise KeyboardInterrupt
+                if number:
+                    raise Interrupted(number)
 
     def _train_step(self, batches: list[Example]) -> list[Row]:
         """One optimizer step over the micro-batches; skipped when the gradient isn't finite."""
@@ -203,6 +212,7 @@ class Trainer:
         state.network.train()
         rows = self._backward_together(batches) if self.config.gradient_cache else self._backward(batches)
         norm = self.accelerator.clip_grad_norm_(state.trainable, self.config.optimizer.max_grad_norm)
+        norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
         finite = bool(torch.isfinite(norm))  # the step's one wait for the device
         if finite or self.accelerator.scaler is not None:  # the scaler must see the infinity, and skips by itself
             optimizer.step()
@@ -290,6 +300,8 @@ class Trainer:
         figures |= {f"contrastive/{name}": value for name, value in output.contrastive.items()}
         if output.flow_contrast is not None:
             figures["flow_contrast"] = output.flow_contrast
+        if output.balance_weight is not None:
+            figures["balance/weight"] = output.balance_weight
         if (self.state.step + 1) % self.config.log_every == 0:
             accuracy = self.loss.retrieval_accuracy(prediction, rows.noisy_latents, rows.timesteps, **candidates)
             figures |= {f"retrieval/{name}": value for name, value in accuracy.items()}
@@ -324,6 +336,8 @@ class Trainer:
         beside: dict[str, Stateful] = {}
         if len(self.candidates.memory):
             beside["memory_bank"] = self.candidates.memory
+        if self.loss.balance:
+            beside["balance"] = self.loss.balance
         if self.own_samples:
             beside["own_samples"] = self.own_samples
         if self.own_contrast:
@@ -357,11 +371,17 @@ class Trainer:
 
     def _finish(self) -> Path:
         folder = self.config.output / "model"
+        weights = self.state.with_average(self.state.weights) if self.config.shard else {}
         if self.main:
+            if self.config.shard:
+                make_whole(self.system.network, weights)
             self.system.network.eval().to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
             if self.text_frames:
                 self.text_frames.save(folder)
-            self.state.with_average(partial(self.lora.save if self.lora else self.system.save, folder))
+            if self.config.shard:
+                self.system.save(folder)
+            else:
+                self.state.with_average(partial(self.lora.save if self.lora else self.system.save, folder))
         self.accelerator.wait_for_everyone()
         return folder
 
@@ -378,6 +398,7 @@ def build_loss(schedule: NoiseSchedule, config: LossConfig) -> ContrastiveDiffus
         max_timestep=config.max_timestep,
         min_snr_gamma=config.min_snr_gamma,
         flow_contrast_weight=config.flow_contrast_weight,
+        balance=config.balance,
     )
 
 
@@ -492,14 +513,14 @@ def enable_gradient_checkpointing(system: System) -> None:
 
 
 def _goes_on(config: TrainConfig) -> bool:
-    """Whether there is a checkpoint to go on from. Raises InputError where the folder holds another run, or one not
-    asked for."""
+    """Whether there is a checkpoint to go on from; what torchrun started anew goes on unasked. Raises InputError where
+    the folder holds another run, or one not asked for."""
     saved = list_checkpoints(config.output / "checkpoints")
     if not saved:
-        if config.resume and not (config.output / "config.yaml").exists():
+        if config.resume and not restarted() and not (config.output / "config.yaml").exists():
             raise InputError(f"{config.output}: holds no run to resume; leave out --resume to start one")
         return False
-    if not config.resume:
+    if not config.resume and not restarted():
         raise InputError(
             f"{config.output}: holds a run at {saved[-1].name}; add --resume to go on, or give another --output"
         )

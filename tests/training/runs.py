@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
+import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -63,11 +66,34 @@ def last_tensors(config: TrainConfig) -> dict[str, dict[str, torch.Tensor]]:
     return load_checkpoint(list_checkpoints(config.output / "checkpoints")[-1])[0]
 
 
-def launch(config: TrainConfig, path: Path) -> None:
-    """Train in two processes on the CPU, the config written to `path`."""
+ENVIRONMENT = {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+TRAIN = ("-m", "contrastive_i2v", "train", "--config")
+
+
+def launch(config: TrainConfig, path: Path, *options: str, script: Sequence[str] = TRAIN, **environment: str) -> str:
+    """Train in two processes on the CPU, the config written to `path`; what they said."""
     save_config(config, path)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    command += ["-m", "contrastive_i2v", "train", "--config", str(path)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *options]
+    environment = {**os.environ, **ENVIRONMENT, **environment}
+    done = subprocess.run([*command, *script, str(path)], env=environment, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr[-2000:]
+    return done.stderr
+
+
+def start_ranks(config: TrainConfig, path: Path, ranks: int = 2) -> list[subprocess.Popen[str]]:
+    """Train in several processes that no launcher watches, the config written to `path`; the run has a checkpoint."""
+    save_config(config, path)
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    shared = {**os.environ, **ENVIRONMENT, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    shared |= {"WORLD_SIZE": str(ranks), "LOCAL_WORLD_SIZE": str(ranks)}
+    started = []
+    for rank in range(ranks):
+        environment = {**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)}
+        command = [sys.executable, *TRAIN, str(path)]
+        started.append(subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True))
+    deadline = time.monotonic() + 120
+    while not last_step(config):
+        assert all(one.poll() is None for one in started) and time.monotonic() < deadline
+        time.sleep(0.05)
+    return started

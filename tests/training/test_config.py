@@ -88,6 +88,8 @@ def test_the_baseline_differs_from_the_contrastive_recipe_in_the_loss_alone() ->
     ("make", "message"),
     [
         (lambda: TrainConfig(condition_noise=-1.0), "condition_noise: expected at least 0, got -1.0"),
+        (lambda: LossConfig(balance=0.0), "balance: expected a number > 0, got 0.0"),
+        (lambda: LossConfig(balance=1.0, target_weight=0.0), "balance: target_weight and input_weight are 0"),
         (lambda: LossConfig(memory_bank=-1), "memory_bank: expected at least 0, got -1"),
         (lambda: OptimizerConfig(warmup_steps=-5), "warmup_steps: expected at least 0, got -5"),
         (lambda: OptimizerConfig(learning_rate=float("nan")), "learning_rate: expected at least 0, got nan"),

@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 
 from contrastive_i2v.data.examples import SKIPPED
 from contrastive_i2v.diffusion import NoiseSchedule
-from contrastive_i2v.errors import DivergedError, InputError
+from contrastive_i2v.errors import DivergedError, InputError, Interrupted
 from contrastive_i2v.models import load_system
 from contrastive_i2v.training.batches import build_loader
 from contrastive_i2v.training.checkpoint import list_checkpoints, load_checkpoint
@@ -87,6 +87,21 @@ def test_a_run_killed_at_random_moments_resumes_bitwise(train_config: TrainConfi
     assert 0 < last_step(killed) < config.steps
     Trainer(killed).run()
     assert_same_run(config.output, killed.output)
+
+
+def test_a_balanced_run_resumes_bitwise_and_logs_its_weight(
+    train_config: TrainConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = replace(train_config, steps=4, log_every=1, loss=LossConfig(balance=0.5), gradient_accumulation=2)
+    Trainer(config).run()
+    broken = beside(config, "broken")
+    train_until(broken, 3, monkeypatch)
+    Trainer(replace(broken, resume=True)).run()
+    assert_same_run(config.output, broken.output)
+    weights = [[row["balance/weight"] for row in read_log(run.output / "log.jsonl")] for run in (config, broken)]
+    assert weights[0] == weights[1] and len(set(weights[0])) == 4 and min(weights[0]) > 0
+    saved = load_checkpoint(list_checkpoints(config.output / "checkpoints")[-1])[0]
+    assert saved["balance"]["averages"].min() > 0
 
 
 def test_ctrl_c_saves_the_step_under_way(train_config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -284,8 +299,9 @@ def test_a_signal_saves_and_stops(train_config: TrainConfig, name: str) -> None:
         return step(batches)
 
     trainer._train_step = signalled  # type: ignore[method-assign]
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(Interrupted) as interrupted:
         trainer.run()
+    assert interrupted.value.number == getattr(signal, name)
     assert [one.name for one in list_checkpoints(train_config.output / "checkpoints")] == ["step-00000003"]
 
 

@@ -89,7 +89,7 @@ def test_a_step_with_the_gradient_cache_and_the_average_on_the_host_waits_once(
 def test_a_step_with_every_term_waits_once_between_refreshes(
     train_config: TrainConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    loss = LossConfig(own_weight=0.3, text_weight=0.2, flow_contrast_weight=0.05, dispersive_weight=0.5)
+    loss = LossConfig(own_weight=0.3, text_weight=0.2, flow_contrast_weight=0.05, dispersive_weight=0.5, balance=0.5)
     own = OwnSamplesConfig(condition_share=0.25, contrast_share=0.25, error_share=0.5, depth=2, clips=2, steps=1)
     frames = replace(train_config.data.frames, offset_std=0.0)
     config = replace(
