@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks import environment, plots, rollout_report, video_report
+from benchmarks import data_report, environment, plots, rollout_report, video_report
 from benchmarks.goals import bytes_text, goals_for, microseconds
 from benchmarks.problems import Case
 from benchmarks.results import Results, Row, case_of
@@ -208,6 +208,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parts = [render(newest(options.results), options.images, options.page), frechet(options.results / "frechet")]
     parts.append(video_report.performance(options.results / "video"))
     parts.append(rollout_report.performance(options.results / "rollout"))
+    parts.append(data_report.performance(options.results / "data"))
     generated = "\n\n".join(filter(None, parts))
     options.page.write_text(replace_generated(options.page.read_text(encoding="utf-8"), generated), encoding="utf-8")
     print(options.page)
