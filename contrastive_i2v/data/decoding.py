@@ -14,6 +14,7 @@ import time
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -80,35 +81,14 @@ def probe_pyav(path: Path, section: Section | None = None) -> VideoInfo:
     Args:
         section: the video is these bytes of the file; None = all of it.
     """
-    with _Video(path, section) as video:
-        first = video.first()
-        height, width = first.height, first.width
-        if _turn(first)[0]:
-            height, width = width, height
-        if not video.rate > 0:
-            raise ValueError("no frame rate")
-        return VideoInfo(video.count(), video.rate, height, width)
+    with PyavVideo(path, section) as video:
+        return video.info()
 
 
 def read_pyav(path: Path, indices: Sequence[int], section: Section | None = None) -> Tensor:
     """Frames of a video in presentation order, uint8 `[F, 3, H, W]`. Raises IndexError for one that isn't there."""
-    wanted = sorted(set(indices))
-    with _Video(path, section) as video:
-        gap = max(later - index for index, later in zip([0, *wanted], wanted, strict=False))
-        sparse = gap > 1 and gap * video.stream.height * video.stream.width > SEEK_PIXELS
-        found = video.read_seeking(wanted) if sparse else None
-        if found is None:
-            found = video.read_in_order(wanted)
-    missing = [index for index in wanted if index not in found]
-    if missing:
-        raise IndexError(f"has no frame {missing[0]}")
-    height, width, _ = found[wanted[0]].shape
-    frames = torch.empty(len(indices), 3, height, width, dtype=torch.uint8)
-    for frame, index in zip(frames, indices, strict=True):
-        if found[index].shape != (height, width, 3):
-            raise ValueError(f"frame {index} has another size than frame {wanted[0]}")
-        frame.copy_(found[index].permute(2, 0, 1))
-    return frames
+    with PyavVideo(path, section) as video:
+        return video.read(indices)
 
 
 def probe_decord(path: Path) -> VideoInfo:
@@ -137,7 +117,7 @@ def _open_checked(path: Path) -> tuple[Any, VideoInfo]:
     It allocates what the header claims, and ends the process where that fails; frames stored turned come with four
     channels in a buffer for three. Its own decoding has no time limit.
     """
-    with _Video(path) as video:
+    with PyavVideo(path) as video:
         first = video.first()
         if _turn(first) != NO_TURN:
             raise ValueError("decord can't read a video that is stored turned")
@@ -158,15 +138,15 @@ def open_container(path: Path, timeout: float, section: Section | None = None) -
     return av.open(name, timeout=timeout, options={"format_whitelist": CONTAINERS})
 
 
-class _Video:
-    """An open video: frames in order, or by seeking, for as long as `decode_seconds()`."""
+class PyavVideo:
+    """An open video: frames in order, or by seeking, for as long as `decode_seconds()` in all."""
 
     def __init__(self, path: Path, section: Section | None = None) -> None:
         self._path, self._section = path, section
         self._limit = decode_seconds()
         self._deadline = time.monotonic() + self._limit
 
-    def __enter__(self) -> _Video:
+    def __enter__(self) -> PyavVideo:
         import av
         from av.video.reformatter import VideoReformatter
 
@@ -188,6 +168,8 @@ class _Video:
             self._container.close()
             raise
         self._reformatter: Any = VideoReformatter()  # one for all frames: its tables are made once
+        self._begun: Iterator[Any] | None = None  # all frames from the first on, of a video that is just opened
+        self._is_new = True
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -198,11 +180,44 @@ class _Video:
         """Frames a second by the header; 0 where it says none."""
         return float(self.stream.average_rate or self.stream.guessed_rate or 0)
 
+    def info(self) -> VideoInfo:
+        """Count, rate and upright size of a video that was just opened."""
+        first = self.first()
+        height, width = first.height, first.width
+        if _turn(first)[0]:
+            height, width = width, height
+        if not self.rate > 0:
+            raise ValueError("no frame rate")
+        return VideoInfo(self.count(), self.rate, height, width)
+
+    def read(self, indices: Sequence[int]) -> Tensor:
+        """Frames in presentation order, uint8 `[F, 3, H, W]`. Raises IndexError for one that isn't there."""
+        wanted = sorted(set(indices))
+        gap = max(later - index for index, later in zip([0, *wanted], wanted, strict=False))
+        sparse = gap > 1 and gap * self.stream.height * self.stream.width > SEEK_PIXELS
+        if not self._is_new and (sparse or self._begun is None):
+            self._reopen()
+        found = self.read_seeking(wanted) if sparse else None
+        if found is None:
+            found = self.read_in_order(wanted)
+        missing = [index for index in wanted if index not in found]
+        if missing:
+            raise IndexError(f"has no frame {missing[0]}")
+        height, width, _ = found[wanted[0]].shape
+        frames = torch.empty(len(indices), 3, height, width, dtype=torch.uint8)
+        for frame, index in zip(frames, indices, strict=True):
+            if found[index].shape != (height, width, 3):
+                raise ValueError(f"frame {index} has another size than frame {wanted[0]}")
+            frame.copy_(found[index].permute(2, 0, 1))
+        return frames
+
     def first(self) -> Any:
         """The first frame of a video that was just opened."""
-        frame = next(self.decode(), None)
+        frames = self.decode()
+        frame = next(frames, None)
         if frame is None:
             raise ValueError("no frames")
+        self._begun = chain([frame], frames)
         return frame
 
     def count(self) -> int:
@@ -213,6 +228,7 @@ class _Video:
 
     def count_packets(self) -> int:
         """Reads on from the start; frames can't be decoded afterwards."""
+        self._begun = None
         self._container.seek(0)
         return sum(1 for _ in self._packets())
 
@@ -227,7 +243,8 @@ class _Video:
         """Frames by index, decoding all up to the last: uint8 `[H, W, 3]`. Rising `wanted`; those there are."""
         found: dict[int, Tensor] = {}
         asked = set(wanted)
-        for index, frame in enumerate(self.decode()):
+        frames, self._begun = self._begun or self.decode(), None
+        for index, frame in enumerate(frames):
             if index in asked:
                 found[index] = self._upright(frame)
             if index >= wanted[-1]:
@@ -251,9 +268,12 @@ class _Video:
         if len(number) == len(packets) and len(keys) > 1 and keys[0][0] == 0:
             found = self._from_keyframes([w for w in wanted if w < len(times)], number, keys)
         if found is None:
-            self.__exit__()
-            self.__enter__()
+            self._reopen()
         return found
+
+    def _reopen(self) -> None:
+        self.__exit__()
+        self.__enter__()
 
     def _from_keyframes(
         self, wanted: Sequence[int], number: dict[int, int], keys: list[tuple[int, int]]
@@ -299,6 +319,7 @@ class _Video:
     def _demux(self) -> Iterator[Any]:
         import av
 
+        self._is_new = False
         try:
             for packet in self._container.demux(self.stream):
                 self._check_time()

@@ -26,7 +26,7 @@ from contrastive_i2v.data.frames import (
     skip_reason,
     valid_frames,
 )
-from contrastive_i2v.data.reading import probe_clip, read_clip
+from contrastive_i2v.data.reading import ClipReader, probe_clip
 from contrastive_i2v.data.types import Clip, NoClipLeft, Skipped
 from contrastive_i2v.data.video import VideoError, VideoInfo, as_size, resize_frames
 from contrastive_i2v.errors import InputError, one_line
@@ -94,7 +94,11 @@ class WindowReader:
 
     def __call__(self, clip: Clip, cached: CachedClip | None = None) -> ClipFrames | Skipped:
         """The clip's windows and the frames that `cached` lacks for them; or why it gives none. Raises VideoError."""
-        header = cached.info if cached else probe_clip(clip)
+        with ClipReader(clip) as video:
+            return self._read(video, cached)
+
+    def _read(self, video: ClipReader, cached: CachedClip | None) -> ClipFrames | Skipped:
+        clip, header = video.clip, cached.info if cached else video.probe()
         least = frames_after_source(self.window, self.temporal_downscale) + 1
         for info in (header, replace(header, frames=header.frames - 1)):
             if reason := skip_reason(info, clip, self.config, least=least):
@@ -112,7 +116,8 @@ class WindowReader:
             needed = [window for first in windows for window in (first, *first.following)]
             missing = self._missing(needed, set(cached.rows) if cached else set())
             try:
-                return ClipFrames(drawn, info, missing, [_read_pixels(clip, some, self.size, info) for some in missing])
+                pixels = [_read_pixels(video, some, self.size, info) for some in missing]
+                return ClipFrames(drawn, info, missing, pixels)
             except VideoError:
                 if info is not header or max(map(max, missing)) != header.frames - 1:
                     raise  # else the container may overstate its length by one: draw again without that frame
@@ -335,7 +340,8 @@ def encode_clip_frames(clip: Clip, system: System, size: Size, frames: Sequence[
     Returns pixels `[F, 3, height, width]` in [-1, 1] and raw latents `[f, R, h, w]`, float32, on the
     CPU. Raises VideoError naming the file, InputError when the encoder's values aren't finite.
     """
-    pixels = _read_pixels(clip, frames, size)
+    with ClipReader(clip) as video:
+        pixels = _read_pixels(video, frames, size)
     return pixels, encode_runs([pixels], system, [clip])[0].float()
 
 
@@ -370,12 +376,12 @@ def _encode_clip(
     return found.drawn
 
 
-def _read_pixels(clip: Clip, frames: Sequence[int], size: Size, info: VideoInfo | None = None) -> Tensor:
+def _read_pixels(video: ClipReader, frames: Sequence[int], size: Size, info: VideoInfo | None = None) -> Tensor:
     """Native frames `[F, 3, height, width]` in [-1, 1]; `info` is the video's header where it is known."""
     at_once = FRAMES_AT_ONCE
     if info is not None:
         at_once = max(at_once, BYTES_AT_ONCE // max(3 * info.height * info.width, 1))
-    native = (read_clip(clip, frames[i : i + at_once]) for i in range(0, len(frames), at_once))
+    native = (video.read(frames[i : i + at_once]) for i in range(0, len(frames), at_once))
     parts = [resize_frames(part, size) for some in native for part in torch.split(some, FRAMES_AT_ONCE)]
     return torch.cat(parts)
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -14,9 +16,11 @@ from torch import Tensor
 from contrastive_i2v.data.images import read_image
 from contrastive_i2v.data.parquet import read_cell
 from contrastive_i2v.data.types import Clip, Images, ParquetRow, TarMember
-from contrastive_i2v.data.video import VideoError, VideoInfo, probe, read_frames
+from contrastive_i2v.data.video import VideoError, VideoInfo, VideoReader, probe, read_frames
 from contrastive_i2v.errors import InputError
 from contrastive_i2v.files import file_hash
+
+T = TypeVar("T")
 
 
 def probe_clip(clip: Clip) -> VideoInfo:
@@ -48,6 +52,39 @@ def read_clip(clip: Clip, indices: Sequence[int]) -> Tensor:
         sizes = " and ".join(sorted({f"{image.shape[-1]}x{image.shape[-2]}" for image in images}))
         raise VideoError(f"{clip.where}: its images are of {sizes} pixels; expected one size")
     return torch.cat(images)
+
+
+class ClipReader:
+    """`probe_clip` and `read_clip` of one clip, a video opened once for both."""
+
+    def __init__(self, clip: Clip) -> None:
+        self.clip = clip
+        section = _section(clip.part) if isinstance(clip.part, TarMember) else None
+        is_video = clip.part is None or section is not None
+        self._video = VideoReader(clip.path, section) if is_video else None
+
+    def __enter__(self) -> ClipReader:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._video is not None:
+            self._video.__exit__()
+
+    def probe(self) -> VideoInfo:
+        """Raises VideoError naming the clip."""
+        return probe_clip(self.clip) if self._video is None else self._named(self._video.probe)
+
+    def read(self, indices: Sequence[int]) -> Tensor:
+        """Native frames, uint8 `[F, 3, H, W]`. Raises VideoError naming the clip."""
+        if self._video is None:
+            return read_clip(self.clip, indices)
+        return self._named(partial(self._video.read, indices))
+
+    def _named(self, ask: Callable[[], T]) -> T:
+        try:
+            return ask()
+        except VideoError as error:
+            raise (error if self.clip.part is None else _renamed(error, self.clip)) from error
 
 
 def stamp_clip(clip: Clip) -> list[object]:

@@ -56,6 +56,48 @@ def read_frames(path: Path, indices: Sequence[int], section: Section | None = No
     return _first_that_reads(path, readers)
 
 
+class VideoReader:
+    """`probe` and `read_frames` of one video by one opening, where PyAV reads it. Opened at the first call."""
+
+    def __init__(self, path: Path, section: Section | None = None) -> None:
+        self.path, self.section = path, section
+        self._video: decoding.PyavVideo | None = None
+
+    def __enter__(self) -> VideoReader:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._video is not None:
+            self._video.__exit__()
+        self._video = None
+
+    def probe(self) -> VideoInfo:
+        """Raises VideoError naming the file."""
+        return self._ask(lambda video: video.info()) if self._is_pyavs else probe(self.path, self.section)
+
+    def read(self, indices: Sequence[int]) -> Tensor:
+        """Frames, uint8 `[F, 3, H, W]`. Raises VideoError naming the file."""
+        if not self._is_pyavs:
+            return read_frames(self.path, indices, self.section)
+        return self._ask(lambda video: video.read(indices))
+
+    @property
+    def _is_pyavs(self) -> bool:
+        return self.section is not None or os.environ.get("CI2V_DECODER", "pyav") == "pyav"
+
+    def _ask(self, question: Callable[[decoding.PyavVideo], T]) -> T:
+        def ask(path: Path) -> T:
+            if self._video is None:
+                self._video = decoding.PyavVideo(path, self.section).__enter__()
+            return question(self._video)
+
+        try:
+            return _first_that_reads(self.path, {"pyav": ask})
+        except VideoError:
+            self.__exit__()
+            raise
+
+
 def resize_frames(frames: Tensor, size: int | Size) -> Tensor:
     """Centre crop and resize, never squashed: uint8 `[F, 3, H, W]` -> float32 `[F, 3, height, width]` in [-1, 1].
 

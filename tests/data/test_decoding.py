@@ -125,16 +125,16 @@ def test_seeking_gives_the_frames_of_decoding_in_order(
     every = read_frames(path, range(45))
     assert len(every) == 45
     decoded = 0
-    original = decoding._Video._upright
+    original = decoding.PyavVideo._upright
 
-    def count(self: decoding._Video, frame: object) -> Tensor:
+    def count(self: decoding.PyavVideo, frame: object) -> Tensor:
         nonlocal decoded
         decoded += 1
         return original(self, frame)
 
     monkeypatch.setattr(decoding, "SEEK_PIXELS", 0)
     monkeypatch.setattr(decoding, "SEEK_FRAMES", 1)
-    monkeypatch.setattr(decoding._Video, "_upright", count)
+    monkeypatch.setattr(decoding.PyavVideo, "_upright", count)
     for indices in ([44], [0, 44], [12, 33], [19, 20, 21, 40], [9, 10, 11, 29, 30], [30, 3, 30]):
         decoded = 0
         assert torch.equal(read_frames(path, indices), every[indices])
@@ -151,10 +151,10 @@ def test_a_seek_decodes_from_the_keyframe_before(tmp_path: Path, monkeypatch: py
     def no(*_: object) -> None:
         raise AssertionError("decoded from the start")
 
-    monkeypatch.setattr(decoding._Video, "read_in_order", no)
-    original = decoding._Video._check_time
+    monkeypatch.setattr(decoding.PyavVideo, "read_in_order", no)
+    original = decoding.PyavVideo._check_time
     steps = []
-    monkeypatch.setattr(decoding._Video, "_check_time", lambda self: steps.append(1) or original(self))
+    monkeypatch.setattr(decoding.PyavVideo, "_check_time", lambda self: steps.append(1) or original(self))
     assert read_frames(path, [0, 15, 38]).shape == (3, 3, 48, 96)
     assert len(steps) <= 80  # 40 packets looked at, and those of 16 frames and of the few that the decoder holds back
 
@@ -163,7 +163,7 @@ def test_a_seek_decodes_from_the_keyframe_before(tmp_path: Path, monkeypatch: py
 def test_decoding_stops_at_its_time_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "slow.mp4"
     write_video(path, asymmetric(12), 10.0)
-    monkeypatch.setattr(decoding._Video, "_check_time", lambda self: None)  # then reading is what takes long
+    monkeypatch.setattr(decoding.PyavVideo, "_check_time", lambda self: None)  # then reading is what takes long
     monkeypatch.setenv("CI2V_DECODE_SECONDS", "1e-9")
     with pytest.raises(VideoError, match=r"slow\.mp4: decoding took longer"):
         probe(path)

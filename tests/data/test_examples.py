@@ -61,8 +61,8 @@ def test_a_full_cache_opens_no_video_and_encodes_nothing(
 ) -> None:
     first, _ = encode(clips, Toy(), tmp_path / "cache")
     before = files_in(tmp_path / "cache")
-    monkeypatch.setattr(examples, "probe_clip", None)
-    monkeypatch.setattr(examples, "read_clip", None)
+    monkeypatch.setattr(examples.ClipReader, "probe", None)
+    monkeypatch.setattr(examples.ClipReader, "read", None)
     system = Toy()
     again, _ = encode(clips, system, tmp_path / "cache")
     assert system.codec.frames == 0 and not system.prompts and files_in(tmp_path / "cache") == before
@@ -276,7 +276,7 @@ def test_a_container_that_overstates_its_length_by_one(
     clips: list[Clip], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """60 frames, 61 by the header: frame 60 would be valid, and every source's next frame may be it."""
-    monkeypatch.setattr(examples, "probe_clip", lambda clip: replace(probe(clip.path), frames=61))
+    monkeypatch.setattr(examples.ClipReader, "probe", lambda self: replace(probe(self.clip.path), frames=61))
     dataset, skipped = encode(clips[:1], Toy(), tmp_path / "cache", frames=EVERY)
     assert not skipped and sorted(one.rows for one in dataset.examples) == [(i, i + 5) for i in range(0, 55, 5)]
 
@@ -284,7 +284,7 @@ def test_a_container_that_overstates_its_length_by_one(
     dataset, skipped = encode(clips[2:], video, tmp_path / "cache", frames=EVERY)
     assert not skipped and len(dataset) == 8
 
-    monkeypatch.setattr(examples, "probe_clip", lambda clip: replace(probe(clip.path), frames=81))
+    monkeypatch.setattr(examples.ClipReader, "probe", lambda self: replace(probe(self.clip.path), frames=81))
     with pytest.raises(InputError, match="none of the 1 clips can be used: .*can't be decoded"):
         encode(clips[1:2], Toy(), tmp_path / "cache", frames=EVERY)
 

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from dataset_files import jpeg
-from encoding import encode
+from encoding import encode, write_noise
 from toy import Toy
 
+from contrastive_i2v.data import decoding
 from contrastive_i2v.data.frames import FramesConfig
 from contrastive_i2v.data.images import read_image
-from contrastive_i2v.data.reading import hash_clip, probe_clip, read_clip, stamp_clip
+from contrastive_i2v.data.reading import ClipReader, hash_clip, probe_clip, read_clip, stamp_clip
 from contrastive_i2v.data.types import Clip, Images
 from contrastive_i2v.data.video import VideoError, VideoInfo, resize_frames
 from contrastive_i2v.system import Window
@@ -70,3 +72,35 @@ def test_a_pair_is_one_window_of_the_default_frames(pair: Clip, tmp_path: Path) 
     assert not again
     changed, _ = encode([Clip(pair.path, pair.caption, part=Images(PAIR.names[::-1]))], system, tmp_path / "cache")
     assert torch.equal(changed[0].raw, dataset[0].raw.flip(0))  # another key
+
+
+@pytest.mark.parametrize("orders", [([0, 5, 10], [3]), ([7], [2, 8]), ([59, 0], [59])])
+def test_one_opening_reads_what_two_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, orders: Any) -> None:
+    """Of a header that lies too, whose packets are counted, and for reads that go back."""
+    clip = Clip(write_noise(tmp_path / "a.mp4"), "a caption")
+    opened: list[Path] = []
+    whole = decoding.open_container
+    monkeypatch.setattr(decoding, "open_container", lambda path, *rest: opened.append(path) or whole(path, *rest))
+    with ClipReader(clip) as video:
+        assert not opened and video.probe() == VideoInfo(60, 25.0, 32, 48)
+        found = [video.read(orders[0])]
+        assert len(opened) == 1
+        found += [video.read(orders[1]), video.read(orders[0])]
+    for indices, frames in zip((*orders, orders[0]), found, strict=True):
+        assert torch.equal(frames, read_clip(clip, indices))
+    monkeypatch.setattr(decoding.PyavVideo, "count", decoding.PyavVideo.count_packets)
+    with ClipReader(clip) as video:
+        assert video.probe().frames == 60 and torch.equal(video.read(orders[0]), found[0])
+
+
+def test_a_reader_names_what_it_cannot_read(tmp_path: Path) -> None:
+    (tmp_path / "a.mp4").write_bytes(b"not a video")
+    with ClipReader(Clip(tmp_path / "a.mp4", "")) as video:
+        for ask in (video.probe, lambda: video.read([0])):
+            with pytest.raises(VideoError, match=r"a\.mp4: can't be decoded"):
+                ask()
+    good = write_noise(tmp_path / "b.mp4")
+    with ClipReader(Clip(good, "")) as video:
+        with pytest.raises(VideoError, match="has no frame 60"):
+            video.read([0, 60])
+        assert torch.equal(video.read([0]), read_clip(Clip(good, ""), [0]))
