@@ -45,6 +45,7 @@ def test_it_trains_on_the_windows_of_the_folder(train_config: TrainConfig, shard
     assert found == sorted(plain[i].raw.flatten().tolist() for i in range(len(plain)))
 
 
+@pytest.mark.processes
 def test_it_resumes_bitwise_with_any_number_of_workers(sharded: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     Trainer(sharded).run()
     stopped = beside(sharded, "stopped", checkpoint_every=1)

@@ -16,6 +16,7 @@ from contrastive_i2v.training.config import TrainConfig
 from contrastive_i2v.training.trainer import Trainer
 
 
+@pytest.mark.processes
 @pytest.mark.fault(
     "kill -9 of a process that reads batches ahead",
     "one line, what is trained is saved, and a resumed run ends with the bits of an undisturbed one",
@@ -42,6 +43,7 @@ def test_a_worker_that_dies_ends_the_run_with_a_checkpoint(
     assert_same_run(train_config.output, killed.output)
 
 
+@pytest.mark.processes
 def test_damage_that_a_worker_finds_is_one_line(train_config: TrainConfig) -> None:
     trainer = Trainer(replace(train_config, workers=1))
     for file in trainer.dataset.files:
