@@ -21,6 +21,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
+from contrastive_i2v.data.ahead import read_ahead
 from contrastive_i2v.data.cache import CachedClip, clip_key, pack_clip, row_keys
 from contrastive_i2v.data.examples import ClipFrames, WindowReader, encode_captions, encode_runs
 from contrastive_i2v.data.shards import MANIFEST, VERSION, Manifest, ShardInfo
@@ -86,14 +87,18 @@ def encode_shards(
     total = len(range(rank, len(clips), ranks))
     loader = DataLoader(ClipReading([clips[i] for i in mine], read), batch_size=None, num_workers=workers)
     with _Journal(output, rank, setting) as journal:
-        bar = tqdm(loader, desc="encoding", unit="clip", initial=total - len(mine), total=total, disable=not progress)
+        clips_read = read_ahead(loader, go_on="run the same command again: what is done stays")
+        bar = tqdm(
+            clips_read, desc="encoding", unit="clip", initial=total - len(mine), total=total, disable=not progress
+        )
         batch: list[tuple[int, ClipFrames | Skipped]] = []
+        held = 0
         for number, frames in zip(mine, bar, strict=True):
             batch.append((number, frames))
-            held = sum(len(run) for _, one in batch if isinstance(one, ClipFrames) for run in one.pixels)
+            held += 0 if isinstance(frames, Skipped) else sum(map(len, frames.pixels))
             if held >= frames_at_once:
                 _encode_batch(batch, clips, system, read, journal, frames_at_once, shard_bytes)
-                batch = []
+                batch, held = [], 0
         if batch:
             _encode_batch(batch, clips, system, read, journal, frames_at_once, shard_bytes)
         journal.close_shard()

@@ -5,10 +5,9 @@ from __future__ import annotations
 
 import copy
 import importlib
-import signal
 import time
 from collections.abc import Iterator
-from contextlib import nullcontext, suppress
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -23,10 +22,11 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from tqdm import tqdm
 
+from contrastive_i2v.data.ahead import WorkerDied, read_ahead
 from contrastive_i2v.data.examples import Example, ExampleDataset
 from contrastive_i2v.data.video import as_size
 from contrastive_i2v.diffusion import NoiseSchedule
-from contrastive_i2v.errors import DivergedError, InputError, Interrupted, one_line
+from contrastive_i2v.errors import DivergedError, InputError, Interrupted
 from contrastive_i2v.files import lock_folder
 from contrastive_i2v.losses import (
     ContrastiveDiffusionLoss,
@@ -176,10 +176,8 @@ class Trainer:
 
     def _train(self) -> None:
         config, state, ranks = self.config, self.state, self.accelerator.num_processes
-        batches = iter(build_loader(self.dataset, config, self.accelerator, step=state.step, stop=self.steps))
-        if config.workers:  # torch's handler would end the run in the middle of a step; `_read` finds a dead worker too
-            with suppress(ValueError, AttributeError):  # not in the main thread, or no such signal
-                signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        loader = build_loader(self.dataset, config, self.accelerator, step=state.step, stop=self.steps)
+        batches = read_ahead(loader, go_on="go on with --resume")
         bar = tqdm(total=self.steps, initial=state.step, desc=config.output.name, unit="step", disable=not self.main)
         examples, began = 0, time.perf_counter()
         products = float32_products(config.tf32)
@@ -206,20 +204,13 @@ class Trainer:
                     raise Interrupted(number)
 
     def _read(self, batches: Iterator[Example]) -> list[Example]:
-        """A step's batches. Raises InputError where a worker died, with what is trained saved, or found damage."""
+        """A step's batches. Where a worker died, what is trained is saved before the error."""
         try:
             return [next(batches) for _ in range(self.config.gradient_accumulation)]
-        except InputError as error:  # from a worker it comes with the worker's traceback
-            raise InputError(str(error).rstrip().rsplit("InputError: ", 1)[-1]) from error
-        except RuntimeError as error:
-            if "DataLoader worker" not in str(error):
-                raise
+        except WorkerDied:
             if self.accelerator.num_processes == 1:
                 self.state.save(self.config.output / "checkpoints", keep=self.config.keep_checkpoints)
-            raise InputError(
-                f"workers: a process that reads batches ahead died ({one_line(error)}), most often because memory ran "
-                "out; give fewer --workers and go on with --resume"
-            ) from error
+            raise
 
     def _train_step(self, batches: list[Example]) -> list[Row]:
         """One optimizer step over the micro-batches; skipped when the gradient isn't finite."""

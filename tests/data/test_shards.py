@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
 import tarfile
 from collections import Counter
 from dataclasses import replace
@@ -145,6 +147,28 @@ def test_processes_share_the_clips_and_may_be_another_number_the_next_time(many:
         assert same(one, other)
     system = Toy()
     assert write(many, output, system) == manifest and not system.prompts  # all is there
+
+
+@pytest.mark.processes
+@pytest.mark.fault(
+    "kill -9 of a process that decodes clips for shards", "one line; run again, what was encoded isn't encoded anew"
+)
+def test_a_worker_that_dies_is_one_line(many: list[Clip], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    main, read = os.getpid(), WindowReader.__call__
+
+    def dies(self: WindowReader, clip: Clip, cached: Any = None) -> Any:
+        if os.getpid() != main and clip.caption == "caption 6":
+            os.kill(os.getpid(), signal.SIGKILL)
+        return read(self, clip, cached)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(WindowReader, "__call__", dies)
+        with pytest.raises(InputError, match="a process that reads batches ahead died") as raised:
+            write(many, tmp_path / "shards", workers=1)
+    assert "\n" not in str(raised.value)
+    system = Toy()
+    assert write(many, tmp_path / "shards", system).clips == 6
+    assert 0 < len(system.prompts) < 6
 
 
 @pytest.mark.fault("a shard of latents is gone", "training names it; encode makes it again and nothing else")
