@@ -181,7 +181,7 @@ class PyavVideo:
         return float(self.stream.average_rate or self.stream.guessed_rate or 0)
 
     def info(self) -> VideoInfo:
-        """Count, rate and upright size of a video that was just opened."""
+        """Count, rate and upright size."""
         first = self.first()
         height, width = first.height, first.width
         if _turn(first)[0]:
@@ -212,7 +212,9 @@ class PyavVideo:
         return frames
 
     def first(self) -> Any:
-        """The first frame of a video that was just opened."""
+        """The first frame."""
+        if not self._is_new:
+            self._reopen()
         frames = self.decode()
         frame = next(frames, None)
         if frame is None:

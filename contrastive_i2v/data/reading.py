@@ -16,7 +16,7 @@ from torch import Tensor
 from contrastive_i2v.data.images import read_image
 from contrastive_i2v.data.parquet import read_cell
 from contrastive_i2v.data.types import Clip, Images, ParquetRow, TarMember
-from contrastive_i2v.data.video import VideoError, VideoInfo, VideoReader, probe, read_frames
+from contrastive_i2v.data.video import VideoError, VideoInfo, VideoReader
 from contrastive_i2v.errors import InputError
 from contrastive_i2v.files import file_hash
 
@@ -25,33 +25,14 @@ T = TypeVar("T")
 
 def probe_clip(clip: Clip) -> VideoInfo:
     """Frame count, rate and upright size of a clip's video. Raises VideoError naming it."""
-    if clip.part is None:
-        return probe(clip.path)
-    if isinstance(clip.part, TarMember):
-        try:
-            return probe(clip.path, _section(clip.part))
-        except VideoError as error:
-            raise _renamed(error, clip) from error
-    height, width = _image(clip, 0).shape[-2:]
-    if isinstance(clip.part, Images):
-        return VideoInfo(len(clip.part.names), clip.part.fps, height, width)
-    return VideoInfo(len(clip.part.columns), 1.0, height, width)
+    with ClipReader(clip) as video:
+        return video.probe()
 
 
 def read_clip(clip: Clip, indices: Sequence[int]) -> Tensor:
     """Native frames of a clip's video, upright, at its own size: uint8 `[F, 3, H, W]`. Raises VideoError naming it."""
-    if clip.part is None:
-        return read_frames(clip.path, indices)
-    if isinstance(clip.part, TarMember):
-        try:
-            return read_frames(clip.path, indices, _section(clip.part))
-        except VideoError as error:
-            raise _renamed(error, clip) from error
-    images = [_image(clip, index) for index in indices]
-    if len({image.shape for image in images}) > 1:
-        sizes = " and ".join(sorted({f"{image.shape[-1]}x{image.shape[-2]}" for image in images}))
-        raise VideoError(f"{clip.where}: its images are of {sizes} pixels; expected one size")
-    return torch.cat(images)
+    with ClipReader(clip) as video:
+        return video.read(indices)
 
 
 class ClipReader:
@@ -72,19 +53,32 @@ class ClipReader:
 
     def probe(self) -> VideoInfo:
         """Raises VideoError naming the clip."""
-        return probe_clip(self.clip) if self._video is None else self._named(self._video.probe)
+        if self._video is not None:
+            return self._named(self._video.probe)
+        height, width = _image(self.clip, 0).shape[-2:]
+        if isinstance(self.clip.part, Images):
+            return VideoInfo(len(self.clip.part.names), self.clip.part.fps, height, width)
+        assert isinstance(self.clip.part, ParquetRow)
+        return VideoInfo(len(self.clip.part.columns), 1.0, height, width)
 
     def read(self, indices: Sequence[int]) -> Tensor:
         """Native frames, uint8 `[F, 3, H, W]`. Raises VideoError naming the clip."""
-        if self._video is None:
-            return read_clip(self.clip, indices)
-        return self._named(partial(self._video.read, indices))
+        if self._video is not None:
+            return self._named(partial(self._video.read, indices))
+        images = [_image(self.clip, index) for index in indices]
+        if len({image.shape for image in images}) > 1:
+            sizes = " and ".join(sorted({f"{image.shape[-1]}x{image.shape[-2]}" for image in images}))
+            raise VideoError(f"{self.clip.where}: its images are of {sizes} pixels; expected one size")
+        return torch.cat(images)
 
     def _named(self, ask: Callable[[], T]) -> T:
         try:
             return ask()
         except VideoError as error:
-            raise (error if self.clip.part is None else _renamed(error, self.clip)) from error
+            if self.clip.part is None:
+                raise
+            reason = str(error).removeprefix(f"{self.clip.path}: ")
+            raise VideoError(f"{self.clip.where}: {reason}") from error
 
 
 def stamp_clip(clip: Clip) -> list[object]:
@@ -128,10 +122,6 @@ def _files(clip: Clip) -> list[Path]:
 
 def _section(part: TarMember) -> tuple[int, int]:
     return part.offset, part.offset + part.size
-
-
-def _renamed(error: VideoError, clip: Clip) -> VideoError:
-    return VideoError(f"{clip.where}: {str(error).removeprefix(f'{clip.path}: ')}")
 
 
 def _image(clip: Clip, index: int) -> Tensor:

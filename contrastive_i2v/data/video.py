@@ -39,25 +39,18 @@ def probe(path: Path, section: Section | None = None) -> VideoInfo:
     Args:
         section: the video is these bytes of the file, which PyAV alone reads; None = all of it.
     """
-    if section is not None:
-        return _first_that_reads(path, {"pyav": partial(decoding.probe_pyav, section=section)})
-    return _first_that_reads(path, {"pyav": decoding.probe_pyav, "decord": decoding.probe_decord})
+    with VideoReader(path, section) as video:
+        return video.probe()
 
 
 def read_frames(path: Path, indices: Sequence[int], section: Section | None = None) -> Tensor:
     """Frames `indices` of a video, upright, at its own size: uint8 `[F, 3, H, W]`. Raises VideoError naming it."""
-    if not indices or min(indices) < 0:
-        raise ValueError(f"indices: expected at least one frame index >= 0, got {list(indices)}")
-    readers: dict[str, Callable[[Path], Tensor]] = {
-        "pyav": partial(decoding.read_pyav, indices=indices, section=section)
-    }
-    if section is None:
-        readers["decord"] = partial(decoding.read_decord, indices=indices)
-    return _first_that_reads(path, readers)
+    with VideoReader(path, section) as video:
+        return video.read(indices)
 
 
 class VideoReader:
-    """`probe` and `read_frames` of one video by one opening, where PyAV reads it. Opened at the first call."""
+    """`probe` and `read_frames` of one video, by one opening where PyAV reads it. Opened at the first call."""
 
     def __init__(self, path: Path, section: Section | None = None) -> None:
         self.path, self.section = path, section
@@ -73,26 +66,23 @@ class VideoReader:
 
     def probe(self) -> VideoInfo:
         """Raises VideoError naming the file."""
-        return self._ask(lambda video: video.info()) if self._is_pyavs else probe(self.path, self.section)
+        return self._ask(lambda video: video.info(), decoding.probe_decord)
 
     def read(self, indices: Sequence[int]) -> Tensor:
         """Frames, uint8 `[F, 3, H, W]`. Raises VideoError naming the file."""
-        if not self._is_pyavs:
-            return read_frames(self.path, indices, self.section)
-        return self._ask(lambda video: video.read(indices))
+        if not indices or min(indices) < 0:
+            raise ValueError(f"indices: expected at least one frame index >= 0, got {list(indices)}")
+        return self._ask(lambda video: video.read(indices), partial(decoding.read_decord, indices=indices))
 
-    @property
-    def _is_pyavs(self) -> bool:
-        return self.section is not None or os.environ.get("CI2V_DECODER", "pyav") == "pyav"
-
-    def _ask(self, question: Callable[[decoding.PyavVideo], T]) -> T:
+    def _ask(self, pyav: Callable[[decoding.PyavVideo], T], decord: Callable[[Path], T]) -> T:
         def ask(path: Path) -> T:
             if self._video is None:
                 self._video = decoding.PyavVideo(path, self.section).__enter__()
-            return question(self._video)
+            return pyav(self._video)
 
+        readers = {"pyav": ask} if self.section is not None else {"pyav": ask, "decord": decord}
         try:
-            return _first_that_reads(self.path, {"pyav": ask})
+            return _first_that_reads(self.path, readers)
         except VideoError:
             self.__exit__()
             raise

@@ -21,9 +21,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
+from contrastive_i2v.data.ahead import read_ahead
 from contrastive_i2v.data.cache import clip_key
+from contrastive_i2v.data.examples import BYTES_AT_ONCE
 from contrastive_i2v.data.frames import FramesConfig, skip_reason, valid_frames
-from contrastive_i2v.data.reading import probe_clip, read_clip
+from contrastive_i2v.data.reading import ClipReader
 from contrastive_i2v.data.types import Clip, NoClipLeft, Skipped
 from contrastive_i2v.data.video import VideoError, VideoInfo, resize_frames, to_uint8
 from contrastive_i2v.errors import InputError, check_fields, one_line
@@ -37,8 +39,6 @@ ABOUT = ("key", "path", "text", "start", "end", "hash")
 FEW = 8
 """Frames, spread evenly, whose sharpness and similarity to the caption are measured."""
 CLIPS_A_PART = 256
-BYTES_AT_ONCE = 2**28
-"""Of decoded frames, before they are made smaller."""
 SETTING = b"contrastive_i2v"
 CONDITION = re.compile(r"\s*(\w+)\s*(<=|>=|==|!=|<|>)\s*(\S+)\s*")
 COMPARE: dict[str, Callable[[float, float], bool]] = {
@@ -152,22 +152,28 @@ class ScoreTable:
 def measure(clip: Clip, config: ScoresConfig) -> Looked | Skipped:
     """A clip's scores but for those of a network; or why it has none. Raises VideoError."""
     frames_config = FramesConfig(frame_rate=config.frame_rate, max_seconds=math.inf)
-    header = probe_clip(clip)
+    with ClipReader(clip) as video:
+        return _measure(video, config, frames_config)
+
+
+def _measure(video: ClipReader, config: ScoresConfig, frames_config: FramesConfig) -> Looked | Skipped:
+    clip, header = video.clip, video.probe()
     for info in (header, replace(header, frames=header.frames - 1)):
         if reason := skip_reason(info, clip, frames_config, least=1):
             return Skipped(clip.where, reason)
         indices = valid_frames(info, clip, frames_config)[: math.ceil(config.seconds * config.frame_rate)]
         try:
-            frames = _read_small(clip, info, indices, config.side)
+            frames = _read_small(video, info, indices, config.side)
         except VideoError:
             if info is not header or indices[-1] != header.frames - 1:
                 raise  # else the container may overstate its length by one
         else:
-            return _looked(clip, info, indices, frames)
+            return _looked(video, info, indices, frames)
     raise AssertionError("not reached")
 
 
-def _looked(clip: Clip, info: VideoInfo, indices: Sequence[int], frames: Tensor) -> Looked:
+def _looked(video: ClipReader, info: VideoInfo, indices: Sequence[int], frames: Tensor) -> Looked:
+    clip = video.clip
     few = frames[quality.spread(len(frames), FEW)]
     pairs = zip(frames[:-1], frames[1:], strict=True)
     motions = [quality.motion(torch.stack(pair).float() / 127.5 - 1) for pair in pairs]
@@ -180,7 +186,7 @@ def _looked(clip: Clip, info: VideoInfo, indices: Sequence[int], frames: Tensor)
         "width": info.width,
         "motion": sum(motions) / max(1, len(motions)),
         "sharpness": quality.sharpness(few.float() / 127.5 - 1),
-        "cuts": sum(quality.is_cut(read_clip(clip, some)) for some in around),
+        "cuts": sum(quality.is_cut(video.read(some)) for some in around),
         "letterbox": quality.letterbox(frames),
         "overlay": quality.overlay(frames),
         "hash": quality.perceptual_hash(frames),
@@ -188,13 +194,13 @@ def _looked(clip: Clip, info: VideoInfo, indices: Sequence[int], frames: Tensor)
     return Looked(row, few)
 
 
-def _read_small(clip: Clip, info: VideoInfo, indices: Sequence[int], side: int) -> Tensor:
+def _read_small(video: ClipReader, info: VideoInfo, indices: Sequence[int], side: int) -> Tensor:
     """Native frames, uint8 `[F, 3, H, W]`, the shorter side `side`."""
     scale = side / min(info.height, info.width)
     size = (max(1, round(info.height * scale)), max(1, round(info.width * scale)))
     count = max(1, BYTES_AT_ONCE // (3 * info.height * info.width))
     starts = range(0, len(indices), count)
-    return torch.cat([to_uint8(resize_frames(read_clip(clip, indices[i : i + count]), size)) for i in starts])
+    return torch.cat([to_uint8(resize_frames(video.read(indices[i : i + count]), size)) for i in starts])
 
 
 class _Clips(Dataset[Looked | Skipped]):
@@ -265,8 +271,9 @@ def _score_clips(
     keys, skipped = _keys(clips)
     todo = [number for number, key in keys.items() if key not in done]
     loader = DataLoader(_Clips([clips[number] for number in todo], config), batch_size=None, num_workers=workers)
+    looked = read_ahead(loader, go_on="run the same command again: what is done stays")
     bar = tqdm(
-        loader, desc="scoring", unit="clip", initial=len(keys) - len(todo), total=len(keys), disable=not progress
+        looked, desc="scoring", unit="clip", initial=len(keys) - len(todo), total=len(keys), disable=not progress
     )
     rows: list[dict[str, Any]] = []
     for count, (number, found) in enumerate(zip(todo, bar, strict=True), start=1):

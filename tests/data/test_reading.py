@@ -86,6 +86,8 @@ def test_one_opening_reads_what_two_do(tmp_path: Path, monkeypatch: pytest.Monke
         found = [video.read(orders[0])]
         assert len(opened) == 1
         found += [video.read(orders[1]), video.read(orders[0])]
+        assert video.probe() == VideoInfo(60, 25.0, 32, 48)
+        assert torch.equal(video.read(orders[0]), found[0])  # from the start again
     for indices, frames in zip((*orders, orders[0]), found, strict=True):
         assert torch.equal(frames, read_clip(clip, indices))
     monkeypatch.setattr(decoding.PyavVideo, "count", decoding.PyavVideo.count_packets)
