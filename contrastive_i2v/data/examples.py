@@ -69,6 +69,11 @@ class DrawnWindows(NamedTuple):
     frame_rate: float
     """Valid frames a second, as there are: a slow video has fewer than were asked for."""
 
+    @property
+    def every(self) -> list[SampledWindow]:
+        """The windows, and those that follow each."""
+        return [window for first in self.windows for window in (first, *first.following)]
+
 
 @dataclass(frozen=True)
 class WindowReader:
@@ -99,22 +104,11 @@ class WindowReader:
 
     def _read(self, video: ClipReader, cached: CachedClip | None) -> ClipFrames | Skipped:
         clip, header = video.clip, cached.info if cached else video.probe()
-        least = frames_after_source(self.window, self.temporal_downscale) + 1
         for info in (header, replace(header, frames=header.frames - 1)):
-            if reason := skip_reason(info, clip, self.config, least=least):
-                return Skipped(clip.where, reason)
-            valid, rng = valid_frames(info, clip, self.config), clip_rng(clip, self.seed)
-            windows = sample_windows(
-                valid,
-                self.window,
-                self.config,
-                rng,
-                temporal_downscale=self.temporal_downscale,
-                following=self.following,
-            )
-            drawn = DrawnWindows(windows, min(self.config.frame_rate, info.fps))
-            needed = [window for first in windows for window in (first, *first.following)]
-            missing = self._missing(needed, set(cached.rows) if cached else set())
+            drawn = self.draw(clip, info)
+            if isinstance(drawn, Skipped):
+                return drawn
+            missing = self._missing(drawn.every, set(cached.rows) if cached else set())
             try:
                 pixels = [_read_pixels(video, some, self.size, info) for some in missing]
                 return ClipFrames(drawn, info, missing, pixels)
@@ -122,6 +116,25 @@ class WindowReader:
                 if info is not header or max(map(max, missing)) != header.frames - 1:
                     raise  # else the container may overstate its length by one: draw again without that frame
         raise AssertionError("not reached")
+
+    def skip_reason(self, clip: Clip, info: VideoInfo) -> str | None:
+        """Why a clip of this header gives no window, or None."""
+        least = frames_after_source(self.window, self.temporal_downscale) + 1
+        return skip_reason(info, clip, self.config, least=least)
+
+    def draw(self, clip: Clip, info: VideoInfo) -> DrawnWindows | Skipped:
+        """The windows of a clip of this header; or why it gives none."""
+        if reason := self.skip_reason(clip, info):
+            return Skipped(clip.where, reason)
+        windows = sample_windows(
+            valid_frames(info, clip, self.config),
+            self.window,
+            self.config,
+            clip_rng(clip, self.seed),
+            temporal_downscale=self.temporal_downscale,
+            following=self.following,
+        )
+        return DrawnWindows(windows, min(self.config.frame_rate, info.fps))
 
     def index(self, window: SampledWindow, clip: int, frame_rate: float) -> ExampleIndex:
         """Where a drawn window's example is found."""
@@ -352,12 +365,7 @@ def _reader_of(
     has, or the video. Raises VideoError."""
     cached = next(filter(None, (load_clip(file, ()) for file in files)), None)
     info = cached.info if cached else probe_clip(clip)
-
-    def holds(window: Window) -> bool:
-        least = frames_after_source(window, read.temporal_downscale) + 1
-        return skip_reason(info, clip, read.config, least=least) is None
-
-    held = [window for window in windows if holds(window)]
+    held = [window for window in windows if replace(read, window=window).skip_reason(clip, info) is None]
     size = sizes[nearest_bucket(info.height, info.width, sizes)]
     return replace(read, size=size, window=held[-1] if held else windows[0])
 

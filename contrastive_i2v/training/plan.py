@@ -22,10 +22,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from contrastive_i2v.data.cache import CachedClip, pack_clip
 from contrastive_i2v.data.examples import Example, WindowReader
-from contrastive_i2v.data.frames import clip_rng, frames_after_source, sample_windows, skip_reason, valid_frames
 from contrastive_i2v.data.reading import probe_clip
 from contrastive_i2v.data.sources import read
-from contrastive_i2v.data.types import Clip
+from contrastive_i2v.data.types import Clip, Skipped
 from contrastive_i2v.data.video import VideoError, as_size
 from contrastive_i2v.errors import InputError
 from contrastive_i2v.losses import cached_backward
@@ -327,24 +326,16 @@ def cache_bytes(config: TrainConfig, system: System) -> tuple[int, int]:
 
 def _clip_bytes(clip: Clip, config: TrainConfig, system: System, shape: torch.Size, text: Text) -> int:
     """Of the file in the cache; 0 for a clip that gives none."""
-    downscale, frames = system.codec.temporal_downscale, config.data.frames
+    following = windows_after(config.own_samples, system)
+    read = WindowReader.of(system, config.data.resolution, config.data.frames, seed=config.seed, following=following)
     try:
         info = probe_clip(clip)
     except VideoError:
         return 0
-    if skip_reason(info, clip, frames, least=frames_after_source(system.window, downscale) + 1):
+    drawn = read.draw(clip, info)
+    if isinstance(drawn, Skipped):
         return 0
-    drawn = sample_windows(
-        valid_frames(info, clip, frames),
-        system.window,
-        frames,
-        clip_rng(clip, config.seed),
-        temporal_downscale=downscale,
-        following=windows_after(config.own_samples, system),
-    )
-    read = WindowReader.of(system, config.data.resolution, frames, seed=config.seed)
-    needed = [one for window in drawn for one in (window, *window.following)]
-    rows = sorted({row for window in needed for row in read.index(window, 0, 1.0).rows})
+    rows = sorted({row for window in drawn.every for row in read.index(window, 0, 1.0).rows})
     one = {name: torch.zeros(value.shape[1:], dtype=value.dtype) for name, value in text.items()}
     return len(pack_clip(CachedClip(rows, torch.zeros(len(rows), *shape), one, info), clip))
 
