@@ -241,7 +241,7 @@ def test_the_progress_bar_counts_frames(
     [
         ({"output_type": "gif"}, "output_type='gif'; expected pil, np, pt or latent"),
         ({"num_frames": 0}, "num_frames: expected at least 1, got 0"),
-        ({"height": 15}, "height, width: expected multiples of 2, got 15x16"),
+        ({"height": 15}, "height, width: got 15x16 pixels .* multiples of 2, the nearest is 16x16"),
         ({"prompt": ["a", "b"], "seeds": [1, 2], "image": [None] * 3}, "prompt: expected 1 or 3, got 2"),
         ({"image": np.zeros((4, 4))}, r"image: got ndarray \(4, 4\); expected a PIL image"),
         ({"image": "photo.jpg"}, "image: got str; expected a PIL image"),

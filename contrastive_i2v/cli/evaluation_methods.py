@@ -81,9 +81,7 @@ def load_reference(options: SuiteOptions, specs: Sequence[str]) -> ReferenceSet:
         raise InputError("resolution: nothing here says which; give --resolution")
     for spec in specs:
         if kind_of(spec) == "checkpoint":
-            step = _system(spec).codec.downscale
-            if not _system(spec).takes(as_size(resolution)):
-                raise InputError(f"--resolution {resolution}: expected a multiple of {step} for model {spec!r}")
+            _system(spec).check_size(as_size(resolution), f"--resolution for model {spec!r}")
     try:
         return read_reference_set(
             options.data,

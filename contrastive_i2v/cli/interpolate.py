@@ -246,10 +246,7 @@ def _encode(path: Path, system: System, resolution: int | Size | None) -> Tensor
 
 
 def _size(system: System, resolution: int | Size | None) -> Size:
-    size = system.size if resolution is None else as_size(resolution)
-    if not system.takes(size):
-        raise InputError(f"--resolution {resolution}: expected a multiple of {system.codec.downscale}")
-    return size
+    return system.size if resolution is None else system.check_size(as_size(resolution), "--resolution")
 
 
 def _read_all(path: Path) -> Tensor:

@@ -58,6 +58,8 @@ class Options(SamplerOptions):
     """Video number i gets seed + i; a video is the same alone or in a batch."""
     resolution: int | tuple[int, int] | None = None
     """Pixels: a square's side, or height and width; None = what the model was trained at."""
+    negative_prompt: str = ""
+    """What guidance towards the prompt leads away from."""
     batch_size: int = 4
     """Videos made at a time."""
     fps: float | None = None
@@ -91,10 +93,8 @@ def run(arguments: Sequence[str]) -> None:
 
         cls = getattr(diffusers, SCHEDULERS[options.scheduler])
         pipeline.scheduler = cls.from_config(pipeline.scheduler.config)
-    height, width = pipeline.system.size if options.resolution is None else as_size(options.resolution)
-    if not pipeline.system.takes((height, width)):
-        step = pipeline.system.codec.downscale
-        raise InputError(f"--resolution {options.resolution}: expected a multiple of {step} for {options.model!r}")
+    asked = pipeline.system.size if options.resolution is None else as_size(options.resolution)
+    height, width = pipeline.system.check_size(asked, "--resolution")
 
     batches = math.ceil(len(jobs) / options.batch_size)
     generated = math.ceil((options.frames - 1) / pipeline.system.codec.temporal_downscale)  # latent frames
@@ -105,6 +105,7 @@ def run(arguments: Sequence[str]) -> None:
             latents = pipeline(
                 image=[image[0] for image in images[part]] or None,
                 prompt=[prompt for _, prompt in jobs[part]],
+                negative_prompt=options.negative_prompt,
                 num_frames=options.frames,
                 height=height,
                 width=width,

@@ -223,8 +223,9 @@ class TimestepsConfig:
     """uniform, or logit-normal: fewer of the cleanest and the noisiest, as flow matching models are trained."""
     logit_mean: float = 0.0
     logit_std: float = 1.0
-    shift: float = 1.0
-    """Above 1 = noisier timesteps, as large images and long videos need."""
+    shift: float | None = 1.0
+    """Above 1 = noisier timesteps, as large images and long videos need; None = as the model's family trains, by the
+    size and length of the window where it does so (wan, ltx-video)."""
 
     def __post_init__(self) -> None:
         check_fields(self, {}, positive=("logit_std", "shift"))

@@ -196,11 +196,7 @@ class Step:
 
     def __init__(self, config: TrainConfig, system: System) -> None:
         self.config, self.system, self.schedule = config, system, system.schedule
-        system.size = as_size(config.data.resolution)
-        if not system.takes(system.size):
-            raise InputError(
-                f"data.resolution={config.data.resolution}; expected a multiple of {system.codec.downscale}"
-            )
+        system.size = system.check_size(as_size(config.data.resolution), "data.resolution")
         self.raw_shape = raw_shape(system)
         if config.gradient_checkpointing:
             enable_gradient_checkpointing(system)

@@ -94,7 +94,8 @@ class Preview:
         sampler = self.config.over(system.sampler)
         if self.window.rolls:
             frames = (self.truth.shape[1] - 1) // system.codec.temporal_downscale + 1
-            return rollout(system, given[:, 0], text, frames=frames, sampler=sampler, seeds=seeds)
+            first = self.truth[:, 0]
+            return rollout(system, given[:, 0], text, frames=frames, sampler=sampler, seeds=seeds, pixels=first)
         if self.window.given:
             return fill_in(system, given, text, sampler=sampler, seeds=seeds)
         own = first_frames(

@@ -507,13 +507,7 @@ def finish(config: TrainConfig, system: System | None = None) -> Path:
 
 
 def _check_size(config: TrainConfig, system: System) -> tuple[int, int]:
-    size, step = as_size(config.data.resolution), system.codec.downscale
-    if not system.takes(size):
-        raise InputError(
-            f"data.resolution={config.data.resolution}; expected a multiple of {step}, the image pixels of one latent "
-            "pixel"
-        )
-    return size
+    return system.check_size(as_size(config.data.resolution), "data.resolution")
 
 
 def enable_gradient_checkpointing(system: System) -> None:

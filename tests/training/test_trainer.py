@@ -214,7 +214,7 @@ def test_bad_starts_are_refused_and_nothing_is_lost(train_config: TrainConfig, c
     refuse("nowhere", data=replace(data, path=tmp_path / "nowhere"))
     (tmp_path / "empty").mkdir()
     refuse("empty", data=replace(data, path=tmp_path / "empty"))
-    refuse("resolution=15; expected a multiple of 2", data=replace(data, resolution=15))
+    refuse("resolution: got 15x15 pixels", data=replace(data, resolution=15))
     refuse("memory_bank=3; expected 0, or at least the 4 rows", loss=LossConfig(memory_bank=3))
     refuse("holds no run to resume", resume=True)
     Trainer(replace(train_config, steps=2)).run()
