@@ -264,7 +264,7 @@ class System(ABC):
     drops_absent: ClassVar[bool] = False
     """Whether a window has fewer given frames, and more generated ones, where a video has not so many yet; otherwise
     those before its first are stood in for by repeated ones."""
-    middle: ClassVar[str | None] = None
+    middle: str | None = None
     """A module in the middle of the network, by its name there, for losses on its features; None = say one."""
     lora_targets: ClassVar[tuple[str, ...]] = ("to_q", "to_k", "to_v", "to_out.0")
     """Layers that LoRA adapts unless somebody says otherwise, by the ends of their names."""
