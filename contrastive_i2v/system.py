@@ -290,6 +290,12 @@ class System(ABC):
             InputError: missing parts or weights, or options that these weights can't have.
         """
 
+    @classmethod
+    def random(cls: type[S], config: SystemConfig) -> S:
+        """A tiny system with random weights, of PyTorch's default generator: to try a family's every path on, without
+        meaning. Raises InputError where there is none."""
+        raise InputError(f"{config.kind}: has no tiny random form; expected wan or ltx-video, or the model 'tiny'")
+
     @property
     @abstractmethod
     def fingerprint(self) -> str:

@@ -347,6 +347,14 @@ def load_parts(source: str, *, vae: Any, text_encoder: Any, tokenizer: Any, tran
     )
 
 
+def random_tokenizer() -> Any:
+    """A T5 tokenizer with words learned from a few captions."""
+    import transformers
+
+    captions = ("a red ball moves left over a plain wall", "the green square glides up", "a blue star, fast and slow")
+    return transformers.T5TokenizerFast().train_new_from_iterator(captions, 200)
+
+
 def check_text_width(source: str, text_encoder: Any, width: int) -> None:
     """Raises InputError where a text encoder's embeddings don't have the width that the transformer takes."""
     if text_encoder.config.d_model != width:

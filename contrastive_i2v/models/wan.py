@@ -35,6 +35,7 @@ from contrastive_i2v.models.video_transformer import (
     check_text_width,
     is_transformer,
     load_parts,
+    random_tokenizer,
 )
 from contrastive_i2v.system import Condition, ImageEmbeds, Sampler, Size, System, SystemConfig, Text, dropped
 
@@ -217,6 +218,58 @@ class Wan(VideoTransformer):
         scheduler = load_scheduler(source, is_base=False)
         system = cls(parts, scheduler, merged, image_encoder=encoder, image_processor=processor)
         system.added = added
+        return system
+
+    @classmethod
+    def random(cls, config: SystemConfig) -> Wan:
+        """Windows of 9 frames (three latents) of 64 x 64 pixels; with channels and a CLIP, as Wan 2.1 has."""
+        merged = cast(WanConfig, config).over(replace(PUBLISHED, frames=9, text_length=16, image_condition="channels"))
+        channels = merged.image_condition == "channels"
+        vae = diffusers.AutoencoderKLWan(
+            base_dim=8,
+            z_dim=4,
+            dim_mult=[1, 1, 2, 2],
+            num_res_blocks=1,
+            latents_mean=[0.1, -0.2, 0.3, -0.4],
+            latents_std=[0.5, 0.6, 0.7, 0.8],
+        )
+        tokenizer = random_tokenizer()
+        text = transformers.UMT5Config(
+            vocab_size=len(tokenizer), d_model=32, d_kv=8, d_ff=64, num_layers=2, num_heads=4
+        )
+        transformer = diffusers.WanTransformer3DModel(
+            num_attention_heads=2,
+            attention_head_dim=24,
+            in_channels=4 + 4 + 4 if channels else 4,
+            out_channels=4,
+            text_dim=32,
+            freq_dim=32,
+            ffn_dim=96,
+            num_layers=2,
+            image_dim=32 if channels else None,
+            added_kv_proj_dim=48 if channels else None,
+        )
+        scheduler = diffusers.UniPCMultistepScheduler(
+            prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0
+        )
+        encoder = processor = None
+        if channels:
+            encoder = transformers.CLIPVisionModel(
+                transformers.CLIPVisionConfig(
+                    hidden_size=32,
+                    intermediate_size=64,
+                    num_hidden_layers=2,
+                    num_attention_heads=4,
+                    image_size=32,
+                    patch_size=16,
+                )
+            )
+            processor = transformers.CLIPImageProcessor(
+                size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}
+            )
+        parts = Parts(vae, transformers.UMT5EncoderModel(text), tokenizer, transformer)
+        system = cls(parts, scheduler, merged, image_encoder=encoder, image_processor=processor)
+        system.size = (64, 64)
         return system
 
     def parts(self) -> dict[str, nn.Module]:
