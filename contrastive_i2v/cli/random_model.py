@@ -1,4 +1,4 @@
-"""`contrastive-i2v random_model`: a tiny model with random weights."""
+"""`contrastive-i2v random-model`: a tiny model with random weights."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Options:
 
 def run(arguments: Sequence[str]) -> None:
     """Parse the options, make the model, and print where it is."""
-    options = tyro.cli(Options, prog="contrastive-i2v random_model", args=arguments)
+    options = tyro.cli(Options, prog="contrastive-i2v random-model", args=arguments)
     if (options.output / DESCRIPTION).exists():
         raise InputError(f"--output {options.output}: holds a model already; give another folder, or delete that")
     cls = SYSTEMS[options.kind]

@@ -217,7 +217,9 @@ def save_pipeline(folder: Path, name: str, parts: Mapping[str, Any], **settings:
     """
     index: dict[str, Any] = {"_class_name": name, "_diffusers_version": diffusers.__version__, **settings}
     for part, value in parts.items():
-        index[part] = [None, None] if value is None else [type(value).__module__.split(".")[0], type(value).__name__]
+        module, cls = type(value).__module__.split(".")[0], type(value).__name__
+        # what stands in for an image processor where there is no torchvision is named as the whole one
+        index[part] = [None, None] if value is None else [module, cls.removesuffix("Pil")]
         if value is not None:
             value.save_pretrained(folder / part)
     (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")

@@ -209,7 +209,7 @@ class Wan(VideoTransformer):
         encoder = processor = None
         if parts.transformer.config.image_dim is not None:
             encoder = load_weights(transformers.CLIPVisionModel, source, "image_encoder", None)
-            processor = load_part(transformers.CLIPImageProcessor.from_pretrained, source, "image_processor")
+            processor = load_part(transformers.CLIPImageProcessorPil.from_pretrained, source, "image_processor")
         added: tuple[str, ...] = ()
         if form is None and merged.image_condition == "channels":
             mask = int(parts.vae.config.scale_factor_temporal)
@@ -264,7 +264,7 @@ class Wan(VideoTransformer):
                     patch_size=16,
                 )
             )
-            processor = transformers.CLIPImageProcessor(
+            processor = transformers.CLIPImageProcessorPil(
                 size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}
             )
         parts = Parts(vae, transformers.UMT5EncoderModel(text), tokenizer, transformer)
