@@ -358,15 +358,20 @@ def write_skipped(path: Path, skipped: Sequence[Skipped]) -> None:
     write_csv(path, ["path", "reason"], [(one.path, one.reason) for one in skipped])
 
 
-def encode_clip_frames(clip: Clip, system: System, size: Size, frames: Sequence[int]) -> tuple[Tensor, Tensor]:
+def encode_clip_frames(
+    clip: Clip, system: System, size: Size, frames: Sequence[int], *, given: Sequence[int]
+) -> tuple[Tensor, Tensor]:
     """Native frames of a clip as the training sees them, past the cache: for previews.
 
-    Returns pixels `[F, 3, height, width]` in [-1, 1] and raw latents `[f, R, h, w]`, float32, on the
-    CPU. Raises VideoError naming the file, InputError when the encoder's values aren't finite.
+    Returns pixels `[F, 3, height, width]` in [-1, 1] and raw latents `[n, R, h, w]` of those at the places `given`,
+    each encoded for itself, the last frame for places after it; float32, on the CPU. Raises VideoError naming the file,
+    InputError when the encoder's values aren't finite.
     """
     with ClipReader(clip) as video:
         pixels = _read_pixels(video, frames, size)
-    return pixels, encode_runs([pixels], system, [clip])[0].float()
+    runs = [pixels[min(place, len(pixels) - 1)][None] for place in given or [0]]
+    raw = torch.cat(encode_runs(runs, system, [clip] * len(runs)))
+    return pixels, raw[: len(given)].float()
 
 
 def _reader_of(

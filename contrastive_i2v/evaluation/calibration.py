@@ -158,6 +158,8 @@ class Clips:
         hidden = not process_state().is_main_process
         for clip in tqdm(reference.clips, desc="latents", unit="clip", leave=False, disable=hidden):
             pixels = read_true_frames(clip, reference.size).float() / 127.5 - 1
+            frames, each = len(pixels) - 1, system.codec.temporal_downscale
+            pixels = pixels[: 1 + frames // each * each]  # whole latents
             own.append(system.codec.sample(system.codec.encode(pixels[None]))[0].float())
             first.append(pixels[0])
         self.own = torch.stack(own)  # [N, f, C, h, w], the autoencoder's own latents

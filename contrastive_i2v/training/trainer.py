@@ -96,6 +96,13 @@ class Trainer:
             raise InputError("loss.input_weight: the model is given no frame to contrast with; expected 0")
         if config.loss.rows == "clip" and self.system.frame_timesteps:
             raise InputError("loss.rows=clip: a clip has no one timestep with system.frame_timesteps; expected frame")
+        if config.loss.rows == "clip" and self.system.drops_absent and self.system.window.past > 1:
+            raise InputError("loss.rows=clip: with system.past_frames above 1 windows differ in length; expected frame")
+        if config.condition_noise and self.system.sees_pixels:
+            raise InputError(
+                f"condition_noise={config.condition_noise:g}: {self.system.config.kind} is told of given frames by "
+                "their pixels, not by latents that noise could be added to; expected 0"
+            )
         for options in (config.preview, config.own_samples):
             self.system.check_sampler(options)
         self.candidates = build_candidates(config, self.loss, self.system, self.accelerator)
