@@ -347,6 +347,13 @@ def write_skipped(path: Path, skipped: Sequence[Skipped]) -> None:
     write_csv(path, ["path", "reason"], [(one.path, one.reason) for one in skipped])
 
 
+def none_left_in(file: Path, error: NoClipLeft, before: Sequence[Skipped] = (), *, write: bool = True) -> InputError:
+    """Write what was left out, `before` first, and return the error that says where; only that without `write`."""
+    if write:
+        write_skipped(file, [*before, *error.skipped])
+    return InputError(f"{error}; all of them are in {file}")
+
+
 def encode_clip_frames(clip: Clip, system: System, size: Size, frames: Sequence[int]) -> tuple[Tensor, Tensor]:
     """Native frames of a clip as the training sees them, past the cache: for previews.
 
