@@ -383,8 +383,10 @@ class TrainConfig:
     validation: ValidationConfig = field(default_factory=ValidationConfig)
 
     def __post_init__(self) -> None:
-        counts = ("steps", "batch_size", "gradient_accumulation", "log_every", "checkpoint_every", "keep_checkpoints")
-        counts += ("max_nonfinite_steps",)
+        counts = (
+            *("steps", "batch_size", "gradient_accumulation", "log_every"),
+            *("checkpoint_every", "keep_checkpoints", "max_nonfinite_steps"),
+        )
         check_fields(self, dict.fromkeys(counts, 1) | {"condition_noise": 0, "workers": 0})
         if not 0 <= self.conditioning_dropout <= 1 / 3:
             raise InputError(f"conditioning_dropout: expected 0 to 1/3, got {self.conditioning_dropout}")
