@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from contrastive_i2v.data.camera import Camera, move_camera
 from contrastive_i2v.data.images import image_pixels
-from contrastive_i2v.data.video import resize_frames, to_uint8, write_video
+from contrastive_i2v.data.video import check_rate, resize_frames, to_uint8, write_video
 from contrastive_i2v.errors import InputError
 from contrastive_i2v.models import load_system
 from contrastive_i2v.sampling.rollout import first_frames, rollout
@@ -227,8 +227,7 @@ def export_to_video(frames: Any, path: str | Path, fps: float = 5.0) -> None:
     """
     if Path(path).suffix.lower() != ".mp4":
         raise InputError(f"{path}: expected a name that ends in .mp4")
-    if not 0 < fps < float("inf"):
-        raise InputError(f"fps: expected a number > 0, got {fps}")
+    check_rate("fps", fps)
     pictures = [as_frame(frame) for frame in frames]
     if not pictures:
         raise InputError(f"{path}: no frames; expected at least one")

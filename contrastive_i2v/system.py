@@ -172,7 +172,8 @@ class SamplerOptions:
 
 
 def _check_sampler(sampler: Sampler | SamplerOptions) -> None:
-    check_fields(sampler, {"history_level": 0}, positive=("prediction_scale",))
+    finite = ("guidance_scale", "image_guidance_scale")
+    check_fields(sampler, {"history_level": 0}, positive=("prediction_scale",), finite=finite)
     if sampler.history_level is not None and sampler.history_level >= 1:
         raise InputError(f"history_level: expected below 1, which is no history, got {sampler.history_level}")
     interval = sampler.guidance_interval

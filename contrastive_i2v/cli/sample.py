@@ -16,7 +16,7 @@ from tqdm import tqdm
 from contrastive_i2v.cli.outputs import Format, write_outputs
 from contrastive_i2v.data.camera import Camera
 from contrastive_i2v.data.images import read_image
-from contrastive_i2v.data.video import VIDEO_EXTENSIONS, as_size, read_frames
+from contrastive_i2v.data.video import VIDEO_EXTENSIONS, as_size, check_rate, read_frames
 from contrastive_i2v.errors import InputError, check_fields
 from contrastive_i2v.files import locked_folder
 from contrastive_i2v.system import Dtype, SamplerOptions, default_device
@@ -71,7 +71,9 @@ class Options(SamplerOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_fields(self, {"frames": 1, "batch_size": 1}, positive=("fps",), distinct=("formats",))
+        check_fields(self, {"frames": 1, "batch_size": 1}, distinct=("formats",))
+        if self.fps is not None:
+            check_rate("fps", self.fps)
 
 
 def run(arguments: Sequence[str]) -> None:

@@ -347,6 +347,13 @@ def report_skipped(skipped: Sequence[Skipped], *, show: int = 10, file: Path | N
     return "\n".join(lines)
 
 
+def none_left_in(file: Path, error: NoClipLeft, before: Sequence[Skipped] = (), *, write: bool = True) -> InputError:
+    """Write what was left out, `before` first, and return the error that says where; only that without `write`."""
+    if write:
+        write_skipped(file, [*before, *error.skipped])
+    return InputError(f"{error}; all of them are in {file}")
+
+
 def write_skipped(path: Path, skipped: Sequence[Skipped]) -> None:
     """Write what was left out as CSV with the columns path and reason; an earlier run's file is replaced.
 

@@ -82,9 +82,7 @@ class CalibrationConfig:
     """Clips at a time."""
 
     def __post_init__(self) -> None:
-        check_fields(self, {"batch_size": 1})
-        if not 0 <= self.error_share <= 1:
-            raise InputError(f"error_share: expected 0 to 1, got {self.error_share}")
+        check_fields(self, {"batch_size": 1}, shares=("error_share",))
         if any(count < 1 for count in self.steps) or len(set(self.steps)) < len(self.steps):
             raise InputError(f"steps: expected numbers from 1 on, none twice, got {self.steps}")
 

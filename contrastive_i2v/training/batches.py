@@ -21,6 +21,7 @@ from contrastive_i2v.data.examples import (
     ExampleDataset,
     WindowReader,
     encode_clips,
+    none_left_in,
     report_skipped,
     write_skipped,
 )
@@ -103,9 +104,7 @@ def encode_dataset(
             progress=progress,
         )
     except NoClipLeft as error:
-        if progress:
-            write_skipped(skipped_file, [*uncaptioned, *error.skipped])
-        raise InputError(f"{error}; all of them are in {skipped_file}") from error
+        raise none_left_in(skipped_file, error, uncaptioned, write=progress) from error
     if progress:
         say_skipped([*uncaptioned, *unusable], skipped_file)
     return dataset
