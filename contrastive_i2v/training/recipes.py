@@ -108,6 +108,7 @@ def ltx_video() -> TrainConfig:
         optimizer=OptimizerConfig(learning_rate=3e-5, schedule="constant", betas=(0.9, 0.95), weight_decay=1e-4),
         loss=LossConfig(target_weight=0.0),
         lora=AdapterConfig(rank=128),
+        preview=PreviewConfig(frames=49),
     )
 
 

@@ -15,9 +15,11 @@ import torch
 from torch import Tensor, nn
 from video_models import randn, stir
 
+from contrastive_i2v.cli.calibrate import ClipsOptions, calibrate_model
 from contrastive_i2v.data.examples import Example
 from contrastive_i2v.data.frames import FramesConfig
 from contrastive_i2v.errors import InputError
+from contrastive_i2v.evaluation.calibration import CalibrationConfig
 from contrastive_i2v.losses import ContrastiveDiffusionLoss
 from contrastive_i2v.models import load_shapes, load_system
 from contrastive_i2v.models.lora import AdapterConfig
@@ -408,6 +410,23 @@ def test_an_adapter_that_training_wrote_changes_the_pipeline_as_it_changed_the_m
     for one in (trained.to("cpu"), load_system(adapter, device="cpu")):
         video = rollout(one, first, one.encode_text(PROMPTS), frames=3, seeds=seeds, sampler=SAMPLER)
         close(packed(video), after)
+
+
+def test_it_is_calibrated_on_whole_latent_frames(clips: Path, tmp_path: Path) -> None:
+    """Predictions ten times too large: the scale becomes small, and the slope stays within its bounds."""
+    system = ltx()
+    system.size, system.sampler = (16, 16), replace(SAMPLER, steps=2, guidance_scale=1.0)
+    with torch.no_grad():
+        for parameter in system.transformer.proj_out.parameters():
+            parameter *= 10
+    system.save(tmp_path / "model")
+    data = ClipsOptions(path=clips / "train", frames=8)
+    options = {"config": CalibrationConfig(steps=(2,)), "command": "calibrate"}
+    found = calibrate_model(system, tmp_path / "model", data, tmp_path / "out", **options)  # type: ignore[arg-type]
+    assert found.frames == 5 and len(found.error_by_frame["chosen"]) == 1 and found.clips == 6
+    assert system.sampler.prediction_scale < 0.5
+    slopes = [one.sampler.prediction_slope / one.sampler.prediction_scale for one in found.trials]
+    assert max(slopes) < 2 and min(slopes) > -2
 
 
 @pytest.mark.parametrize("changes", [{}, {"past_frames": 2, "frame_timesteps": True}])
