@@ -36,7 +36,7 @@ class ClipsOptions:
     clips: int | None = 32
     """The first so many; None = all."""
     frames: int = 16
-    """Length of each rollout, the given first frame included; less where it isn't a whole number of latent frames."""
+    """Length of each rollout, the given first frame included."""
     frame_rate: float | None = None
     """Frames a second; None = what the model was trained at."""
 
@@ -104,10 +104,10 @@ def calibrate_model(
     """
     main = process_state().is_main_process
     system.sampler = read_default(folder / CALIBRATION) or system.sampler
-    size, downscale = system.size, system.codec.temporal_downscale
+    size = system.size
     reference = read_reference_set(
         data.path,
-        frames=1 + max(1, (data.frames - 1) // downscale) * downscale,
+        frames=data.frames,
         resolution=size,
         frame_rate=data.frame_rate or system.fps,
         limit=data.clips,

@@ -1,7 +1,7 @@
 """LTX-Video: a flow-matching transformer over all tokens of a highly compressed video, the given frames clean ones.
 
-HaCohen et al., "LTX-Video: Realtime Video Latent Diffusion" (arXiv 2501.00103). A given frame's tokens have timestep 0
-(section 3.3), positions are in seconds and pixels, and timesteps shift with the number of tokens.
+HaCohen et al., "LTX-Video: Realtime Video Latent Diffusion" (arXiv 2501.00103). A given frame's tokens have timestep 0,
+positions are in seconds and pixels, and timesteps shift with the number of tokens.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import diffusers
 import numpy as np
 import torch
 import transformers
-from torch import Tensor
+from torch import Tensor, nn
 
 from contrastive_i2v.diffusion import NoiseSchedule
 from contrastive_i2v.errors import InputError
@@ -175,6 +175,9 @@ class LTXVideo(VideoTransformer):
             upsample_factor=(1, 1),
             patch_size=2,
         )
+        variance: Any = vae.encoder.conv_out.conv
+        nn.init.zeros_(variance.weight[-1])
+        nn.init.constant_(variance.bias[-1], -5.0)  # a narrow posterior, as trained ones are
         vae.latents_mean.copy_(torch.tensor([0.1, -0.2, 0.3, -0.4]))
         vae.latents_std.copy_(torch.tensor([0.5, 0.6, 0.7, 0.8]))
         tokenizer = random_tokenizer()
@@ -239,9 +242,9 @@ class LTXVideo(VideoTransformer):
 
 
 def _mu(config: Mapping[str, Any], latent: Sequence[int]) -> float:
-    """Linear in the number of a window's tokens, through two points that the scheduler's config says.
+    """The logarithm of the shift: linear in a window's tokens, through two points that the scheduler's config says.
 
-    Source: Esser et al. (arXiv 2403.03206), section 5.3.2, as FLUX and LTX-Video have it.
+    Source: Esser et al. (arXiv 2403.03206), section 5.3.2; linear as in FLUX and LTX-Video.
     """
     few, many = config.get("base_image_seq_len", 256), config.get("max_image_seq_len", 4096)
     low, high = config.get("base_shift", 0.5), config.get("max_shift", 1.15)

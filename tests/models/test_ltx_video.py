@@ -123,8 +123,7 @@ def test_text_is_the_pipelines(system: LTXVideo) -> None:
 def test_the_encoded_condition_is_the_pipelines() -> None:
     """The pipeline draws from the posterior; here it has no width."""
     system = ltx()
-    last = system.vae.encoder.conv_out.conv
-    last.weight[-1], last.bias[-1] = 0, -60
+    system.vae.encoder.conv_out.conv.bias[-1] = -60
     pixels = randn(2, 3, 64, 64).clamp(-1, 1)
     latents, mask = pipeline_of(system).prepare_latents(
         pixels, 2, 4, 64, 64, 9, torch.float32, "cpu", torch.Generator().manual_seed(0)
@@ -425,7 +424,7 @@ def test_it_is_calibrated_on_whole_latent_frames(clips: Path, tmp_path: Path) ->
     data = ClipsOptions(path=clips / "train", frames=8)
     options = {"config": CalibrationConfig(steps=(2,)), "command": "calibrate"}
     found = calibrate_model(system, tmp_path / "model", data, tmp_path / "out", **options)  # type: ignore[arg-type]
-    assert found.frames == 5 and len(found.error_by_frame["chosen"]) == 1 and found.clips == 6
+    assert len(found.error_by_frame["chosen"]) == 1 and found.clips == 6
     assert system.sampler.prediction_scale < 0.5
     slopes = [one.sampler.prediction_slope / one.sampler.prediction_scale for one in found.trials]
     assert max(slopes) < 2 and min(slopes) > -2
