@@ -269,6 +269,10 @@ class System(ABC):
     """A module in the middle of the network, by its name there, for losses on its features; None = say one."""
     lora_targets: ClassVar[tuple[str, ...]] = ("to_q", "to_k", "to_v", "to_out.0")
     """Layers that LoRA adapts unless somebody says otherwise, by the ends of their names."""
+    lora_module: ClassVar[str] = "unet"
+    """The network's module, by name, whose adapters diffusers' pipelines load."""
+    lora_loader: ClassVar[str] = "StableDiffusionLoraLoaderMixin"
+    """The class of `diffusers.loaders` by which these pipelines load and save them."""
     added: tuple[str, ...] = ()
     """Modules of the network, by name, that the weights which `load` read don't have: LoRA trains them in full."""
 

@@ -265,7 +265,8 @@ def calibrate(
             own rollouts aren't finite; in every process alike.
         InputError: the folder can't be written.
     """
-    least = 5 if reference.frames == 2 else 3  # half of them, without one, must have two generated frames
+    generated = (reference.frames - 1) // system.codec.temporal_downscale
+    least = 5 if generated == 1 else 3  # half of them, without one, must have two generated latent frames
     if len(reference.clips) < least:
         raise NothingToCalibrate(
             f"{reference.folder}: {len(reference.clips)} clips to calibrate with; expected at least {least}"
@@ -350,11 +351,12 @@ class Search:
 
     def along(self, start: Trial, name: str, width: float, *, levels: int) -> Trial:
         """The best trial on a line through `start`: steps of `width` as long as they help, then halves of it."""
-        best, least = start, -1.0 if name == "prediction_slope" else 0.0
+        best, most = start, 2 * start.sampler.prediction_scale
+        low, high = (-most, most) if name == "prediction_slope" else (0.0, math.inf)
         for level in range(levels):
             step = width / 2**level
             for direction in (step, -step):
-                while (value := round(getattr(best.sampler, name) + direction, 4)) > least:
+                while low < (value := round(getattr(best.sampler, name) + direction, 4)) < high:
                     trial = self.at(replace(best.sampler, **{name: value}))
                     if not trial.objective < best.objective - GAIN:
                         break

@@ -20,6 +20,7 @@ from contrastive_i2v.models.emu_video import EmuVideo
 from contrastive_i2v.models.instruct_pix2pix import InstructPix2Pix
 from contrastive_i2v.models.loading import locate, reach, split_options, split_weight, without_weights
 from contrastive_i2v.models.lora import merge_adapters
+from contrastive_i2v.models.ltx_video import LTXVideo
 from contrastive_i2v.models.wan import Wan
 from contrastive_i2v.system import DESCRIPTION, Adapter, Description, System, SystemConfig, default_device
 
@@ -28,6 +29,7 @@ SYSTEMS: dict[str, type[System]] = {
     "consisti2v": ConsistI2V,
     "emu-video": EmuVideo,
     "wan": Wan,
+    "ltx-video": LTXVideo,
 }
 """Kind -> the system's class. The first one that opens a folder without a `system.json` takes it."""
 

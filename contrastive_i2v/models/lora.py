@@ -3,9 +3,10 @@
 h = W x + alpha / rank B A x, A [rank, in] and B [out, rank], B = 0 at the start; W stays as it is. Hu et al., "LoRA:
 Low-Rank Adaptation of Large Language Models" (arXiv 2106.09685), section 4.1.
 
-An adapter's folder holds `pytorch_lora_weights.safetensors`, the UNet's part, which `load_lora_weights` of diffusers'
-pipelines opens; `beside.safetensors`, what that format has no place for: adapters of layers outside the UNet, and
-modules that training had to add to the base and so trained in full; and `system.json`, which names the base.
+An adapter's folder holds `pytorch_lora_weights.safetensors`, the part of the UNet or transformer, which
+`load_lora_weights` of diffusers' pipelines opens; `beside.safetensors`, what that format has no place for: adapters of
+other layers, and modules that training had to add to the base and so trained in full; and `system.json`, which names
+the base.
 """
 
 from __future__ import annotations
@@ -92,25 +93,25 @@ class LoraTraining:
 
     def save(self, folder: Path) -> None:
         """Write a folder that `load_system` opens. Raises InputError naming the folder when the disk refuses."""
-        from diffusers.loaders import StableDiffusionLoraLoaderMixin
+        from diffusers import loaders
         from peft import get_peft_model_state_dict
 
         adapters: dict[str, Tensor] = get_peft_model_state_dict(self.system.network, save_embedding_layers=False)
-        unet = {name.removeprefix("unet."): value for name, value in adapters.items() if name.startswith("unet.")}
-        beside = {name: value for name, value in adapters.items() if not name.startswith("unet.")} | self.full
-        about = {"r": self.rank, "lora_alpha": self.alpha, "target_modules": _adapted(unet)}
+        module = self.system.lora_module
+        main = {name.removeprefix(f"{module}."): value for name, value in adapters.items() if _is_in(module, name)}
+        beside = {name: value for name, value in adapters.items() if not _is_in(module, name)} | self.full
+        about = {"r": self.rank, "lora_alpha": self.alpha, "target_modules": _adapted(main)}
 
         def write(part: Path) -> None:
-            if unet:
-                StableDiffusionLoraLoaderMixin.save_lora_weights(
-                    part, unet_lora_layers=unet, unet_lora_adapter_metadata=about
-                )
+            if main:
+                save = getattr(loaders, self.system.lora_loader).save_lora_weights
+                save(part, **{f"{module}_lora_layers": main, f"{module}_lora_adapter_metadata": about})
             if beside:
                 whole = {name: value.detach().cpu().contiguous() for name, value in beside.items()}
                 save_file(whole, part / BESIDE, metadata={"format": "pt"})
 
         write_model(folder, write)
-        written = [name for name, values in ((UNET, unet), (BESIDE, beside)) if values]
+        written = [name for name, values in ((UNET, main), (BESIDE, beside)) if values]
         said = Adapter(
             base=self.base,
             base_hash=self.base_hash,
@@ -232,4 +233,8 @@ def _adapted(tensors: dict[str, Tensor]) -> list[str]:
 
 
 def _is_added(system: System, name: str) -> bool:
-    return any(f"{name}.".startswith(f"{module}.") for module in system.added)
+    return any(_is_in(module, name) for module in system.added)
+
+
+def _is_in(module: str, name: str) -> bool:
+    return f"{name}.".startswith(f"{module}.")

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -57,15 +57,15 @@ class VideoCodec:
         self,
         vae: Any,
         *,
-        mean: Iterable[float],
-        std: Iterable[float],
+        mean: Sequence[float] | Tensor,
+        std: Sequence[float] | Tensor,
         downscale: int,
         temporal_downscale: int,
         options: Callable[[int], dict[str, Any]] = lambda size: {},
     ) -> None:
         self.vae, self.options = vae, options
         self.downscale, self.temporal_downscale = downscale, temporal_downscale
-        self.mean, self.std = (torch.tensor(list(values)).view(-1, 1, 1) for values in (mean, std))
+        self.mean, self.std = (torch.as_tensor(values).view(-1, 1, 1) for values in (mean, std))
         self.channels = len(self.mean)
         self.scale: float | Tensor = 1 / self.std
 
@@ -180,6 +180,7 @@ class VideoTransformer(System):
     """The class of diffusers' image-to-video pipeline."""
     patches: tuple[int, int] = (1, 1)
     """Latent frames, and latent pixels along each side, of a token."""
+    lora_module = "transformer"
     any_length = True
     drops_absent = True
     config: VideoTransformerConfig
@@ -221,10 +222,12 @@ class VideoTransformer(System):
 
     @cached_property
     def fingerprint(self) -> str:
-        """sha256 over the frozen parts' weights (as float32), the tokenizer's vocabulary and the prompts' length."""
+        """sha256 over the frozen parts' weights and buffers (as float32), the tokenizer's vocabulary and the prompts'
+        length."""
         total = hashlib.sha256()
         for name, module in self.parts().items():
-            for key, value in sorted(module.named_parameters()) if module is not self.network else ():
+            tensors = [*module.named_parameters(), *module.named_buffers()]
+            for key, value in sorted(tensors) if module is not self.network else ():
                 total.update(f"{name}.{key}{tuple(value.shape)}".encode())
                 total.update(value.detach().to("cpu", torch.float32).contiguous().numpy().data)
         total.update(repr(sorted(self.tokenizer.get_vocab().items())).encode())

@@ -131,6 +131,7 @@ class Wan(VideoTransformer):
     Config = WanConfig
     config: WanConfig
     pipeline = "WanImageToVideoPipeline"
+    lora_loader = "WanLoraLoaderMixin"
     fps = 16.0
 
     def __init__(

@@ -11,6 +11,7 @@ from contrastive_i2v.data.frames import FramesConfig
 from contrastive_i2v.models.consisti2v import ConsistI2VConfig
 from contrastive_i2v.models.emu_video import EmuVideoConfig
 from contrastive_i2v.models.lora import AdapterConfig
+from contrastive_i2v.models.ltx_video import LTXVideoConfig
 from contrastive_i2v.models.wan import WanConfig
 from contrastive_i2v.training.config import (
     DataConfig,
@@ -91,6 +92,26 @@ def emu_video(root: str = "runs/emu-video") -> dict[str, TrainConfig]:
     }
 
 
+def ltx_video() -> TrainConfig:
+    """LoRA of LTX-Video as finetrainers trains it: 49 frames of 512 x 768 pixels. A contrastive term needs other clips
+    beside a step's: --loss.target-weight 0.2 --gradient-cache."""
+    return TrainConfig(
+        output=Path("runs/ltx-video"),
+        model="Lightricks/LTX-Video",
+        system=LTXVideoConfig(frames=49),
+        steps=3000,
+        batch_size=1,
+        gradient_accumulation=4,
+        gradient_checkpointing=True,
+        timesteps=TimestepsConfig(distribution="logit-normal", shift=None),
+        data=DataConfig(resolution=(512, 768), frames=FramesConfig(frame_rate=25.0, offset_std=0.0)),
+        optimizer=OptimizerConfig(learning_rate=3e-5, schedule="constant", betas=(0.9, 0.95), weight_decay=1e-4),
+        loss=LossConfig(target_weight=0.0),
+        lora=AdapterConfig(rank=128),
+        preview=PreviewConfig(frames=49),
+    )
+
+
 def tiny_video(
     config: TrainConfig, *, steps: int, resolution: int = 64, frame_rate: float = 5.0, learning_rate: float = 1e-3
 ) -> TrainConfig:
@@ -157,6 +178,7 @@ RECIPES = {
     "consisti2v": consisti2v(),
     "wan": wan(),
     **{f"emu-video/{name}": config for name, config in emu_video().items()},
+    "ltx-video": ltx_video(),
     **{f"tiny-{form}": tiny(config) for form, config in _BY_FORM.items()},
     "tiny-consisti2v": tiny_consisti2v(),
     **{f"tiny-emu-video/{name}": config for name, config in tiny_emu_video().items()},

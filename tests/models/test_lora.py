@@ -19,6 +19,7 @@ from contrastive_i2v.models import load_system
 from contrastive_i2v.models.instruct_pix2pix import InstructPix2PixConfig
 from contrastive_i2v.models.loading import split_options, split_weight, with_adapters
 from contrastive_i2v.models.lora import BESIDE, UNET, AdapterConfig, LoraTraining
+from contrastive_i2v.models.wan import Wan, WanConfig
 from contrastive_i2v.system import DESCRIPTION, System
 
 LORA = AdapterConfig(rank=2, alpha=3)
@@ -76,6 +77,29 @@ def test_diffusers_opens_an_adapter_of_a_text_to_image_model_beside_its_new_conv
     assert beside.keys() == {"unet.conv_in.weight", "unet.conv_in.bias"}
     pipeline.unet.conv_in.load_state_dict({name.removeprefix("unet.conv_in."): one for name, one in beside.items()})
     torch.testing.assert_close(predict(pipeline.unet), predict(trained.unet), rtol=0, atol=1e-6)  # type: ignore[attr-defined]
+
+
+def test_diffusers_opens_an_adapter_of_a_transformer(tmp_path: Path) -> None:
+    """Wan's; tests/models/test_ltx_video.py trains one of LTX-Video."""
+    Wan.random(WanConfig(image_condition="clean-latent")).save(tmp_path / "base")
+    system = load_system(tmp_path / "base", device="cpu")
+    training = LoraTraining(system, LORA, base=str(tmp_path / "base"), seed=0)
+    for parameter in training.trainable():
+        parameter.data.add_(0.1 * randn(*parameter.shape))
+    training.save(tmp_path / "a")
+    pipeline = diffusers.WanImageToVideoPipeline.from_pretrained(tmp_path / "base")
+    told = (randn(1, 4, 3, 8, 8), torch.tensor([500.0]), randn(1, 16, 32))
+    opened = load_system(tmp_path / "a", device="cpu")
+    with torch.no_grad():
+        before = pipeline.transformer(*told).sample
+        pipeline.load_lora_weights(tmp_path / "a")
+        after, ours, merged = (
+            one(*told).sample
+            for one in (pipeline.transformer, system.transformer, opened.transformer)  # type: ignore[attr-defined]
+        )
+    assert (after - before).abs().max() > 1e-2
+    torch.testing.assert_close(ours, after, rtol=0, atol=1e-6)
+    torch.testing.assert_close(merged, after, rtol=0, atol=1e-6)
 
 
 def test_merging_is_the_sum_of_the_weighted_changes(pipeline_folder: Path, tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from contrastive_i2v.data.frames import FramesConfig
 from contrastive_i2v.errors import InputError
 from contrastive_i2v.models import SYSTEMS, load_system
+from contrastive_i2v.models.ltx_video import LTXVideoConfig
 from contrastive_i2v.models.wan import WanConfig
 from contrastive_i2v.system import SystemConfig
 from contrastive_i2v.training.config import (
@@ -37,6 +38,8 @@ FAMILIES: dict[str, SystemConfig] = {
     "wan-channels": WanConfig(image_condition="channels"),
     "wan-clean-latent": WanConfig(image_condition="clean-latent"),
     "wan-history": WanConfig(image_condition="clean-latent", past_frames=2, frame_timesteps=True),
+    "ltx-video": LTXVideoConfig(),
+    "ltx-history": LTXVideoConfig(past_frames=2, frame_timesteps=True),
 }
 Config = Callable[[str], TrainConfig]
 
@@ -99,7 +102,7 @@ def test_training_resumes_bitwise(config: Config, family: str, monkeypatch: pyte
     assert system.config == fresh.config and (system.fps, system.size) == (12.0, (32, 32))
 
 
-@pytest.mark.parametrize("family", ["wan-channels", "wan-clean-latent"])
+@pytest.mark.parametrize("family", ["wan-channels", "wan-clean-latent", "ltx-video"])
 @pytest.mark.parametrize("rows", ["frame", "clip"])
 def test_the_contrastive_term_is_the_float64_reference(
     config: Config, family: str, rows: Any, monkeypatch: pytest.MonkeyPatch
