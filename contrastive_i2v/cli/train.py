@@ -27,8 +27,9 @@ DESCRIPTION = f"""Fine-tune a model on a folder of captioned videos.
 {textwrap.indent(textwrap.fill(", ".join(RECIPES), 100), " " * 16)}
                 (default: contrastive); NAME of NAME/STAGE is all its stages, each from the model before, with the
                 options below for every one and --output as their folder. With options of their own (--help): tiny-base
-                trains the packaged model anew, tiny-text-to-image a base that knows no image yet, and shapes-reader the
-                classifier that evaluate reads generated clips with
+                trains the packaged model anew, tiny-text-to-image a base that knows no image yet, tiny-ltx-base the
+                autoencoder that tiny-ltx-video begins with, and shapes-reader the classifier that evaluate reads
+                generated clips with
 --config FILE   start from an earlier run's config.yaml; every option below overrides it
 --no-calibration
                 leave the last step out, which chooses how the model is sampled, on the clips of --data.validation-path
@@ -117,6 +118,13 @@ def _train_tiny_base(arguments: Sequence[str]) -> None:
     print(f"model: {folder}")
 
 
+def _make_tiny_ltx(arguments: Sequence[str]) -> None:
+    from contrastive_i2v.training.tiny_ltx import TinyLTXConfig, make_tiny_ltx
+
+    config = tyro.cli(TinyLTXConfig, prog="contrastive-i2v train --recipe tiny-ltx-base", args=arguments)
+    print(f"model: {make_tiny_ltx(config)}")
+
+
 def _train_text_to_image(arguments: Sequence[str]) -> None:
     from contrastive_i2v.training.text_to_image import TextToImageConfig, train_text_to_image
 
@@ -138,6 +146,7 @@ def _train_shapes_reader(arguments: Sequence[str]) -> None:
 
 OTHERS = {
     "tiny-base": _train_tiny_base,
+    "tiny-ltx-base": _make_tiny_ltx,
     "tiny-text-to-image": _train_text_to_image,
     "shapes-reader": _train_shapes_reader,
 }

@@ -160,37 +160,6 @@ class LTXVideo(VideoTransformer):
     @classmethod
     def random(cls, config: SystemConfig) -> LTXVideo:
         """Windows of 9 frames (three latents) of 64 x 64 pixels."""
-        vae = diffusers.AutoencoderKLLTXVideo(
-            latent_channels=4,
-            block_out_channels=(8, 16),
-            down_block_types=("LTXVideoDownBlock3D",) * 2,
-            decoder_block_out_channels=(16, 16),
-            layers_per_block=(1, 1, 1),
-            decoder_layers_per_block=(1, 1, 1),
-            spatio_temporal_scaling=(True, True),
-            decoder_spatio_temporal_scaling=(True, True),
-            decoder_inject_noise=(False,) * 3,
-            downsample_type=("conv",) * 2,
-            upsample_residual=(False,) * 2,
-            upsample_factor=(1, 1),
-            patch_size=2,
-        )
-        variance: Any = vae.encoder.conv_out.conv
-        nn.init.zeros_(variance.weight[-1])
-        nn.init.constant_(variance.bias[-1], -5.0)  # a narrow posterior, as trained ones are
-        vae.latents_mean.copy_(torch.tensor([0.1, -0.2, 0.3, -0.4]))
-        vae.latents_std.copy_(torch.tensor([0.5, 0.6, 0.7, 0.8]))
-        tokenizer = random_tokenizer()
-        text = transformers.T5Config(vocab_size=len(tokenizer), d_model=32, d_kv=8, d_ff=64, num_layers=2, num_heads=4)
-        transformer = diffusers.LTXVideoTransformer3DModel(
-            in_channels=4,
-            out_channels=4,
-            num_attention_heads=2,
-            attention_head_dim=24,
-            cross_attention_dim=48,
-            num_layers=2,
-            caption_channels=32,
-        )
         scheduler = diffusers.FlowMatchEulerDiscreteScheduler(
             use_dynamic_shifting=True,
             base_shift=0.95,
@@ -199,7 +168,7 @@ class LTXVideo(VideoTransformer):
             max_image_seq_len=4096,
             shift_terminal=0.1,
         )
-        parts = Parts(vae, transformers.T5EncoderModel(text), tokenizer, transformer)
+        parts = tiny_parts()
         merged = cast(LTXVideoConfig, config).over(replace(PUBLISHED, frames=9, text_length=16))
         system = cls(parts, scheduler, merged)
         system.size = (64, 64)
@@ -249,3 +218,58 @@ def _mu(config: Mapping[str, Any], latent: Sequence[int]) -> float:
     few, many = config.get("base_image_seq_len", 256), config.get("max_image_seq_len", 4096)
     low, high = config.get("base_shift", 0.5), config.get("max_shift", 1.15)
     return float(low + (high - low) * (math.prod(latent) - few) / (many - few))
+
+
+def tiny_parts(
+    *,
+    tokenizer: Any = None,
+    channels: int = 4,
+    width: int = 8,
+    heads: int = 2,
+    layers: int = 2,
+    text_width: int = 32,
+) -> Parts:
+    """Tiny parts with random weights.
+
+    Args:
+        tokenizer: None = `random_tokenizer()`.
+        channels: of a latent, which is 8 x 8 pixels and 4 frames after the first.
+        width: of the autoencoder's first level.
+        heads, layers: of the transformer, whose heads have 24 channels.
+    """
+    vae = diffusers.AutoencoderKLLTXVideo(
+        latent_channels=channels,
+        block_out_channels=(width, 2 * width),
+        down_block_types=("LTXVideoDownBlock3D",) * 2,
+        decoder_block_out_channels=(2 * width,) * 2,
+        layers_per_block=(1,) * 3,
+        decoder_layers_per_block=(1,) * 3,
+        spatio_temporal_scaling=(True,) * 2,
+        decoder_spatio_temporal_scaling=(True,) * 2,
+        decoder_inject_noise=(False,) * 3,
+        downsample_type=("conv",) * 2,
+        upsample_residual=(False,) * 2,
+        upsample_factor=(1,) * 2,
+        patch_size=2,
+    )
+    variance: Any = vae.encoder.conv_out.conv
+    nn.init.zeros_(variance.weight[-1])
+    nn.init.constant_(variance.bias[-1], -5.0)  # a narrow posterior, as trained ones are
+    vae.latents_mean.copy_(0.1 * torch.arange(channels) - 0.2)
+    vae.latents_std.copy_(0.5 + 0.1 * torch.arange(channels) / channels)
+    tokenizer = tokenizer or random_tokenizer()
+    text = transformers.T5EncoderModel(
+        transformers.T5Config(
+            vocab_size=len(tokenizer), d_model=text_width, d_kv=8, d_ff=2 * text_width, num_layers=2, num_heads=4
+        )
+    )
+    transformer = diffusers.LTXVideoTransformer3DModel(
+        in_channels=channels,
+        out_channels=channels,
+        num_attention_heads=heads,
+        attention_head_dim=24,
+        cross_attention_dim=24 * heads,
+        num_layers=layers,
+        caption_channels=text_width,
+    )
+    return Parts(vae, text, tokenizer, transformer)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -350,12 +350,14 @@ def load_parts(source: str, *, vae: Any, text_encoder: Any, tokenizer: Any, tran
     )
 
 
-def random_tokenizer() -> Any:
-    """A T5 tokenizer with words learned from a few captions."""
-    import transformers
+CAPTIONS = ("a red ball moves left over a plain wall", "the green square glides up", "a blue star, fast and slow")
 
-    captions = ("a red ball moves left over a plain wall", "the green square glides up", "a blue star, fast and slow")
-    return transformers.T5TokenizerFast().train_new_from_iterator(captions, 200)
+
+def random_tokenizer(captions: Iterable[str] = CAPTIONS, vocabulary: int = 200) -> Any:
+    """A T5 tokenizer with words learned from captions."""
+    from transformers import T5TokenizerFast
+
+    return T5TokenizerFast().train_new_from_iterator(captions, vocabulary)
 
 
 def check_text_width(source: str, text_encoder: Any, width: int) -> None:

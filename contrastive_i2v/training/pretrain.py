@@ -107,7 +107,7 @@ def train_autoencoder(frames: Tensor, *, folder: Path, steps: int, batch_size: i
     torch.manual_seed(seed)
     vae = tiny.build_vae()
     side = frames.shape[-1]
-    code = PatchComponents(frames, channels=vae.config.latent_channels, patch=4)
+    code = PatchComponents(frames[:, None], channels=vae.config.latent_channels, side=4)
 
     def loss(step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
         images = frames[torch.randint(len(frames), (batch_size,), generator=generator)]
@@ -117,16 +117,10 @@ def train_autoencoder(frames: Tensor, *, folder: Path, steps: int, batch_size: i
         posterior = vae.encode(images).latent_dist
         noise = torch.randn(posterior.mean.shape, generator=generator)
         apart = step < 0.5 * steps
-        target = code(images)
+        target = code(images[:, None])[:, 0]
         latents = target + 0.05 * noise if apart else posterior.mean + posterior.std * noise
-        error = vae.decode(latents).sample - images
-        pixel, square = error.abs().mean(), error.square().mean()
-        edges = error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean()
-        kl = 0.5 * (posterior.mean.square() + posterior.var - 1 - posterior.logvar).mean()
-        total = pixel + square + 0.5 * edges + 1e-4 * kl
-        if apart:
-            total = total + (posterior.mean - target).square().mean()
-        return total, {"l1": pixel.item(), "kl": kl.item()}
+        value, figures = autoencoder_loss(vae.decode(latents).sample - images, posterior)
+        return value + (posterior.mean - target).square().mean() if apart else value, figures
 
     fit(vae, loss, folder=folder, steps=steps, learning_rate=1.5e-3, seed=seed)
     with torch.no_grad():
@@ -138,27 +132,28 @@ def train_autoencoder(frames: Tensor, *, folder: Path, steps: int, batch_size: i
 def train_video_autoencoder(
     vae: Any, clips: Tensor, *, folder: Path, steps: int, batch_size: int, seed: int, crop: int = 32
 ) -> tuple[Tensor, Tensor]:
-    """Train a causal video autoencoder in place on `clips [N, F, 3, H, W]`; the mean and standard deviation of its
-    latents by channel, [C] each.
+    """Train a causal video autoencoder in place on `clips [N, F, 3, H, W]`, as `train_autoencoder` does an image one:
+    first towards a linear code, then as one, on crops but for the last tenth of the steps.
 
-        L1(pixels) + MSE(pixels) + L1(pixel differences) / 2 + 1e-4 mean KL(posterior, N(0, I))
-
-    Steps see crops, but for the last tenth.
+    Returns the mean and standard deviation of its latents by channel, [C] each.
     """
-    side = clips.shape[-1]
+    side, channels = clips.shape[-1], int(vae.config.latent_channels)
+    downscale, length = int(vae.spatial_compression_ratio), int(vae.temporal_compression_ratio)
+    code = PatchComponents(clips, channels=channels, side=downscale, length=length)
 
     def loss(step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
-        pixels = clips[torch.randint(len(clips), (batch_size,), generator=generator)].transpose(1, 2)
+        pixels = clips[torch.randint(len(clips), (batch_size,), generator=generator)]
         if step < 0.9 * steps:
             top, left = (int(i) for i in torch.randint(side - crop + 1, (2,), generator=generator))
             pixels = pixels[..., top : top + crop, left : left + crop]
-        posterior = vae.encode(pixels).latent_dist
-        latents = posterior.mean + posterior.std * torch.randn(posterior.mean.shape, generator=generator)
-        error = vae.decode(latents).sample - pixels
-        pixel, square = error.abs().mean(), error.square().mean()
-        edges = error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean()
-        kl = 0.5 * (posterior.mean.square() + posterior.var - 1 - posterior.logvar).mean()
-        return pixel + square + 0.5 * edges + 1e-4 * kl, {"l1": pixel.item(), "kl": kl.item()}
+        posterior = vae.encode(pixels.transpose(1, 2)).latent_dist
+        noise = torch.randn(posterior.mean.shape, generator=generator)
+        apart = step < 0.5 * steps
+        target = code(pixels).transpose(1, 2)
+        latents = target + 0.05 * noise if apart else posterior.mean + posterior.std * noise
+        error = vae.decode(latents).sample - pixels.transpose(1, 2)
+        value, figures = autoencoder_loss(error, posterior)
+        return value + (posterior.mean - target).square().mean() if apart else value, figures
 
     fit(vae, loss, folder=folder, steps=steps, learning_rate=1.5e-3, seed=seed)
     with torch.no_grad():
@@ -167,25 +162,35 @@ def train_video_autoencoder(
     return latents.mean(1), latents.std(1)
 
 
-class PatchComponents:
-    """The linear code of `patch` x `patch` pixels: their first `channels` principal components, at unit variance."""
+def autoencoder_loss(error: Tensor, posterior: Any) -> tuple[Tensor, dict[str, float]]:
+    """`L1 + MSE + L1 of differences / 2 + 1e-4 mean KL(posterior, N(0, I))` of an error in pixels, and figures."""
+    pixel, square = error.abs().mean(), error.square().mean()
+    edges = error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean()
+    kl = 0.5 * (posterior.mean.square() + posterior.var - 1 - posterior.logvar).mean()
+    return pixel + square + 0.5 * edges + 1e-4 * kl, {"l1": pixel.item(), "kl": kl.item()}
 
-    def __init__(self, frames: Tensor, *, channels: int, patch: int) -> None:
-        self.patch = patch
-        patches = self._patches(frames[:1000]).flatten(0, 1)[::7]  # [n, 3 patch^2]
+
+class PatchComponents:
+    """The linear code of patches of `length` frames and `side` x `side` pixels: their first `channels` principal
+    components, at unit variance. A video's first frame is a patch of its own, as if it had been there before."""
+
+    def __init__(self, videos: Tensor, *, channels: int, side: int, length: int = 1) -> None:
+        self.side, self.length = side, length
+        patches = self._patches(videos[:1000]).flatten(0, 3)[::7]  # [n, 3 length side^2]
         self.mean = patches.mean(0)
         components = torch.linalg.svd(patches - self.mean, full_matrices=False)[2][:channels]
-        self.basis = components.T / ((patches - self.mean) @ components.T).std(0)  # [3 patch^2, C]
+        self.basis = components.T / ((patches - self.mean) @ components.T).std(0)  # [3 length side^2, C]
 
-    def __call__(self, images: Tensor) -> Tensor:
-        """`[F, 3, H, W]` -> `[F, C, H / patch, W / patch]`."""
-        codes: Tensor = (self._patches(images) - self.mean) @ self.basis  # [F, h w, C]
-        return codes.transpose(1, 2).reshape(
-            len(images), -1, images.shape[-2] // self.patch, images.shape[-1] // self.patch
-        )
+    def __call__(self, videos: Tensor) -> Tensor:
+        """`[B, 1 + (f - 1) length, 3, H, W]` -> `[B, f, C, H / side, W / side]`."""
+        return ((self._patches(videos) - self.mean) @ self.basis).movedim(-1, 2)
 
-    def _patches(self, images: Tensor) -> Tensor:
-        return F.unfold(images, self.patch, stride=self.patch).transpose(1, 2)
+    def _patches(self, videos: Tensor) -> Tensor:
+        """`[B, f, h, w, 3 length side^2]`"""
+        whole = torch.cat([videos[:, :1].expand(-1, self.length - 1, -1, -1, -1), videos], dim=1)
+        size, frames, _, height, width = whole.shape
+        grid = (frames // self.length, self.length, 3, height // self.side, self.side, width // self.side, self.side)
+        return whole.reshape(size, *grid).permute(0, 1, 4, 6, 2, 3, 5, 7).flatten(4)
 
 
 def train_text_encoder(

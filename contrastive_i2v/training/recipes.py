@@ -172,6 +172,26 @@ def wan() -> TrainConfig:
     )
 
 
+def tiny_ltx_video() -> TrainConfig:
+    """The transformer of `tiny-ltx-base` on moving shapes, in full, from random weights."""
+    frames = FramesConfig(frame_rate=5.0, offset_std=0.0, windows_per_clip=8)
+    return TrainConfig(
+        output=Path("runs/tiny-ltx-video"),
+        model="runs/tiny-ltx-base",
+        system=LTXVideoConfig(),
+        steps=3000,
+        batch_size=8,
+        ema_decay=0.99,
+        checkpoint_every=500,
+        data=DataConfig(resolution=64, frames=frames),
+        timesteps=TimestepsConfig(distribution="logit-normal", shift=None),
+        optimizer=OptimizerConfig(learning_rate=1e-3, warmup_steps=50),
+        loss=LossConfig(target_weight=0.0),
+        preview=PreviewConfig(every=1000, frames=16),
+        validation=ValidationConfig(every=500, clips=32),
+    )
+
+
 _BY_FORM = {form: recipe(form) for form in ("contrastive", "baseline", "literal")}
 RECIPES = {
     **_BY_FORM,
@@ -181,6 +201,7 @@ RECIPES = {
     "ltx-video": ltx_video(),
     **{f"tiny-{form}": tiny(config) for form, config in _BY_FORM.items()},
     "tiny-consisti2v": tiny_consisti2v(),
+    "tiny-ltx-video": tiny_ltx_video(),
     **{f"tiny-emu-video/{name}": config for name, config in tiny_emu_video().items()},
 }
 """What `train --recipe NAME` starts from; the other forms are those of `experiment`."""

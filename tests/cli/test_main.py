@@ -126,7 +126,7 @@ def test_sample_refuses_what_it_cannot_use(
     image.write_bytes(b"text")
     assert "not a readable image" in error_of(run, capsys)
     Image.new("RGB", (8, 8)).save(image)
-    assert "--resolution 15" in error_of([*run, "--resolution", "15"], capsys)
+    assert "--resolution: got 15x15" in error_of([*run, "--resolution", "15"], capsys)
     assert "expected 1 or 3 values, got 2" in error_of(
         [*run[:3], "--image", *[str(image)] * 2, "--prompt", *"xyz"], capsys
     )

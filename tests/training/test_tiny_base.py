@@ -83,18 +83,24 @@ def test_frames_of_clips_that_can_be_read(
         load_frames(found[4:5], per_clip=2, step=5, size=16)
 
 
-def test_patch_components_are_the_best_linear_code() -> None:
+@pytest.mark.parametrize("length", [1, 2])
+def test_patch_components_are_the_best_linear_code(length: int) -> None:
     generator = torch.Generator().manual_seed(0)
-    mixing = torch.randn(2, 3 * 4 * 4, generator=generator)
-    patches = torch.randn(400, 2, generator=generator) @ mixing + 0.5  # two factors explain every patch
-    images = patches.reshape(100, 4, 48).transpose(1, 2)  # four patches an image
-    images = torch.nn.functional.fold(images, (8, 8), 4, stride=4)
-    code = PatchComponents(images, channels=2, patch=4)
-    codes = code(images)
-    assert codes.shape == (100, 2, 2, 2)
-    flat = codes.permute(0, 2, 3, 1).reshape(-1, 2)
-    assert 0.7 < float(flat.std()) < 1.3
-    unfolded = torch.nn.functional.unfold(images, 4, stride=4).transpose(1, 2).reshape(-1, 48)
+    mixing = torch.randn(2, 3 * length * 4 * 4, generator=generator)
+    factors = torch.randn(100, 3, 2, 2, 2, generator=generator)  # two explain every patch of a latent frame
+    patches = (factors @ mixing + 0.5).reshape(100, 3, 2, 2, length, 3, 4, 4)  # [B, f, h, w, t, c, y, x]
+    videos = patches.permute(0, 1, 4, 5, 2, 6, 3, 7).reshape(100, 3 * length, 3, 8, 8)
+    if length == 2:  # the first frame stands for those before it
+        videos[:, 0] = videos[:, 1]
+        videos = videos[:, 1:]
+    code = PatchComponents(videos, channels=2, side=4, length=length)
+    codes = code(videos)
+    assert codes.shape == (100, 3, 2, 2, 2)
+    assert 0.7 < float(codes.std()) < 1.3
+    flat = codes[:, 1:].movedim(2, -1).reshape(-1, 2)
+    whole = patches[:, 1:].reshape(len(flat), -1)
     design = torch.cat([flat, torch.ones(len(flat), 1)], dim=1)
-    rebuilt = design @ torch.linalg.lstsq(design, unfolded).solution
-    torch.testing.assert_close(rebuilt, unfolded, atol=1e-3, rtol=1e-3)
+    rebuilt = design @ torch.linalg.lstsq(design, whole).solution
+    torch.testing.assert_close(rebuilt, whole, atol=1e-3 if length == 1 else 0.5, rtol=1e-3)
+    for frames in (1, 1 + length):  # causal: latent frames of what there is so far
+        torch.testing.assert_close(code(videos[:, :frames]), codes[:, : 1 + (frames - 1) // length])
