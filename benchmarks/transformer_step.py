@@ -52,7 +52,7 @@ OURS = {"ours, no contrastive term": LossConfig(target_weight=0.0), "ours, contr
 FRAMES = {"tiny": 9, "middle": 17}
 MIDDLE = {"num_attention_heads": 8, "attention_head_dim": 96, "ffn_dim": 3072, "freq_dim": 256, "num_layers": 8}
 RANK = 32
-CLIPS = 32
+CLIPS = 8
 
 
 @dataclass(frozen=True, kw_only=True)
