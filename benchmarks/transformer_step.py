@@ -1,11 +1,10 @@
 """A training step of Wan beside finetrainers': `python -m benchmarks.transformer_step`.
 
-Same random weights, latents, batch size and precision, in turns, LoRA and full fine-tuning. The
-step of finetrainers 0.2.0's SFT trainer is written anew here from what it does with its defaults on latents that it
-encoded before: one file an item, posterior moments normalised and sampled at every step, uniform timesteps, Adam. In
-bf16 its weights, gradients and moments are bfloat16, adapters float32; ours are float32 under autocast. It doesn't know
-a clean first latent: beside that form it trains the same transformer as text-to-video. Ours is the Trainer's own step,
-loading included.
+Same random weights, latents, batch size and precision, in turns, LoRA and full fine-tuning. The step of finetrainers
+0.2.0's SFT trainer is written anew here from what it does with its defaults on latents that it encoded before: one file
+an item, posterior moments normalised and sampled at every step, uniform timesteps, Adam. In bf16 its weights, gradients
+and moments are bfloat16, adapters float32; ours are float32 under autocast. It doesn't know a clean first latent:
+beside that form it trains the same transformer as text-to-video. Ours is the Trainer's own step, loading included.
 
 A figure is the median over the rounds; the ratio is taken round by round. Both steps are taken apart. Memory is that of
 a process of its own: the tensors that stay, and how far a step raises the resident memory and that of tensors.
@@ -241,10 +240,11 @@ def prepare(work: Path, case: Case) -> None:
     random_model(case.model, case.image_condition).save(work / "model")
     trainer = Ours(work, case, LossConfig()).trainer
     codec: Any = trainer.system.codec
+    dataset: Any = trainer.dataset
     (work / "items").mkdir()
     same = {"latents_mean": codec.mean.flatten(), "latents_std": 1 / codec.std.flatten()}
-    for number in range(len(trainer.dataset)):
-        example = trainer.dataset[number]
+    for number in range(len(dataset)):
+        example = dataset[number]
         item = {**same, "latents": example.raw, "encoder_hidden_states": example.text["prompt_embeds"]}
         if example.image:
             known = codec.denormalize(example.image["image_latents"])
@@ -261,7 +261,9 @@ def prepare(work: Path, case: Case) -> None:
 
 def times(work: Path, case: Case, rounds: int) -> dict[str, Any]:
     """Medians of the steps and their parts, in milliseconds."""
-    contenders = {name: contender(work, case, name) for name in (PEER, *OURS)}
+    theirs = Finetrainers(work, case)
+    contenders: dict[str, Finetrainers | Ours] = {PEER: theirs}
+    contenders |= {name: Ours(work, case, loss) for name, loss in OURS.items()}
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
     for one in contenders.values():
         one.step()
@@ -274,11 +276,11 @@ def times(work: Path, case: Case, rounds: int) -> dict[str, Any]:
     return {
         "milliseconds": {name: 1000 * statistics.median(values) for name, values in seconds.items()},
         "speed_up": {
-            name: statistics.median(theirs / mine for theirs, mine in zip(seconds[PEER], values, strict=True))
+            name: statistics.median(peer / mine for peer, mine in zip(seconds[PEER], values, strict=True))
             for name, values in seconds.items()
         },
         "parts": {name: one.clock.milliseconds() for name, one in contenders.items()},
-        "parameters": sum(parameter.numel() for parameter in contenders[PEER].transformer.parameters()),
+        "parameters": sum(parameter.numel() for parameter in theirs.transformer.parameters()),
     }
 
 

@@ -37,8 +37,9 @@ def work(case: Case, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_both_train_the_same_network_on_the_same_inputs(case: Case, work: Path, rank: int) -> None:
     case = replace(case, rank=rank)
     theirs, ours = Finetrainers(work, case), Ours(work, case, LossConfig())
-    system, dataset = ours.trainer.system, ours.trainer.dataset
-    networks = [theirs.transformer, system.transformer]  # type: ignore[attr-defined]
+    system: Any = ours.trainer.system
+    dataset: Any = ours.trainer.dataset
+    networks = [theirs.transformer, system.transformer]
     weights = [dict(network.named_parameters()) for network in networks]
     trained = [{name for name, weight in one.items() if weight.requires_grad} for one in weights]
     assert trained[0] == trained[1] and weights[0].keys() == weights[1].keys()
