@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import torch
 from torch.utils.data import default_collate
 
 from benchmarks import data_report, transformer_step
+from benchmarks.plan import Measured
 from benchmarks.transformer_step import PEER, Case, Finetrainers, Ours, prepare
 from contrastive_i2v.training.config import LossConfig, TimestepsConfig
 from contrastive_i2v.training.inputs import make_inputs
@@ -65,7 +66,15 @@ def test_both_train_the_same_network_on_the_same_inputs(case: Case, work: Path, 
 
 
 @pytest.mark.slow
-def test_a_run_makes_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_makes_the_page(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def memory(work: Path, case: Case, name: str) -> Measured:
+        """As the child process answers."""
+        transformer_step.main(["--memory-of", json.dumps([str(work), asdict(case), name])])
+        return Measured(**json.loads(capsys.readouterr().out.splitlines()[-1]))
+
+    monkeypatch.setattr(transformer_step, "memory", memory)
     monkeypatch.setattr(transformer_step, "CLIPS", 4)
     output = tmp_path / "transformer-step-one.json"
     transformer_step.main(["--rounds", "1", "--batch-size", "2", "--output", str(output)])
