@@ -1,4 +1,5 @@
-"""What docs/performance.md says of `python -m benchmarks.encoding` and `benchmarks.train_step`, from their files."""
+"""What docs/performance.md says of `python -m benchmarks.encoding`, `benchmarks.train_step` and
+`benchmarks.transformer_step`, from their files."""
 
 from __future__ import annotations
 
@@ -6,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from benchmarks.goals import bytes_text
 from benchmarks.video_report import table
 
 DECODING_GOAL, LOADING_GOAL, STEP_GOAL = 1.7, 20_000, 1.65
@@ -17,6 +19,8 @@ def performance(folder: Path) -> str:
     parts = [encoding(name, found) for name, found in files.items() if name.startswith("encoding-")]
     steps = {name: found for name, found in files.items() if name.startswith("train-step-")}
     parts += [training_steps(steps)] if steps else []
+    steps = {name: found for name, found in files.items() if name.startswith("transformer-step-")}
+    parts += [transformer_steps(steps)] if steps else []
     return "\n\n".join(["## Data, and a whole training step", *parts]) if parts else ""
 
 
@@ -60,5 +64,45 @@ def training_steps(steps: dict[str, dict[str, Any]]) -> str:
             "encoders' time and a part of the optimizer's; the UNet takes the same in both, and bounds the rest. The "
             f"goal is {STEP_GOAL:g}x.",
             table(["", "step", "milliseconds", "the example's / this one's"], rows),
+        ]
+    )
+
+
+def transformer_steps(steps: dict[str, dict[str, Any]]) -> str:
+    rows = []
+    for name, found in steps.items():
+        for row in found["rows"]:
+            trained = f"LoRA of rank {row['rank']}" if row["rank"] else "all weights"
+            for who, value in row["milliseconds"].items():
+                parts, memory = row["parts"][who], row["memory"][who]
+                network = parts["forward"] + parts["backward"]
+                rest = {part: took for part, took in parts.items() if part not in ("forward", "backward")}
+                rest["other"] = value - network - sum(rest.values())
+                beside = ", ".join(f"{part} {took:.1f}" for part, took in rest.items())
+                rows.append(
+                    [
+                        name.removeprefix("transformer-step-"),
+                        f"{trained}, of {row['parameters'] / 1e6:.1f} M",
+                        who,
+                        f"{value:.1f}",
+                        f"{row['speed_up'][who]:.2f}x",
+                        f"{network:.1f}",
+                        f"{value - network:.1f} ({beside})",
+                        f"{bytes_text(memory['stays'])} + {bytes_text(memory['tensors'])}",
+                        bytes_text(memory["resident"]),
+                    ]
+                )
+    header = ["", "trained", "step", "milliseconds", "finetrainers' / this one's", "forward and backward"]
+    header += ["beside them", "tensors: stay + step", "resident, step"]
+    return "\n\n".join(
+        [
+            "### A training step of Wan beside finetrainers'",
+            "Made by `python -m benchmarks.transformer_step`: random weights, the same latents, encoded before, in "
+            "turns; of one thread, processor time. Memory is of a process of its own: tensors that stay (weights and "
+            "moments; of ours the frozen autoencoder and encoders too), how far a step raises that, and how far it "
+            "raises the resident memory. The goal is the same time or less, and less memory. In bf16 finetrainers "
+            "keeps weights, gradients and moments in bfloat16, ours float32. With a clean first latent each token has "
+            "a timestep of its own; finetrainers trains the same weights as text-to-video, with one for all.",
+            table(header, rows),
         ]
     )

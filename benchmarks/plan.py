@@ -13,13 +13,19 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from benchmarks.memory import peak_of
 from contrastive_i2v.training.config import DataConfig, TrainConfig
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from contrastive_i2v.training.trainer import Trainer
 
 WIDTHS = {"tiny": None, "middle": (128, 256, 384)}
 CASES: list[dict[str, Any]] = [
@@ -55,32 +61,39 @@ def config_of(work: Path, model: str, changes: dict[str, Any]) -> TrainConfig:
     return replace(recipe, **{"mixed_precision": "no", "output": output, "model": name, "data": data, **more})
 
 
-def measure(config: TrainConfig) -> Measured:
-    """Of this process, which should be fresh."""
-    import torch
-
-    from contrastive_i2v.training.batches import build_loader
-    from contrastive_i2v.training.live_bytes import LiveBytes
-    from contrastive_i2v.training.trainer import Trainer
-
-    trainer = Trainer(config)
-    count = config.gradient_accumulation
-    loader = iter(build_loader(trainer.dataset, config, trainer.accelerator, step=0))
-    batches = [list(islice(loader, count)) for _ in range(3)]
-    trainer._train_step(batches[0])
-    resident = peak_of(lambda: trainer._train_step(batches[1]))
+def kept_by(trainer: Trainer) -> list[Tensor]:
+    """The tensors that stay from step to step."""
     optimizer = trainer.state.optimizer.optimizer
-    kept: list[torch.Tensor] = [
+    return [
         *(tensor for part in trainer.system.parts().values() for tensor in (*part.parameters(), *part.buffers())),
         *(value for values in optimizer.state.values() for value in values.values()),
         *(trainer.state.ema.shadow_params if trainer.state.ema else []),
     ]
+
+
+def measured(step: Callable[[], object], kept: Callable[[], Iterable[Tensor]]) -> Measured:
+    """Of three steps in this process, which should be fresh; `kept` says which tensors stay between them."""
+    from contrastive_i2v.training.live_bytes import LiveBytes
+
+    step()
+    resident = peak_of(step)
     with LiveBytes() as memory:
-        for tensor in kept:
+        for tensor in kept():
             memory.add(tensor)
         stays = memory.peak = memory.live
-        trainer._train_step(batches[2])
+        step()
     return Measured(stays, resident, memory.peak - stays)
+
+
+def measure(config: TrainConfig) -> Measured:
+    """Of a trainer's step."""
+    from contrastive_i2v.training.batches import build_loader
+    from contrastive_i2v.training.trainer import Trainer
+
+    trainer = Trainer(config)
+    loader = iter(build_loader(trainer.dataset, config, trainer.accelerator, step=0))
+    batches = iter([list(islice(loader, config.gradient_accumulation)) for _ in range(3)])
+    return measured(lambda: trainer._train_step(next(batches)), lambda: kept_by(trainer))
 
 
 def prepare(work: Path) -> None:

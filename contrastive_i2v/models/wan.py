@@ -107,7 +107,7 @@ def _call(
     transformer: Any, clip: Tensor, timesteps: Tensor, prompt_embeds: Tensor, image_embeds: Tensor | None = None
 ) -> Tensor:
     """`[B, T, C, h, w]` -> the prediction, in the dtype of the clip."""
-    dtype = transformer.dtype
+    dtype = transformer.patch_embedding.weight.dtype  # diffusers' own dtype walks all modules
     out: Tensor = transformer(
         clip.transpose(1, 2).to(dtype),
         timesteps,

@@ -228,7 +228,8 @@ class Trainer:
         learning_rate = self.config.optimizer.learning_rate * self.lr_factor(state.step)
         for group in optimizer.param_groups:
             group["lr"] = learning_rate
-        state.network.train()
+        if not self.system.network.training:  # it walks all modules
+            state.network.train()
         rows = self._backward_together(batches) if self.config.gradient_cache else self._backward(batches)
         norm = self.accelerator.clip_grad_norm_(state.trainable, self.config.optimizer.max_grad_norm)
         norm = norm.full_tensor() if isinstance(norm, DTensor) else norm

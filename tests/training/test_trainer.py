@@ -174,6 +174,15 @@ def test_previews_show_held_out_clips(train_config: TrainConfig, clips: Path) ->
     assert read_log(train_config.output / "log.jsonl")[-1]["preview/motion_ratio"] > 0
 
 
+def test_every_step_is_in_training_mode(train_config: TrainConfig) -> None:
+    trainer = Trainer(train_config)
+    batch = next(iter(build_loader(trainer.dataset, train_config, trainer.accelerator, step=0)))
+    for _ in range(2):
+        trainer.system.network.eval()  # as previews leave it
+        trainer._train_step([batch])
+        assert all(module.training for module in trainer.system.network.modules())
+
+
 def poison(monkeypatch: pytest.MonkeyPatch, steps: Callable[[int], bool]) -> None:
     """Make the loss of some steps NaN."""
     original = Trainer._loss
