@@ -150,15 +150,20 @@ class Clips:
                 "expected a model of videos"
             )
         self.system, self.config = system, config
+        each = system.codec.temporal_downscale
+        frames = 1 + (reference.frames - 1) // each * each  # of whole latents
+        if frames == 1:
+            raise InputError(
+                f"frames={reference.frames}: a latent of {system.config.kind} holds {each} frames after the first; "
+                f"expected at least {1 + each}, to calibrate by"
+            )
         self.names, self.captions = [one.name for one in reference.clips], [one.caption for one in reference.clips]
         self.text = system.encode_text(self.captions)
         own, first = [], []
         hidden = not process_state().is_main_process
         for clip in tqdm(reference.clips, desc="latents", unit="clip", leave=False, disable=hidden):
             pixels = read_true_frames(clip, reference.size).float() / 127.5 - 1
-            frames, each = len(pixels) - 1, system.codec.temporal_downscale
-            pixels = pixels[: 1 + frames // each * each]  # whole latents
-            own.append(system.codec.sample(system.codec.encode(pixels[None]))[0].float())
+            own.append(system.codec.sample(system.codec.encode(pixels[None, :frames]))[0].float())
             first.append(pixels[0])
         self.own = torch.stack(own)  # [N, f, C, h, w], the autoencoder's own latents
         self.first = torch.stack(first)  # [N, 3, H, W] in [-1, 1]

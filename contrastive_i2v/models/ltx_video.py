@@ -32,7 +32,7 @@ from contrastive_i2v.models.video_transformer import (
     check_text_width,
     is_transformer,
     load_parts,
-    random_tokenizer,
+    tiny_tokenizer,
 )
 from contrastive_i2v.system import Condition, ImageEmbeds, Sampler, SystemConfig, Text
 
@@ -232,7 +232,7 @@ def tiny_parts(
     """Tiny parts with random weights.
 
     Args:
-        tokenizer: None = `random_tokenizer()`.
+        tokenizer: None = `tiny_tokenizer()`.
         channels: of a latent, which is 8 x 8 pixels and 4 frames after the first.
         width: of the autoencoder's first level.
         heads, layers: of the transformer, whose heads have 24 channels.
@@ -257,7 +257,7 @@ def tiny_parts(
     nn.init.constant_(variance.bias[-1], -5.0)  # a narrow posterior, as trained ones are
     vae.latents_mean.copy_(0.1 * torch.arange(channels) - 0.2)
     vae.latents_std.copy_(0.5 + 0.1 * torch.arange(channels) / channels)
-    tokenizer = tokenizer or random_tokenizer()
+    tokenizer = tokenizer or tiny_tokenizer()
     text = transformers.T5EncoderModel(
         transformers.T5Config(
             vocab_size=len(tokenizer), d_model=text_width, d_kv=8, d_ff=2 * text_width, num_layers=2, num_heads=4

@@ -35,7 +35,7 @@ from contrastive_i2v.models.video_transformer import (
     check_text_width,
     is_transformer,
     load_parts,
-    random_tokenizer,
+    tiny_tokenizer,
 )
 from contrastive_i2v.system import Condition, ImageEmbeds, Sampler, Size, System, SystemConfig, Text, dropped
 
@@ -236,7 +236,7 @@ class Wan(VideoTransformer):
         )
         nn.init.zeros_(vae.quant_conv.weight[4:])
         nn.init.constant_(vae.quant_conv.bias[4:], -5.0)  # a narrow posterior, as trained ones are
-        tokenizer = random_tokenizer()
+        tokenizer = tiny_tokenizer()
         text = transformers.UMT5Config(
             vocab_size=len(tokenizer), d_model=32, d_kv=8, d_ff=64, num_layers=2, num_heads=4
         )

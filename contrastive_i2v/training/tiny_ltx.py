@@ -14,7 +14,7 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 from contrastive_i2v.data.shapes import ShapesConfig, make_shapes
 from contrastive_i2v.data.sources.folder import read_folder
 from contrastive_i2v.models.ltx_video import PUBLISHED, LTXVideo, tiny_parts
-from contrastive_i2v.models.video_transformer import random_tokenizer
+from contrastive_i2v.models.video_transformer import tiny_tokenizer
 from contrastive_i2v.system import DESCRIPTION, Sampler
 from contrastive_i2v.training.pretrain import load_frames, train_video_autoencoder
 
@@ -45,14 +45,14 @@ def make_tiny_ltx(config: TinyLTXConfig) -> Path:
     clips, _ = read_folder(config.output / "clips" / "train")
     frames, _ = load_frames(clips, per_clip=FRAMES, step=5, size=SIZE)
     torch.manual_seed(config.seed)
-    tokenizer = random_tokenizer([clip.caption for clip in clips], 700)
+    tokenizer = tiny_tokenizer(clip.caption for clip in clips)
     parts = tiny_parts(tokenizer=tokenizer, channels=16, width=16, heads=8, layers=6, text_width=64)
     mean, std = train_video_autoencoder(
         parts.vae, frames, folder=config.output / "stage", steps=config.steps, batch_size=8, seed=config.seed
     )
     parts.vae.latents_mean.copy_(mean)
     parts.vae.latents_std.copy_(std)
-    system = LTXVideo(parts, FlowMatchEulerDiscreteScheduler(), replace(PUBLISHED, frames=FRAMES, text_length=80))
+    system = LTXVideo(parts, FlowMatchEulerDiscreteScheduler(), replace(PUBLISHED, frames=FRAMES, text_length=32))
     system.size, system.fps = (SIZE, SIZE), 5.0
     system.sampler = Sampler(steps=8, guidance_scale=1.0, image_guidance_scale=1.0)
     system.save(folder)
