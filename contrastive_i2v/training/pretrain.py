@@ -183,7 +183,8 @@ class PatchComponents:
 
     def __call__(self, videos: Tensor) -> Tensor:
         """`[B, 1 + (f - 1) length, 3, H, W]` -> `[B, f, C, H / side, W / side]`."""
-        return ((self._patches(videos) - self.mean) @ self.basis).movedim(-1, 2)
+        codes: Tensor = (self._patches(videos) - self.mean) @ self.basis
+        return codes.movedim(-1, 2)
 
     def _patches(self, videos: Tensor) -> Tensor:
         """`[B, f, h, w, 3 length side^2]`"""
