@@ -256,6 +256,9 @@ class System(ABC):
     """A module in the middle of the network, by its name there, for losses on its features; None = say one."""
     lora_targets: ClassVar[tuple[str, ...]] = ("to_q", "to_k", "to_v", "to_out.0")
     """Layers that LoRA adapts unless somebody says otherwise, by the ends of their names."""
+    quantized: str | None = None
+    """What the weights were rounded to after they were opened (`models.quantization`): they are to be sampled with, and
+    neither trained nor saved. None = they are as the files hold them."""
     added: tuple[str, ...] = ()
     """Modules of the network, by name, that the weights which `load` read don't have: LoRA trains them in full."""
 
@@ -433,8 +436,13 @@ class System(ABC):
         Everything is written beside the folder first, so a full disk leaves the folder as it was; files in it that are
         none of the model's stay.
 
-        Raises InputError naming the folder when the disk refuses.
+        Raises InputError naming the folder when the disk refuses, and for rounded weights.
         """
+        if self.quantized:
+            raise InputError(
+                f"{folder}: the weights were rounded to {self.quantized} when they were opened; save a "
+                "model that was opened without quantize"
+            )
         write_model(Path(folder), self.save_weights)
         self.save_description(Path(folder))
 

@@ -20,6 +20,7 @@ from contrastive_i2v.models.emu_video import EmuVideo
 from contrastive_i2v.models.instruct_pix2pix import InstructPix2Pix
 from contrastive_i2v.models.loading import locate, reach, split_options, split_weight, without_weights
 from contrastive_i2v.models.lora import merge_adapters
+from contrastive_i2v.models.quantization import check_storage, quantize
 from contrastive_i2v.system import DESCRIPTION, Adapter, Description, System, SystemConfig, default_device
 
 SYSTEMS: dict[str, type[System]] = {
@@ -41,7 +42,8 @@ def load_system(
 
     Args:
         name: "tiny" (packaged, no download), a folder that training wrote, a diffusers folder, or a hub id; then
-            options of the system, and adapters with weights, as "runs/mine?frame_init=false&lora=runs/other=0.5".
+            options of the system, adapters with weights, and `quantize`, what the network's linear weights are kept in,
+            as "runs/mine?frame_init=false&lora=runs/other=0.5&quantize=int8".
         config: the kind of system and its options, say for training; None = what the folder says, or the first system
             that opens it.
         device: None = CUDA where there is one, else the CPU.
@@ -53,6 +55,7 @@ def load_system(
     """
     name, options = split_options(name)
     adapters = [split_weight(adapter) for adapter in options.pop("lora", ())]
+    storage = check_storage(options.pop("quantize", None))
     source = reach(locate(name))
     saved = read_description(source)
     if not adapters and not (saved and saved.adapter):
@@ -63,6 +66,9 @@ def load_system(
             with TemporaryDirectory() as folder:
                 system.save(folder)
                 system = _open(folder, read_description(folder), config, options, name)
+    if storage:
+        quantize(system.network, storage)
+        system.quantized = storage
     return system.to(default_device() if device is None else device, dtype)
 
 

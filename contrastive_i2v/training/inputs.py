@@ -11,7 +11,7 @@ from torch import Tensor
 
 from contrastive_i2v.data.examples import Example
 from contrastive_i2v.diffusion import NoiseSchedule
-from contrastive_i2v.randomness import draw
+from contrastive_i2v.randomness import draw, seeded
 from contrastive_i2v.system import Condition, System, split_noise
 from contrastive_i2v.training.config import TimestepsConfig
 
@@ -214,3 +214,14 @@ def loss_rows(inputs: Inputs, rows: Literal["frame", "clip"]) -> LossRows:
         banks={"target": clean, "input": of_frames(source.expand(-1, count, -1, -1, -1))},
         groups=of_windows(inputs.groups),
     )
+
+
+@torch.no_grad()
+def blank_inputs(system: System, clean: Tensor) -> tuple[Tensor, Condition]:
+    """Noise in the shape of `clean [B, G, C, h, w]`, a window's generated frames, and the condition of black given
+    frames and no prompt."""
+    given = clean.new_zeros(len(clean), len(system.window.given) + system.window.anchor, *clean.shape[2:])
+    noise = system.noise(clean.shape, seeded("blank"), given=given, sampling=False).to(clean.device)
+    given_noise, noise = split_noise(noise, clean.shape[1])
+    text = {name: value.expand(len(clean), *value.shape[1:]) for name, value in system.encode_text([""]).items()}
+    return noise, system.condition(given, text, noise=given_noise)
