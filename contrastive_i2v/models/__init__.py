@@ -21,7 +21,7 @@ from contrastive_i2v.models.instruct_pix2pix import InstructPix2Pix
 from contrastive_i2v.models.loading import locate, reach, split_options, split_weight, without_weights
 from contrastive_i2v.models.lora import merge_adapters
 from contrastive_i2v.models.quantization import check_storage, quantize
-from contrastive_i2v.system import DESCRIPTION, Adapter, Description, System, SystemConfig, default_device
+from contrastive_i2v.system import DESCRIPTION, Adapter, Description, Dtypes, System, SystemConfig, default_device
 
 SYSTEMS: dict[str, type[System]] = {
     "instruct-pix2pix": InstructPix2Pix,
@@ -36,7 +36,7 @@ def load_system(
     config: SystemConfig | None = None,
     *,
     device: str | torch.device | None = None,
-    dtype: torch.dtype = torch.float32,
+    dtype: Dtypes = torch.float32,
 ) -> System:
     """Open a model: weights, options, window, and how it is sampled.
 
@@ -47,7 +47,7 @@ def load_system(
         config: the kind of system and its options, say for training; None = what the folder says, or the first system
             that opens it.
         device: None = CUDA where there is one, else the CPU.
-        dtype: weights are converted to it, whatever the files hold.
+        dtype: weights are converted to it, whatever the files hold; by part where it is a mapping.
 
     Raises:
         InputError: nothing there, a folder that no system opens or that holds another one, missing parts, options

@@ -119,4 +119,6 @@ def offload_groups(system: System, device: torch.device, *, level: Level = "bloc
 def _move(network: nn.Module, device: torch.device, *, but: Iterable[Tensor]) -> None:
     """Put a network's tensors on a device, in place, some of them left where they are."""
     left = {id(tensor) for tensor in but}
-    network._apply(lambda value: value if id(value) in left else value.to(device))  # type: ignore[no-untyped-call]
+    for tensor in (*network.parameters(), *network.buffers()):
+        if id(tensor) not in left:
+            tensor.data = tensor.data.to(device)

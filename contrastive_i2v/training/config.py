@@ -402,7 +402,7 @@ class TrainConfig:
             _check_gradient_cache(self)
         if self.offload_blocks:
             for reason, holds in {
-                "is of frozen weights, and with lora.rank 0 all are trained; expected a rank above 0": not self.lora.rank,
+                "is of frozen weights, and lora.rank 0 trains all of them; expected a rank above 0": not self.lora.rank,
                 "brings a block's weights where it is computed again; expected gradient_checkpointing": (
                     not self.gradient_checkpointing
                 ),
