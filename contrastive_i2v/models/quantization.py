@@ -74,7 +74,7 @@ class QuantizedLinear(nn.Module):
         """x W'^T + b, in autocast's precision where there is one."""
         if torch.is_autocast_enabled(x.device.type):
             x = x.to(torch.get_autocast_dtype(x.device.type))
-        y: Tensor = _Product.apply(x, self.codes, self.scale, self)
+        y: Tensor = _Product.apply(x, self.codes, self.scale, self)  # type: ignore[no-untyped-call]
         return y if self.bias is None else y + self.bias.to(y.dtype)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> QuantizedLinear:

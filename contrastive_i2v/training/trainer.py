@@ -127,10 +127,7 @@ class Trainer:
             check_compiler(device)
         self.own_contrast = build_own_contrast(self.system, config.loss, device)
         self.lora = build_lora(self.system, config)
-        if config.offload_blocks and self.lora:  # the config sees to it
-            self.blocks = OffloadedBlocks(self.system.network, device, self.lora.trainable())
-        else:
-            self.system.network.to(device)
+        self.blocks = place_network(self.system.network, config, self.lora, device)
         self.alignment = (
             RepresentationAlignment(config, self.system, self.accelerator) if config.loss.alignment_weight else None
         )
@@ -461,6 +458,16 @@ def build_lora(system: System, config: TrainConfig) -> LoraTraining | None:
             f"`contrastive-i2v merge --model {config.model!r} --output FOLDER`"
         )
     return LoraTraining(system, config.lora, base=name, seed=config.seed)
+
+
+def place_network(
+    network: nn.Module, config: TrainConfig, lora: LoraTraining | None, device: torch.device
+) -> OffloadedBlocks | None:
+    """Move a network to where it computes, in place, but for the blocks that a config offloads."""
+    if config.offload_blocks and lora:  # a config that offloads has a rank
+        return OffloadedBlocks(network, device, lora.trainable())
+    network.to(device)
+    return None
 
 
 def build_candidates(
