@@ -92,7 +92,7 @@ class Trainer:
             print(f"mixed precision {config.mixed_precision}, float32 products in {products}")
         if config.mixed_precision == "fp16" and not self.accelerator.native_amp:
             raise InputError(f"mixed_precision=fp16: there is none on {device.type}; expected bf16 or no")
-        self.system = load_system(config.model, config.system, device="cpu") if system is None else system
+        self.system = load_system(config.model, config.system, device="cpu") if system is None else system.to("cpu")
         if self.system.quantized:
             raise InputError(
                 f"model {config.model!r}: its weights are rounded to {self.system.quantized} and can't be trained; "
