@@ -13,6 +13,7 @@ import pytest
 import torch
 from runs import assert_same_run, beside, train_until
 from torch import Tensor
+from watched import Watched
 
 from contrastive_i2v.errors import InputError
 from contrastive_i2v.models import load_system
@@ -31,24 +32,6 @@ def config(train_config: TrainConfig) -> TrainConfig:
     return replace(
         train_config, steps=3, log_every=1, optimizer=optimizer, lora=AdapterConfig(rank=2, base_dtype="int8")
     )
-
-
-class Watched(OffloadedBlocks):
-    """Fills weights that are in the host's memory with what nobody may compute with, and notes the moves."""
-
-    moves: list[str] = []
-
-    def _put_back(self, name: str) -> None:
-        self.moves.append(f"-{name}")
-        for parameter, host in self.host[name]:
-            parameter.data = torch.full_like(host, float("nan") if host.is_floating_point() else 77)
-
-    def _copied(self, host: Tensor) -> Tensor:
-        return host.clone()
-
-    def _load(self, name: str, *arguments: Any) -> None:
-        self.moves.append(f"+{name}")
-        super()._load(name, *arguments)
 
 
 def predict(system: Any) -> Tensor:
