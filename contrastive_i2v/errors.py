@@ -34,13 +34,21 @@ def one_line(error: object) -> str:
 
 
 def check_fields(
-    config: object, least: Mapping[str, float], *, positive: Sequence[str] = (), distinct: Sequence[str] = ()
+    config: object,
+    least: Mapping[str, float],
+    *,
+    positive: Sequence[str] = (),
+    finite: Sequence[str] = (),
+    shares: Sequence[str] = (),
+    distinct: Sequence[str] = (),
 ) -> None:
     """Raises InputError for a field of a config with a bad value; None is no value.
 
     Args:
         least: field -> the smallest value it can have; it must be finite, too.
         positive: fields that are finite numbers > 0.
+        finite: fields that are finite numbers of either sign.
+        shares: fields that are numbers from 0 to 1.
         distinct: fields that are tuples, not empty, in which nothing is twice.
     """
     for name, smallest in least.items():
@@ -51,6 +59,14 @@ def check_fields(
         value = getattr(config, name)
         if value is not None and not 0 < value < math.inf:
             raise InputError(f"{name}: expected a number > 0, got {value}")
+    for name in finite:
+        value = getattr(config, name)
+        if value is not None and not math.isfinite(value):
+            raise InputError(f"{name}: expected a finite number, got {value}")
+    for name in shares:
+        value = getattr(config, name)
+        if value is not None and not 0 <= value <= 1:
+            raise InputError(f"{name}: expected 0 to 1, got {value}")
     for name in distinct:
         values = getattr(config, name)
         if not values or len(set(values)) < len(values):

@@ -15,12 +15,12 @@ from tqdm import tqdm
 
 from contrastive_i2v.data.camera import Camera, move_camera
 from contrastive_i2v.data.images import image_pixels
-from contrastive_i2v.data.video import resize_frames, to_uint8, write_video
+from contrastive_i2v.data.video import check_rate, resize_frames, to_uint8, write_video
 from contrastive_i2v.errors import InputError
 from contrastive_i2v.models import load_system
 from contrastive_i2v.models.offloading import Level, offload_groups
 from contrastive_i2v.sampling.rollout import first_frames, rollout
-from contrastive_i2v.system import Dtypes, Sampler, SamplerOptions, System, default_device
+from contrastive_i2v.system import Dtypes, Sampler, SamplerOptions, System, Text, default_device
 
 OutputType = Literal["pil", "np", "pt", "latent"]
 ImageInput: TypeAlias = "Image.Image | np.ndarray[Any, Any] | Tensor"
@@ -129,6 +129,7 @@ class ImageToVideoPipeline:
         camera: Camera | None = None,
         generator: torch.Generator | Sequence[torch.Generator] | None = None,
         seeds: Sequence[int] | None = None,
+        negative_prompt: str | Sequence[str] = "",
         output_type: OutputType = "pil",
         callback: Callable[[int, Tensor], object] | None = None,
     ) -> ImageToVideoOutput:
@@ -139,6 +140,7 @@ class ImageToVideoPipeline:
                 `[3, H, W]` in [0, 1]. It is cropped to the middle and resized, never squashed. None = the model makes
                 it from the prompt first, where it can (Emu Video).
             prompt: one, or one a video; "" is none.
+            negative_prompt: one, or one a video, which guidance towards the prompt leads away from.
             num_frames: length of the video, the given image included.
             height, width: in pixels; None = what the model was trained at.
             num_inference_steps, guidance_scale, image_guidance_scale, guidance_interval, history_level,
@@ -162,16 +164,16 @@ class ImageToVideoPipeline:
         images = list(image) if isinstance(image, (list, tuple)) else [cast(ImageInput, image)] * (image is not None)
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         count = max(len(images), len(prompts))
-        for name, values in (("image", images), ("prompt", prompts)):
+        negatives = [negative_prompt] if isinstance(negative_prompt, str) else list(negative_prompt)
+        for name, values in (("image", images), ("prompt", prompts), ("negative_prompt", negatives)):
             if len(values) not in (1, count) and not (values is images and image is None):
                 raise InputError(f"{name}: expected 1 or {count}, got {len(values)}")
-        size = (height or system.size[0], width or system.size[1])
-        if not system.takes(size):
-            raise InputError(f"height, width: expected multiples of {codec.downscale}, got {size[0]}x{size[1]}")
+        size = system.check_size((height or system.size[0], width or system.size[1]), "height, width")
         seeds = _seeds(generator, count) if seeds is None else seeds
 
-        text = {name: value.expand(count, *value.shape[1:]) for name, value in system.encode_text(prompts).items()}
-        layout = None
+        text = _expand(system.encode_text(prompts), count)
+        negative = _expand(system.encode_text(negatives), count) if any(negatives) else None
+        layout = pixels = None
         if camera is not None and not images:
             raise InputError(f"camera {camera}: it moves over an image; expected one")
         if camera is not None:
@@ -179,8 +181,9 @@ class ImageToVideoPipeline:
             coarse = codec.sample(codec.encode(torch.stack(moved))).expand(count, -1, -1, -1, -1)
             own, layout = coarse[:, 0], codec.normalize(coarse)
         elif images:
-            pixels = torch.cat([resize_frames(as_frame(one), size) for one in images])  # [1 or B, 3, H, W]
-            own = codec.sample(codec.encode(pixels[:, None]))[:, 0].expand(count, -1, -1, -1)
+            each = torch.cat([resize_frames(as_frame(one), size) for one in images])  # [1 or B, 3, H, W]
+            own = codec.sample(codec.encode(each[:, None]))[:, 0].expand(count, -1, -1, -1)
+            pixels = each.expand(count, -1, -1, -1)
         else:
             still = SamplerOptions(steps=num_inference_steps, guidance_scale=guidance_scale)
             own = first_frames(system, text, size=size, seeds=seeds, sampler=_over_still(still, system))
@@ -211,6 +214,8 @@ class ImageToVideoPipeline:
                 sampler=options.over(system.sampler),
                 fps=fps,
                 layout=layout,
+                pixels=pixels,
+                negative=negative,
                 callback=advance,
             )
         if not bool(torch.isfinite(latents).all()):
@@ -243,8 +248,7 @@ def export_to_video(frames: Any, path: str | Path, fps: float = 5.0) -> None:
     """
     if Path(path).suffix.lower() != ".mp4":
         raise InputError(f"{path}: expected a name that ends in .mp4")
-    if not 0 < fps < float("inf"):
-        raise InputError(f"fps: expected a number > 0, got {fps}")
+    check_rate("fps", fps)
     pictures = [as_frame(frame) for frame in frames]
     if not pictures:
         raise InputError(f"{path}: no frames; expected at least one")
@@ -262,6 +266,10 @@ def as_frame(image: ImageInput) -> Tensor:
             f"image: got {type(image).__name__}{shape}; expected a PIL image, an array [H, W, 3] or a tensor [3, H, W]"
         )
     return (tensor if tensor.dtype == torch.uint8 else to_uint8(tensor * 2 - 1))[None].cpu()
+
+
+def _expand(text: Text, count: int) -> Text:
+    return {name: value.expand(count, *value.shape[1:]) for name, value in text.items()}
 
 
 def _over_still(options: SamplerOptions, system: System) -> Sampler | None:

@@ -30,6 +30,8 @@ C = TypeVar("C", bound="SystemConfig")
 
 Text: TypeAlias = dict[str, Tensor]
 """What a text encoder says of N prompts: tensors `[N, *]` by name, as prompt_embeds, masks, pooled embeddings."""
+ImageEmbeds: TypeAlias = dict[str, Tensor]
+"""What a system makes of given frames' pixels beside their latents: tensors `[B, *]` by name; most make none."""
 Condition: TypeAlias = dict[str, Tensor]
 """What a network is told, batched: tensors `[B, *]` by name. Only the system knows the names."""
 Size: TypeAlias = tuple[int, int]
@@ -77,6 +79,11 @@ class Window:
     def past(self) -> int:
         """How many given frames come before the first one that isn't."""
         return next(i for i in range(self.length) if i not in self.given)
+
+    def after(self, frames: int) -> Window:
+        """The window where a video has so many frames before it: fewer given frames, and more generated ones, where
+        these are fewer than `past`."""
+        return replace(self, given=tuple(range(min(frames, self.past)))) if self.rolls else self
 
     @property
     def rolls(self) -> bool:
@@ -168,7 +175,8 @@ class SamplerOptions:
 
 
 def _check_sampler(sampler: Sampler | SamplerOptions) -> None:
-    check_fields(sampler, {"history_level": 0}, positive=("prediction_scale",))
+    finite = ("guidance_scale", "image_guidance_scale")
+    check_fields(sampler, {"history_level": 0}, positive=("prediction_scale",), finite=finite)
     if sampler.history_level is not None and sampler.history_level >= 1:
         raise InputError(f"history_level: expected below 1, which is no history, got {sampler.history_level}")
     interval = sampler.guidance_interval
@@ -255,7 +263,12 @@ class System(ABC):
     independently, and `noise_history` says those of the given frames, the cleanest otherwise."""
     any_length: ClassVar[bool] = False
     """Whether the weights take windows of other lengths than `window`'s."""
-    middle: ClassVar[str | None] = None
+    sees_pixels: bool = False
+    """Whether the condition holds what `encode_image` makes of the given frames' pixels."""
+    drops_absent: ClassVar[bool] = False
+    """Whether a window has fewer given frames, and more generated ones, where a video has not so many yet; otherwise
+    those before its first are stood in for by repeated ones."""
+    middle: str | None = None
     """A module in the middle of the network, by its name there, for losses on its features; None = say one."""
     lora_targets: ClassVar[tuple[str, ...]] = ("to_q", "to_k", "to_v", "to_out.0")
     """Layers that LoRA adapts unless somebody says otherwise, by the ends of their names."""
@@ -284,6 +297,12 @@ class System(ABC):
             InputError: missing parts or weights, or options that these weights can't have.
         """
 
+    @classmethod
+    def random(cls: type[S], config: SystemConfig) -> S:
+        """A tiny system with random weights, of PyTorch's default generator: to try a family's every path on, without
+        meaning. Raises InputError where there is none."""
+        raise InputError(f"{config.kind}: has no tiny random form; expected wan or ltx-video, or the model 'tiny'")
+
     @property
     @abstractmethod
     def fingerprint(self) -> str:
@@ -297,6 +316,15 @@ class System(ABC):
     def encode_text(self, prompts: Sequence[str]) -> Text:
         """Tensors `[N, *]` of N prompts; "" is no prompt."""
 
+    def encode_image(self, pixels: Tensor, length: int) -> ImageEmbeds:
+        """What the network is told of given frames beside their latents, of a system that `sees_pixels`.
+
+        Args:
+            pixels: `[B, F, 3, H, W]` in [-1, 1], of the window's given frames; the codec makes as many latents of them.
+            length: latent frames of the whole window.
+        """
+        return {}
+
     @abstractmethod
     def condition(
         self,
@@ -307,6 +335,7 @@ class System(ABC):
         fps: Tensor | None = None,
         noise_level: Tensor | None = None,
         noise: Tensor | None = None,
+        image: ImageEmbeds | None = None,
     ) -> Condition:
         """What the network is told.
 
@@ -320,14 +349,16 @@ class System(ABC):
             noise_level: `[B]`, standard deviation of the noise that was added to the given frames, in units of
                 normalised latents. None = no noise.
             noise: `[B, n, C, h, w]`, what `self.noise` drew for the given frames; None where it draws none for them.
+            image: what `encode_image` made of the given frames; None or empty for a system that doesn't see pixels.
         """
 
     @abstractmethod
-    def drop(self, condition: Condition, *, image: Tensor, text: Tensor) -> Condition:
+    def drop(self, condition: Condition, *, image: Tensor, text: Tensor, negative: Text | None = None) -> Condition:
         """The condition without the image or the text of some samples: training's dropout, guidance's null branches.
 
         Args:
             image, text: bool `[B]`; True drops it.
+            negative: `[B, *]` each, the negative prompts that stand in for the text; None = "".
         """
 
     def noise_history(self, condition: Condition, timesteps: Tensor | float) -> Condition:
@@ -350,9 +381,21 @@ class System(ABC):
         """
         raise InputError(f"{self.config.kind} has no caption features; expected a system that has")
 
-    def takes(self, size: Size) -> bool:
-        """Whether images of this size have latents: each side is `codec.downscale` pixels, or 2, 3, ... times that."""
-        return all(side >= self.codec.downscale and side % self.codec.downscale == 0 for side in size)
+    @property
+    def size_step(self) -> int:
+        """Pixels that each side of an image is a multiple of: of a latent pixel, or of a patch of them."""
+        return self.codec.downscale
+
+    def check_size(self, size: Size, name: str = "resolution") -> Size:
+        """The size. Raises InputError, with the nearest one that fits, where a side is no multiple of `size_step`."""
+        step = self.size_step
+        if any(side < step or side % step for side in size):
+            fits = [max(step, round(side / step) * step) for side in size]
+            raise InputError(
+                f"{name}: got {size[0]}x{size[1]} pixels (height x width); {self.config.kind} takes multiples of {step}"
+                f", the nearest is {fits[0]}x{fits[1]}"
+            )
+        return size
 
     def still(self) -> System | None:
         """The system that makes a still frame from text alone, its window without given frames; None = there's none."""
@@ -406,6 +449,23 @@ class System(ABC):
         if layout is not None:
             raise InputError(f"layout: the noise of {self.config.kind} follows none; expected None")
         return draw(shape, generator)
+
+    def set_timesteps(self, scheduler: Any, steps: int, latent: Sequence[int], *, device: Any = None) -> None:
+        """Let a scheduler take so many steps, in place, for windows of latents `[length, h, w]`.
+
+        Raises InputError for one that wants more than a number of steps.
+        """
+        if scheduler.config.get("use_dynamic_shifting"):
+            raise InputError(
+                f"the scheduler's use_dynamic_shifting is True, and {self.config.kind} has no mu to give it; expected "
+                "False: use type(scheduler).from_config(scheduler.config, use_dynamic_shifting=False, shift=...)"
+            )
+        scheduler.set_timesteps(steps, device=device)
+
+    def timestep_shift(self, latent: Sequence[int]) -> float:
+        """The shift of training's timesteps (`NoiseSchedule.sample_timesteps`) for windows of latents `[length, h, w]`
+        that the model's family trains with."""
+        return 1.0
 
     @property
     def schedule(self) -> NoiseSchedule:

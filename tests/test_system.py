@@ -59,6 +59,8 @@ def test_no_steps_are_refused() -> None:
         ({"guidance_interval": (0.6, 0.4)}, "guidance_interval: expected two rising shares"),
         ({"guidance_interval": (0.0, 1.5)}, "guidance_interval: expected two rising shares"),
         ({"history_level": -0.1}, "history_level: expected at least 0, got -0.1"),
+        ({"guidance_scale": float("nan")}, "guidance_scale: expected a finite number, got nan"),
+        ({"image_guidance_scale": float("inf")}, "image_guidance_scale: expected a finite number, got inf"),
         ({"history_level": 1.0}, "history_level: expected below 1, which is no history, got 1.0"),
     ],
 )

@@ -104,7 +104,7 @@ class Toy(System):
         self.told.append({"given": given, **more})
         return {"given": given, "prompt_embeds": text["prompt_embeds"] / 100}
 
-    def drop(self, condition: Condition, *, image: Tensor, text: Tensor) -> Condition:
+    def drop(self, condition: Condition, *, image: Tensor, text: Tensor, **_: Any) -> Condition:
         dropping = {"given": image, "prompt_embeds": text}
         return {name: dropped(value, dropping[name]) for name, value in condition.items()}
 

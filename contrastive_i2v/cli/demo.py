@@ -26,7 +26,7 @@ from contrastive_i2v.cli.trainings import (
 )
 from contrastive_i2v.data.shapes import ShapesConfig, make_shapes
 from contrastive_i2v.data.video import as_size
-from contrastive_i2v.errors import InputError, check_fields
+from contrastive_i2v.errors import check_fields
 from contrastive_i2v.evaluation.results import EvaluatedClip
 from contrastive_i2v.files import locked_folder
 from contrastive_i2v.models import load_system
@@ -154,12 +154,7 @@ def make_demo(options: Options, command: str) -> Path:
 
 def check_model(options: Options) -> None:
     """Raises InputError where the model can't be had, or takes no images of this size."""
-    system = load_system(options.model)
-    if not system.takes(as_size(options.resolution)):
-        raise InputError(
-            f"resolution: expected a multiple of {system.codec.downscale}, the image pixels of one latent pixel of "
-            f"model {options.model!r}, got {options.resolution}"
-        )
+    load_system(options.model).check_size(as_size(options.resolution))
 
 
 def run_config(options: Options, form: str, seed: int) -> TrainConfig:

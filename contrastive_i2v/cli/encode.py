@@ -9,7 +9,7 @@ from pathlib import Path
 
 import tyro
 
-from contrastive_i2v.data.examples import SKIPPED, WindowReader
+from contrastive_i2v.data.examples import SKIPPED, WindowReader, none_left_in
 from contrastive_i2v.data.shard_encoding import encode_shards
 from contrastive_i2v.data.types import NoClipLeft, Skipped
 from contrastive_i2v.errors import InputError, check_fields
@@ -89,8 +89,7 @@ def write_shards(options: Options, output: Path) -> None:
             progress=rank == 0,
         )
     except NoClipLeft as error:
-        say_skipped([*uncaptioned, *error.skipped], skipped_file)
-        raise InputError(f"{error}; all of them are in {skipped_file}") from error
+        raise none_left_in(skipped_file, error, uncaptioned) from error
     if manifest is not None:
         say_skipped([*uncaptioned, *(Skipped(Path(path), reason) for path, reason in manifest.skipped)], skipped_file)
         print(f"{manifest.examples} windows of {manifest.clips} clips in {len(manifest.shards)} shards in {output}")

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from contrastive_i2v.cli.evaluation_options import SuiteOptions
-from contrastive_i2v.data.examples import SKIPPED, write_skipped
+from contrastive_i2v.data.examples import SKIPPED, none_left_in
 from contrastive_i2v.data.types import NoClipLeft
 from contrastive_i2v.data.video import VIDEO_EXTENSIONS, as_size, probe
 from contrastive_i2v.errors import InputError, one_line
@@ -81,9 +81,7 @@ def load_reference(options: SuiteOptions, specs: Sequence[str]) -> ReferenceSet:
         raise InputError("resolution: nothing here says which; give --resolution")
     for spec in specs:
         if kind_of(spec) == "checkpoint":
-            step = _system(spec).codec.downscale
-            if not _system(spec).takes(as_size(resolution)):
-                raise InputError(f"--resolution {resolution}: expected a multiple of {step} for model {spec!r}")
+            _system(spec).check_size(as_size(resolution), f"--resolution for model {spec!r}")
     try:
         return read_reference_set(
             options.data,
@@ -94,8 +92,7 @@ def load_reference(options: SuiteOptions, specs: Sequence[str]) -> ReferenceSet:
             source=options.source,
         )
     except NoClipLeft as error:
-        write_skipped(options.output / SKIPPED, error.skipped)
-        raise InputError(f"{error}; all of them are in {options.output / SKIPPED}") from error
+        raise none_left_in(options.output / SKIPPED, error) from error
 
 
 def build_method(spec: str, options: SuiteOptions, reference: ReferenceSet, warnings: list[str]) -> Method:

@@ -12,7 +12,7 @@ import tyro
 from contrastive_i2v.cli.calibrate import ClipsOptions
 from contrastive_i2v.cli.evaluation_options import SuiteOptions
 from contrastive_i2v.cli.evaluation_table import format_over_seeds
-from contrastive_i2v.cli.experiment_material import STARTS, Footage, make_clips, make_start
+from contrastive_i2v.cli.experiment_material import Footage, find_start, make_clips
 from contrastive_i2v.cli.trainings import (
     Run,
     at_each_setting,
@@ -55,18 +55,20 @@ class Options:
     """Each form is trained once for each. Runs that the folder holds already stay in the table."""
     start: str = "weak"
     """What the forms begin with. weak: a small model after `start_steps` without any contrastive term; packaged: the
-    tiny model; text-to-image: a base that knows no image yet, just grown to take one."""
+    tiny model; text-to-image: a base that knows no image yet, just grown to take one; or a model's folder, of any
+    system that takes 64 x 64 pixels."""
     footage: Footage = "shapes"
     """shapes; open: captions say neither direction nor speed, so samples must choose; same: one caption for all;
     camera: pans and zooms over photographs."""
     start_steps: int = 1300
     """Steps of a weak start or a text-to-image base, from random weights."""
     steps: int | None = None
-    """Steps of each form; a form whose steps cost more has fewer. None = 400, 120 and 300 for the three starts."""
+    """Steps of each form; a form whose steps cost more has fewer. None = 400, 120 and 300 for the three starts, 300 for
+    a folder."""
     batch_size: int | None = None
-    """Pairs a step; the negatives come from these. None = 32, 16 and 32."""
+    """Windows a step; the negatives come from these. None = 32, 16 and 32; 8 for a folder."""
     learning_rate: float | None = None
-    """Falls to 0 along a cosine. None = 2e-3, 2e-4 and 1e-3."""
+    """Falls to 0 along a cosine. None = 2e-3, 2e-4 and 1e-3; 2e-4 for a folder."""
     widths: tuple[int, ...] = (16, 32, 64)
     """Channels of the UNet's levels, but for a packaged start; the last one attends to the prompt. 1 M parameters."""
     condition_noise: float = 0.5
@@ -95,8 +97,7 @@ class Options:
         least |= {"condition_noise": 0, "start_steps": 0, "test_clips": 2, "frames": 2}
         check_fields(self, least, positive=("learning_rate",), distinct=("forms", "seeds"))
         check_validation(self.validation_clips)
-        if self.start not in STARTS:
-            raise InputError(f"start: expected one of {', '.join(STARTS)}, got {self.start!r}")
+        find_start(self.start)
         if not self.widths or any(width < 16 or width % 16 for width in self.widths):
             raise InputError(f"widths: expected multiples of 16, got {self.widths}")
         check_forms(self.forms, "all")
@@ -151,7 +152,8 @@ def make_experiment(options: Options, command: str, networks: Networks, warnings
         frames=options.frames,
         seed=options.test_seed,
     )
-    model = make_start(options.start, train_config(options, "start", 0), options.start_steps, options.widths)
+    start = find_start(options.start)
+    model = start.make(train_config(options, "start", 0), options.start_steps, options.widths)
     jobs = [(form, seed) for seed in options.seeds for form in options.chosen]
     configs = [form_config(options, form, seed, model) for form, seed in jobs]
     known: Known = {}
@@ -222,15 +224,16 @@ def form_config(options: Options, form: str, seed: int, model: Path) -> TrainCon
 
 def steps_of(options: Options) -> int:
     """The baseline's steps."""
-    return options.steps or STARTS[options.start].steps
+    return options.steps or find_start(options.start).steps
 
 
 def train_config(options: Options, name: str, seed: int) -> TrainConfig:
     """What all trainings share: next-frame pairs of the clips, a moving average, no previews."""
-    usual = STARTS[options.start]
+    usual = find_start(options.start)
     return TrainConfig(
         output=options.output / "runs" / name,
         model="(built by experiment)",
+        system=usual.system,
         steps=steps_of(options),
         batch_size=options.batch_size or usual.batch_size,
         condition_noise=options.condition_noise,

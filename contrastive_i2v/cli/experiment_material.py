@@ -13,9 +13,11 @@ import torch
 from contrastive_i2v.cli.trainings import clip_length, train
 from contrastive_i2v.data.footage import FootageConfig, make_footage
 from contrastive_i2v.data.shapes import ShapesConfig, make_shapes
-from contrastive_i2v.models import load_system, tiny
+from contrastive_i2v.errors import InputError
+from contrastive_i2v.models import load_system, read_description, tiny
 from contrastive_i2v.models.instruct_pix2pix import InstructPix2PixConfig
-from contrastive_i2v.system import DESCRIPTION
+from contrastive_i2v.models.loading import locate
+from contrastive_i2v.system import DESCRIPTION, SystemConfig
 from contrastive_i2v.training.config import LossConfig, TrainConfig
 from contrastive_i2v.training.text_to_image import TextToImageConfig, train_text_to_image
 
@@ -35,11 +37,18 @@ class Start:
     steps: int
     batch_size: int
     learning_rate: float
+    system: SystemConfig = InstructPix2PixConfig()
 
 
-def make_start(name: str, config: TrainConfig, steps: int, widths: tuple[int, ...]) -> Path:
-    """The model of a start, made where it isn't there yet."""
-    return STARTS[name].make(config, steps, widths)
+def find_start(name: str) -> Start:
+    """The start of this name, or that which goes on from a model's folder. Raises InputError for what is neither."""
+    if name in STARTS:
+        return STARTS[name]
+    saved = read_description(locate(name)) if Path(name).expanduser().is_dir() else None
+    if saved is None:
+        raise InputError(f"start: expected one of {', '.join(STARTS)}, or a folder with {DESCRIPTION}, got {name!r}")
+    system = type(saved.system)()  # its options are those of the folder
+    return Start(make=lambda *_: Path(name), steps=300, batch_size=8, learning_rate=2e-4, system=system)
 
 
 def _weak(config: TrainConfig, steps: int, widths: tuple[int, ...]) -> Path:

@@ -11,7 +11,7 @@ from pathlib import Path
 import tyro
 from torch import Tensor
 
-from contrastive_i2v.data.examples import SKIPPED
+from contrastive_i2v.data.examples import SKIPPED, none_left_in
 from contrastive_i2v.data.frames import FramesConfig, valid_frames
 from contrastive_i2v.data.reading import probe_clip, read_clip
 from contrastive_i2v.data.sources import SourceConfig, read
@@ -86,8 +86,7 @@ def run(arguments: Sequence[str]) -> None:
             workers=options.workers,
         )
     except NoClipLeft as error:
-        say_skipped([*found.skipped, *error.skipped], skipped_file)
-        raise InputError(f"{error}; all of them are in {skipped_file}") from error
+        raise none_left_in(skipped_file, error, found.skipped) from error
     say_skipped([*found.skipped, *skipped], skipped_file)
     page = show_scores(found.clips, options.output, command=shlex.join(["contrastive-i2v", "filter", *arguments]))
     print(f"scores: {options.output}\npage:   {page}")

@@ -17,7 +17,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from contrastive_i2v.cli.outputs import FRAMES_AT_ONCE, Format, write_outputs
-from contrastive_i2v.data.video import VIDEO_EXTENSIONS, VideoError, as_size, probe, read_frames, resize_frames
+from contrastive_i2v.data.video import RATES, VIDEO_EXTENSIONS, VideoError, as_size, probe, read_frames, resize_frames
 from contrastive_i2v.errors import InputError, check_fields
 from contrastive_i2v.files import locked_folder
 from contrastive_i2v.sampling.interpolation import Path as LatentPath
@@ -27,8 +27,6 @@ from contrastive_i2v.system import Codec, Size, System
 ROLLOUT_FPS = 5.0
 """Frames a second of a rollout's latents where --fps-in doesn't say: the rate that models here are trained at."""
 
-RATES = (Fraction(1, 100), Fraction(10**6))
-"""The lowest and highest frames a second of a result; mp4 and gif have no room for others."""
 MAX_FRAMES = 100_000
 """Of one result: at more, a rate is a slip of the keyboard."""
 MAX_BYTES = 8 << 30
@@ -161,7 +159,9 @@ def _rates(path: Path, options: Options) -> tuple[Fraction, Fraction]:
 
 def _fraction(rate: float) -> Fraction:
     """29.97 is 30000 / 1001 to containers: exact ratios make the given frames fall on whole times."""
-    return max(Fraction(rate).limit_denominator(1001), Fraction(1, 1001))
+    if rate < 1 / 1001:
+        raise InputError(f"--fps-in, --fps-out, --factor: expected at least 1/1001, got {rate:g}")
+    return Fraction(rate).limit_denominator(1001)
 
 
 def _read_latents(path: Path, system: System, resolution: int | Size | None) -> Tensor:
@@ -246,10 +246,7 @@ def _encode(path: Path, system: System, resolution: int | Size | None) -> Tensor
 
 
 def _size(system: System, resolution: int | Size | None) -> Size:
-    size = system.size if resolution is None else as_size(resolution)
-    if not system.takes(size):
-        raise InputError(f"--resolution {resolution}: expected a multiple of {system.codec.downscale}")
-    return size
+    return system.size if resolution is None else system.check_size(as_size(resolution), "--resolution")
 
 
 def _read_all(path: Path) -> Tensor:

@@ -28,6 +28,7 @@ COMMANDS = {
     "encode": "fill the cache of latents and prompt embeddings that training reads",
     "shapes": "write captioned clips of moving shapes, to try things on",
     "footage": "write captioned clips of the real world, from files that installed packages carry",
+    "random-model": "write a tiny model with random weights, to try a family's paths on",
     "info": "print versions, devices, and what was built",
 }
 
@@ -58,7 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
     keep_freed_memory()
     try:
-        module = importlib.import_module(f"contrastive_i2v.cli.{command}")
+        module = importlib.import_module(f"contrastive_i2v.cli.{command.replace('-', '_')}")
         if transformers := sys.modules.get("transformers"):
             transformers.utils.logging.disable_progress_bar()  # a bar for each part loaded says nothing here
         module.run(rest)

@@ -16,7 +16,7 @@ from tqdm import tqdm
 from contrastive_i2v.cli.outputs import Format, write_outputs
 from contrastive_i2v.data.camera import Camera
 from contrastive_i2v.data.images import read_image
-from contrastive_i2v.data.video import VIDEO_EXTENSIONS, as_size, read_frames
+from contrastive_i2v.data.video import VIDEO_EXTENSIONS, as_size, check_rate, read_frames
 from contrastive_i2v.errors import InputError, check_fields
 from contrastive_i2v.files import locked_folder
 from contrastive_i2v.system import Dtype, SamplerOptions, default_device
@@ -58,6 +58,8 @@ class Options(SamplerOptions):
     """Video number i gets seed + i; a video is the same alone or in a batch."""
     resolution: int | tuple[int, int] | None = None
     """Pixels: a square's side, or height and width; None = what the model was trained at."""
+    negative_prompt: str = ""
+    """What guidance towards the prompt leads away from."""
     batch_size: int = 4
     """Videos made at a time."""
     fps: float | None = None
@@ -79,7 +81,9 @@ class Options(SamplerOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_fields(self, {"frames": 1, "batch_size": 1}, positive=("fps",), distinct=("formats",))
+        check_fields(self, {"frames": 1, "batch_size": 1}, distinct=("formats",))
+        if self.fps is not None:
+            check_rate("fps", self.fps)
         if self.offload_stream and self.offload not in ("block", "leaf"):
             raise InputError("offload_stream: is of --offload block or leaf; expected one of them")
         if self.compile and self.offload in ("block", "leaf"):
@@ -120,10 +124,8 @@ def run(arguments: Sequence[str]) -> None:
 
         cls = getattr(diffusers, SCHEDULERS[options.scheduler])
         pipeline.scheduler = cls.from_config(pipeline.scheduler.config)
-    height, width = pipeline.system.size if options.resolution is None else as_size(options.resolution)
-    if not pipeline.system.takes((height, width)):
-        step = pipeline.system.codec.downscale
-        raise InputError(f"--resolution {options.resolution}: expected a multiple of {step} for {options.model!r}")
+    asked = pipeline.system.size if options.resolution is None else as_size(options.resolution)
+    height, width = pipeline.system.check_size(asked, "--resolution")
 
     batches = math.ceil(len(jobs) / options.batch_size)
     generated = math.ceil((options.frames - 1) / pipeline.system.codec.temporal_downscale)  # latent frames
@@ -134,6 +136,7 @@ def run(arguments: Sequence[str]) -> None:
             latents = pipeline(
                 image=[image[0] for image in images[part]] or None,
                 prompt=[prompt for _, prompt in jobs[part]],
+                negative_prompt=options.negative_prompt,
                 num_frames=options.frames,
                 height=height,
                 width=width,

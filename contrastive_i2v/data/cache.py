@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +25,12 @@ from contrastive_i2v.data.types import Clip
 from contrastive_i2v.data.video import VideoInfo
 from contrastive_i2v.errors import InputError, one_line
 from contrastive_i2v.files import digest, write_whole
-from contrastive_i2v.system import Size, Text
+from contrastive_i2v.system import ImageEmbeds, Size, Text
 
 PREPROCESSING = 1
 """Part of every cache key: raise it when the way from a file to the encoder's input changes."""
-ROWS, RAW = "frames", "moments"
-"""Names of the tensors in a file that are no text."""
+ROWS, RAW, IMAGE = "frames", "moments", "image/"
+"""Names of the tensors in a file that are no text; what `IMAGE` begins is image/ROW/NAME."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,8 @@ class CachedClip:
     """One prompt's tensors, `[*]` each."""
     info: VideoInfo
     """The video's header, so that a full cache opens no video."""
+    images: dict[int, ImageEmbeds] = field(default_factory=dict)
+    """What a system that sees pixels made of each run's given frames, `[*]` each, by the run's last row."""
 
 
 def row_keys(frames: Sequence[int], temporal_downscale: int) -> list[int]:
@@ -85,10 +87,17 @@ def load_clip(file: Path, rows: Sequence[int] | None = None) -> CachedClip | Non
             stored = handle.get_tensor(ROWS).tolist()
             places = list(range(len(stored))) if rows is None else [stored.index(row) for row in rows]
             picked = torch.stack([raw[place] for place in places]) if places else raw[:0]
-            text = {name: handle.get_tensor(name) for name in handle.keys() if name not in (ROWS, RAW)}  # noqa: SIM118
+            wanted = stored if rows is None else rows
+            images = [f"{IMAGE}{row}/" for row in wanted]
+            names = [name for name in handle.keys() if name not in (ROWS, RAW)]  # noqa: SIM118
+            rest = {
+                name: handle.get_tensor(name)
+                for name in names
+                if not name.startswith(IMAGE) or name.startswith(tuple(images))
+            }
             if len(stored) != raw.get_shape()[0]:
                 return None
-            return _checked(header, stored if rows is None else rows, picked, text)[0]
+            return _checked(header, wanted, picked, rest)[0]
     except Exception:  # what isn't there, and damage, which readers have many errors for
         return None
 
@@ -104,17 +113,27 @@ def parse_clip(data: bytes) -> tuple[CachedClip, dict[str, Any]]:
         raise ValueError(one_line(error)) from error
 
 
-def _checked(header: str, rows: Sequence[int], raw: Tensor, text: Text) -> tuple[CachedClip, dict[str, Any]]:
+def _checked(
+    header: str, rows: Sequence[int], raw: Tensor, rest: dict[str, Tensor]
+) -> tuple[CachedClip, dict[str, Any]]:
     """Raises ValueError, or whatever else comes of damage."""
+    text = {name: value for name, value in rest.items() if not name.startswith(IMAGE)}
+    images: dict[int, ImageEmbeds] = {}
+    for name in rest.keys() - text.keys():
+        row, _, tensor = name.removeprefix(IMAGE).partition("/")
+        images.setdefault(int(row), {})[tensor] = rest[name]
     said = json.loads(header)
     sums = said.pop("sums")
     if sums["clip"] != digest(said):
         raise ValueError("the header isn't the one that was written")
-    if text.keys() != sums["text"].keys() or any(sums["text"][name] != _sum(text[name]) for name in text):
+    if sums["text"] != _sums(text):
         raise ValueError("the text isn't the one that was written")
     if any(sums["rows"][str(row)] != _sum(one) for row, one in zip(rows, raw, strict=True)):
         raise ValueError("the latents aren't those that were written")
-    return CachedClip(list(rows), raw, text, VideoInfo(**said["info"])), said
+    expected = {row: sums.get("images", {}).get(str(row)) for row in rows}
+    if {row: sum_ for row, sum_ in expected.items() if sum_} != {row: _sums(one) for row, one in images.items()}:
+        raise ValueError("the image embeddings aren't those that were written")
+    return CachedClip(list(rows), raw, text, VideoInfo(**said["info"]), images), said
 
 
 def store_clip(file: Path, new: CachedClip, clip: Clip) -> None:
@@ -136,16 +155,27 @@ def pack_clip(cached: CachedClip, clip: Clip, **more: Any) -> bytes:
     """A cache file's bytes: tensors, checksums, what the clip is, and what else is given, as JSON has it."""
     tensors = {ROWS: torch.tensor(cached.rows), RAW: cached.raw.contiguous()}
     tensors |= {name: value.contiguous() for name, value in cached.text.items()}
+    tensors |= {
+        f"{IMAGE}{row}/{name}": value.contiguous()
+        for row, image in cached.images.items()
+        for name, value in image.items()
+    }
     about = {"path": str(clip.where), "caption": clip.caption, "start": clip.start, "end": clip.end}
     header = {**about, "info": asdict(cached.info), **more}
     sums = {
         "clip": digest(header),
         "rows": {str(row): _sum(one) for row, one in zip(cached.rows, cached.raw, strict=True)},
-        "text": {name: _sum(value) for name, value in cached.text.items()},
+        "text": _sums(cached.text),
     }
+    if cached.images:
+        sums["images"] = {str(row): _sums(image) for row, image in cached.images.items()}
     # one entry: several have no order of their own
     data: bytes = save(tensors, {"clip": json.dumps({**header, "sums": sums})})
     return data
+
+
+def _sums(tensors: dict[str, Tensor]) -> dict[str, str]:
+    return {name: _sum(value) for name, value in tensors.items()}
 
 
 def _sum(tensor: Tensor) -> str:
@@ -162,4 +192,5 @@ def _merge(old: CachedClip | None, new: CachedClip) -> CachedClip:
     found = {row: raw for one in (old, new) for row, raw in zip(one.rows, one.raw, strict=True)}
     rows = sorted(found)
     dtype = torch.promote_types(old.raw.dtype, new.raw.dtype)
-    return replace(new, rows=rows, raw=torch.stack([found[row].to(dtype) for row in rows]))
+    raw = torch.stack([found[row].to(dtype) for row in rows])
+    return replace(new, rows=rows, raw=raw, images=old.images | new.images)

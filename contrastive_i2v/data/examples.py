@@ -31,7 +31,7 @@ from contrastive_i2v.data.types import Clip, NoClipLeft, Skipped
 from contrastive_i2v.data.video import VideoError, VideoInfo, as_size, resize_frames
 from contrastive_i2v.errors import InputError, one_line
 from contrastive_i2v.files import write_csv
-from contrastive_i2v.system import Size, System, Text, Window
+from contrastive_i2v.system import ImageEmbeds, Size, System, Text, Window
 
 SKIPPED = "skipped.csv"
 """The file that names everything that was left out, in the output folder of the run."""
@@ -54,12 +54,19 @@ class Example(NamedTuple):
     """float32 `[]`: frames a second of the window."""
     group: Tensor
     """int64 `[]`: the video the example is from. Examples of one group are no negatives of each other."""
+    image: ImageEmbeds = {}
+    """What a system that sees pixels made of the given frames, `[*]` each; empty for others."""
 
 
-def example_of(raw: Tensor, present: Tensor, text: Text, fps: Tensor, group: Tensor) -> Example:
+def example_of(
+    raw: Tensor, present: Tensor, text: Text, fps: Tensor, group: Tensor, image: ImageEmbeds | None = None
+) -> Example:
     """An example of what the cache keeps: floating point numbers as float32, masks and indices as they are."""
-    text = {name: value.float() if value.is_floating_point() else value for name, value in text.items()}
-    return Example(raw.float(), present, text, fps, group)
+
+    def widened(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {name: value.float() if value.is_floating_point() else value for name, value in tensors.items()}
+
+    return Example(raw.float(), present, widened(text), fps, group, widened(image or {}))
 
 
 class DrawnWindows(NamedTuple):
@@ -242,8 +249,12 @@ class ExampleDataset(Dataset[Example]):
                 f"{self.files[clip]}: this cached latent is gone or damaged since the run began; "
                 f"start again to encode it anew"
             )
-        text = {name: value.clone() for name, value in cached.text.items()}  # off the mapped file
-        return example_of(cached.raw, torch.tensor(present), text, torch.tensor(fps), torch.tensor(self._groups[clip]))
+        text, image = (
+            {name: value.clone() for name, value in tensors.items()}  # off the mapped file
+            for tensors in (cached.text, cached.images.get(rows[-1], {}))
+        )
+        group = torch.tensor(self._groups[clip])
+        return example_of(cached.raw, torch.tensor(present), text, torch.tensor(fps), group, image)
 
 
 def encode_clips(
@@ -336,6 +347,13 @@ def report_skipped(skipped: Sequence[Skipped], *, show: int = 10, file: Path | N
     return "\n".join(lines)
 
 
+def none_left_in(file: Path, error: NoClipLeft, before: Sequence[Skipped] = (), *, write: bool = True) -> InputError:
+    """Write what was left out, `before` first, and return the error that says where; only that without `write`."""
+    if write:
+        write_skipped(file, [*before, *error.skipped])
+    return InputError(f"{error}; all of them are in {file}")
+
+
 def write_skipped(path: Path, skipped: Sequence[Skipped]) -> None:
     """Write what was left out as CSV with the columns path and reason; an earlier run's file is replaced.
 
@@ -347,15 +365,20 @@ def write_skipped(path: Path, skipped: Sequence[Skipped]) -> None:
     write_csv(path, ["path", "reason"], [(one.path, one.reason) for one in skipped])
 
 
-def encode_clip_frames(clip: Clip, system: System, size: Size, frames: Sequence[int]) -> tuple[Tensor, Tensor]:
+def encode_clip_frames(
+    clip: Clip, system: System, size: Size, frames: Sequence[int], *, given: Sequence[int]
+) -> tuple[Tensor, Tensor]:
     """Native frames of a clip as the training sees them, past the cache: for previews.
 
-    Returns pixels `[F, 3, height, width]` in [-1, 1] and raw latents `[f, R, h, w]`, float32, on the
-    CPU. Raises VideoError naming the file, InputError when the encoder's values aren't finite.
+    Returns pixels `[F, 3, height, width]` in [-1, 1] and raw latents `[n, R, h, w]` of those at the places `given`,
+    each encoded for itself, the last frame for places after it; float32, on the CPU. Raises VideoError naming the file,
+    InputError when the encoder's values aren't finite.
     """
     with ClipReader(clip) as video:
         pixels = _read_pixels(video, frames, size)
-    return pixels, encode_runs([pixels], system, [clip])[0].float()
+    runs = [pixels[min(place, len(pixels) - 1)][None] for place in given or [0]]
+    raw = torch.cat(encode_runs(runs, system, [clip] * len(runs)))
+    return pixels, raw[: len(given)].float()
 
 
 def _reader_of(
@@ -380,7 +403,8 @@ def _encode_clip(
     raw = torch.cat(encode_runs(found.pixels, system, [clip] * len(found.runs)))
     rows = [row for some in found.runs for row in row_keys(some, read.temporal_downscale)]
     text = cached.text if cached else encode_captions([clip], system)[0]
-    store_clip(file, CachedClip(rows, raw, text, found.info), clip)
+    images = encode_images(list(zip(found.runs, found.pixels, strict=True)), system, clip)
+    store_clip(file, CachedClip(rows, raw, text, found.info, images), clip)
     return found.drawn
 
 
@@ -417,6 +441,27 @@ def encode_runs(
                     found[int(place)] = raw
     for raw, clip in zip(found, clips, strict=True):
         _require_finite(raw, "the encoder's latents", clip)
+    return found
+
+
+@torch.no_grad()
+def encode_images(runs: Sequence[tuple[Sequence[int], Tensor]], system: System, clip: Clip) -> dict[int, ImageEmbeds]:
+    """What a system that sees pixels makes of each window's given frames, by the window's last row; none for others.
+
+    Args:
+        runs: of one clip, native frames and their pixels `[F, 3, H, W]`, as a video codec encodes them together.
+
+    Raises InputError naming the clip where a value isn't finite.
+    """
+    downscale, found = system.codec.temporal_downscale, {}
+    for frames, pixels in runs if system.sees_pixels else ():
+        if len(frames) == 1:  # an anchor
+            continue
+        given, length = 1 + (system.window.past - 1) * downscale, (len(frames) - 1) // downscale + 1
+        image = {name: value[0].cpu() for name, value in system.encode_image(pixels[None, :given], length).items()}
+        for name, value in image.items():
+            _require_finite(value, name, clip)
+        found[row_keys(frames, downscale)[-1]] = image
     return found
 
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from contrastive_i2v.data.types import Clip
-from contrastive_i2v.data.video import VideoInfo
+from contrastive_i2v.data.video import VideoInfo, check_rate
 from contrastive_i2v.errors import InputError, check_fields
 from contrastive_i2v.system import Window
 
@@ -37,7 +37,8 @@ class FramesConfig:
     """Windows drawn from each clip; one drawn twice is kept once, so a very short clip may give fewer."""
 
     def __post_init__(self) -> None:
-        check_fields(self, {"offset_std": 0, "max_offset": 1, "windows_per_clip": 1}, positive=("frame_rate",))
+        check_fields(self, {"offset_std": 0, "max_offset": 1, "windows_per_clip": 1})
+        check_rate("frame_rate", self.frame_rate)
         if not self.max_seconds > 0:  # it may be infinite
             raise InputError(f"max_seconds: expected a number > 0, got {self.max_seconds}")
 

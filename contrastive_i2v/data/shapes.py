@@ -70,7 +70,8 @@ class ShapesConfig:
     """Seed of everything random."""
 
     def __post_init__(self) -> None:
-        check_fields(self, {"train_clips": 0, "test_clips": 0, "size": 1, "frames": 1})
+        least = {"train_clips": 0, "test_clips": 0, "size": 1, "frames": 1}
+        check_fields(self, least, shares=("occlusion", "background_motion"))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from contrastive_i2v.data.ahead import read_ahead
 from contrastive_i2v.data.cache import CachedClip, clip_key, pack_clip, row_keys
-from contrastive_i2v.data.examples import ClipFrames, WindowReader, encode_captions, encode_runs
+from contrastive_i2v.data.examples import ClipFrames, WindowReader, encode_captions, encode_images, encode_runs
 from contrastive_i2v.data.shards import MANIFEST, VERSION, Manifest, ShardInfo
 from contrastive_i2v.data.types import Clip, NoClipLeft, Skipped
 from contrastive_i2v.data.video import VideoError
@@ -127,7 +127,8 @@ def _encode_batch(
             rows = [row for run in one.runs for row in row_keys(run, read.temporal_downscale)]
             drawn = [read.index(window, 0, one.drawn.frame_rate) for window in one.drawn.windows]
             examples = [[index.rows, index.present, index.fps] for index in drawn]
-            data = pack_clip(CachedClip(rows, raw, text, one.info), clips[number], examples=examples)
+            images = encode_images(list(zip(one.runs, one.pixels, strict=True)), system, clips[number])
+            data = pack_clip(CachedClip(rows, raw, text, one.info, images), clips[number], examples=examples)
             members.append((f"{number:09d}.safetensors", data))
             rates = sorted({index.fps for index in drawn})
             lines.append({"clip": number, "examples": len(examples), "rates": rates})

@@ -116,8 +116,8 @@ class Shard:
     """A shard's clips and examples. Raises InputError for damage, naming the member."""
 
     def __init__(self, path: str, info: ShardInfo) -> None:
-        self.clips: list[tuple[Tensor, dict[str, Tensor], Tensor]] = []
-        """Latents, text and group of each clip."""
+        self.clips: list[tuple[CachedClip, Tensor]] = []
+        """Each clip and its group."""
         self.examples: list[tuple[int, list[int], Tensor, Tensor]] = []
         """Clip, places among its latents, present and fps of each example."""
         member = "its index"
@@ -148,12 +148,13 @@ class Shard:
         for rows, present, fps in header["examples"]:
             one = (len(self.clips), [places[row] for row in rows], torch.tensor(present), torch.tensor(fps))
             self.examples.append(one)
-        self.clips.append((cached.raw, cached.text, group))
+        self.clips.append((cached, group))
 
     def __getitem__(self, number: int) -> Example:
         clip, places, present, fps = self.examples[number]
-        raw, text, group = self.clips[clip]
-        return example_of(raw[places], present, text, fps, group)
+        cached, group = self.clips[clip]
+        image = cached.images.get(cached.rows[places[-1]])
+        return example_of(cached.raw[places], present, cached.text, fps, group, image)
 
 
 class ShardDataset(Dataset[Example]):

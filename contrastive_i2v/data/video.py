@@ -27,6 +27,8 @@ from contrastive_i2v.system import Size
 T = TypeVar("T")
 
 VIDEO_EXTENSIONS = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v")
+RATES = (Fraction(1, 100), Fraction(10**6))
+"""The lowest and highest frames a second that are written; mp4 and gif have no room for others."""
 
 
 class VideoError(InputError):
@@ -114,6 +116,13 @@ def as_size(size: int | Size) -> Size:
 def to_uint8(pixels: Tensor) -> Tensor:
     """Float pixels in [-1, 1] -> uint8, rounded; values outside are clipped."""
     return ((pixels.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+
+
+def check_rate(name: str, fps: float) -> None:
+    """Raises InputError for frames a second, an option's, beyond RATES."""
+    if not RATES[0] <= fps <= RATES[1]:
+        least, most = map(float, RATES)
+        raise InputError(f"{name}: expected {least:g} to {most:g} frames a second, which files can say, got {fps}")
 
 
 def write_video(path: Path, frames: Tensor, fps: float, *, crf: int = 14) -> None:

@@ -82,9 +82,7 @@ class CalibrationConfig:
     """Clips at a time."""
 
     def __post_init__(self) -> None:
-        check_fields(self, {"batch_size": 1})
-        if not 0 <= self.error_share <= 1:
-            raise InputError(f"error_share: expected 0 to 1, got {self.error_share}")
+        check_fields(self, {"batch_size": 1}, shares=("error_share",))
         if any(count < 1 for count in self.steps) or len(set(self.steps)) < len(self.steps):
             raise InputError(f"steps: expected numbers from 1 on, none twice, got {self.steps}")
 
@@ -154,12 +152,16 @@ class Clips:
         self.system, self.config = system, config
         self.names, self.captions = [one.name for one in reference.clips], [one.caption for one in reference.clips]
         self.text = system.encode_text(self.captions)
-        own = []
+        own, first = [], []
         hidden = not process_state().is_main_process
         for clip in tqdm(reference.clips, desc="latents", unit="clip", leave=False, disable=hidden):
             pixels = read_true_frames(clip, reference.size).float() / 127.5 - 1
+            frames, each = len(pixels) - 1, system.codec.temporal_downscale
+            pixels = pixels[: 1 + frames // each * each]  # whole latents
             own.append(system.codec.sample(system.codec.encode(pixels[None]))[0].float())
+            first.append(pixels[0])
         self.own = torch.stack(own)  # [N, f, C, h, w], the autoencoder's own latents
+        self.first = torch.stack(first)  # [N, 3, H, W] in [-1, 1]
         self.truth = system.codec.normalize(self.own)
         self.fps = reference.frame_rate
 
@@ -172,7 +174,14 @@ class Clips:
             seeds = [self.seed_of(name) for name in self.names[rows]]
             if system.window.rolls:
                 video = rollout(
-                    system, own[:, 0], text, frames=own.shape[1], seeds=seeds, sampler=sampler, fps=self._told_fps()
+                    system,
+                    own[:, 0],
+                    text,
+                    frames=own.shape[1],
+                    seeds=seeds,
+                    sampler=sampler,
+                    fps=self._told_fps(),
+                    pixels=self.first[rows],
                 )
             else:
                 video = fill_in(system, own[:, list(system.window.given)], text, seeds=seeds, sampler=sampler)
@@ -183,7 +192,7 @@ class Clips:
         """Some of the clips alone."""
         few, places = copy.copy(self), list(rows)
         few.names, few.captions = [self.names[row] for row in rows], [self.captions[row] for row in rows]
-        few.own, few.truth = self.own[places], self.truth[places]
+        few.own, few.truth, few.first = self.own[places], self.truth[places], self.first[places]
         few.text = {name: value[places] for name, value in self.text.items()}
         return few
 

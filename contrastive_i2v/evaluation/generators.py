@@ -117,6 +117,7 @@ def roll_out(system: System, sampler: Sampler) -> Generator:
             frames=frames,
             sampler=sampler,
             seeds=batch.seeds,
+            pixels=pixels,
             callback=lambda frame, z: batch.report(f"frame {frame + 1}/{frames}"),
         )  # [B, f, C, h, w]
         videos = codec.decode(latents)[:, : batch.frames]

@@ -107,6 +107,8 @@ class ContrastiveDiffusionLoss(nn.Module):
             raise InputError(f"temperature={temperature}; expected a number > 0")
         if gate not in GATES:
             raise InputError(f"gate={gate!r}; expected one of {', '.join(GATES)}")
+        if max_timestep is not None and not max_timestep >= 0:
+            raise InputError(f"max_timestep={max_timestep}; expected a number >= 0, or None for no such limit")
         if min_snr_gamma is not None and not min_snr_gamma > 0:
             raise InputError(f"min_snr_gamma={min_snr_gamma}; expected a number > 0, or None for equal weights")
         if not 0 <= flow_contrast_weight < 1:

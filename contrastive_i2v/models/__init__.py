@@ -21,12 +21,14 @@ from contrastive_i2v.models.instruct_pix2pix import InstructPix2Pix
 from contrastive_i2v.models.loading import locate, reach, split_options, split_weight, without_weights
 from contrastive_i2v.models.lora import merge_adapters
 from contrastive_i2v.models.quantization import check_storage, quantize
+from contrastive_i2v.models.wan import Wan
 from contrastive_i2v.system import DESCRIPTION, Adapter, Description, Dtypes, System, SystemConfig, default_device
 
 SYSTEMS: dict[str, type[System]] = {
     "instruct-pix2pix": InstructPix2Pix,
     "consisti2v": ConsistI2V,
     "emu-video": EmuVideo,
+    "wan": Wan,
 }
 """Kind -> the system's class. The first one that opens a folder without a `system.json` takes it."""
 

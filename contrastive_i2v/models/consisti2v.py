@@ -44,7 +44,7 @@ from contrastive_i2v.models.temporal import (
     spatial_layers,
 )
 from contrastive_i2v.randomness import draw
-from contrastive_i2v.system import Condition, Sampler, SystemConfig, Text, Window, dropped
+from contrastive_i2v.system import Condition, ImageEmbeds, Sampler, SystemConfig, Text, Window, dropped
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -250,6 +250,7 @@ class ConsistI2V(VideoStableDiffusion):
         fps: Tensor | None = None,
         noise_level: Tensor | None = None,
         noise: Tensor | None = None,
+        image: ImageEmbeds | None = None,
     ) -> Condition:
         """history and history_noise [B, n, C, h, w], stride [B], prompt_embeds [B, L, E], and without_image [B]; in its
         place with frame_timesteps history_timesteps [B, n], the cleanest, or of a frame that isn't there the noisiest.
@@ -268,10 +269,10 @@ class ConsistI2V(VideoStableDiffusion):
         missing = torch.zeros(given.shape[:2], device=given.device) if present is None else (~present).float()
         return condition | {"history_timesteps": self.network.schedule.timesteps_at(missing)}
 
-    def drop(self, condition: Condition, *, image: Tensor, text: Tensor) -> Condition:
+    def drop(self, condition: Condition, *, image: Tensor, text: Tensor, negative: Text | None = None) -> Condition:
         """The given latents noised at t, or with frame_timesteps to the noisiest timestep, in place of the image; the
         embedding of "" in place of the prompt."""
-        null = self.null_embeds.to(condition["prompt_embeds"])
+        null = negative["prompt_embeds"] if negative else self.null_embeds
         changed = {"prompt_embeds": dropped(condition["prompt_embeds"], text, null)}
         if self.frame_timesteps:
             noisiest = self.network.schedule.timesteps_at(torch.tensor(1.0)).item()

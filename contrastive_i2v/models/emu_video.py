@@ -31,7 +31,7 @@ from contrastive_i2v.models.stable_diffusion import (
     load_temporal,
 )
 from contrastive_i2v.models.temporal import Kind, TemporalLayers, VideoUNet, check_heads, spatial_layers
-from contrastive_i2v.system import Condition, Sampler, SystemConfig, Text, Window, dropped
+from contrastive_i2v.system import Condition, ImageEmbeds, Sampler, SystemConfig, Text, Window, dropped
 
 Task = Literal["image", "video", "interpolation"]
 
@@ -189,6 +189,7 @@ class EmuVideo(VideoStableDiffusion):
         fps: Tensor | None = None,
         noise_level: Tensor | None = None,
         noise: Tensor | None = None,
+        image: ImageEmbeds | None = None,
     ) -> Condition:
         """prompt_embeds [B, L, E]; and, but for images, known [B, T, C + 1, h, w]: the normalised latents at the given
         places, zeros elsewhere, and where they are."""
@@ -204,9 +205,9 @@ class EmuVideo(VideoStableDiffusion):
                 known[:, place, -1] = 1
         return {"known": known, **text}
 
-    def drop(self, condition: Condition, *, image: Tensor, text: Tensor) -> Condition:
+    def drop(self, condition: Condition, *, image: Tensor, text: Tensor, negative: Text | None = None) -> Condition:
         """Zeros in place of the image and of its mask; the embedding of "" in place of the prompt."""
-        null = self.null_embeds.to(condition["prompt_embeds"])
+        null = negative["prompt_embeds"] if negative else self.null_embeds
         changed = {"prompt_embeds": dropped(condition["prompt_embeds"], text, null)}
         if "known" in condition:  # not of an image model
             changed["known"] = dropped(condition["known"], image)

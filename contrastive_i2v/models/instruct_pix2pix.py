@@ -31,7 +31,7 @@ from contrastive_i2v.models.stable_diffusion import (
     load_parts,
     load_scheduler,
 )
-from contrastive_i2v.system import Condition, Sampler, SystemConfig, Text, Window, dropped
+from contrastive_i2v.system import Condition, ImageEmbeds, Sampler, SystemConfig, Text, Window, dropped
 
 MOST_PAST_FRAMES = 16
 LEVEL_SCALE = 1000.0
@@ -184,6 +184,7 @@ class InstructPix2Pix(StableDiffusion):
         fps: Tensor | None = None,
         noise_level: Tensor | None = None,
         noise: Tensor | None = None,
+        image: ImageEmbeds | None = None,
     ) -> Condition:
         """image_latents [B, channels, h, w]: the last given frame, then each older one and its mask, then the anchor;
         prompt_embeds [B, L, E]; and noise_level [B] where the network embeds it."""
@@ -199,9 +200,9 @@ class InstructPix2Pix(StableDiffusion):
             condition["noise_level"] = given.new_zeros(len(given)) if noise_level is None else noise_level
         return condition
 
-    def drop(self, condition: Condition, *, image: Tensor, text: Tensor) -> Condition:
+    def drop(self, condition: Condition, *, image: Tensor, text: Tensor, negative: Text | None = None) -> Condition:
         """Zeros in place of the image, and of its noise level; the embedding of "" in place of the prompt."""
-        null = self.null_embeds.to(condition["prompt_embeds"])
+        null = negative["prompt_embeds"] if negative else self.null_embeds
         changed = {
             name: dropped(condition[name], image) for name in ("image_latents", "noise_level") if name in condition
         }

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import diffusers
 import huggingface_hub
 import torch
 import yaml
@@ -207,6 +208,21 @@ def load_weights(cls: Any, source: str, part: str, variant: str | None) -> Any:
             "installed diffusers and transformers"
         )
     return module
+
+
+def save_pipeline(folder: Path, name: str, parts: Mapping[str, Any], **settings: Any) -> None:
+    """Write a diffusers pipeline's folder: `model_index.json` of that class, and its parts, None = absent.
+
+    (The pipeline's own save_pretrained would change the scheduler's config.)
+    """
+    index: dict[str, Any] = {"_class_name": name, "_diffusers_version": diffusers.__version__, **settings}
+    for part, value in parts.items():
+        module, cls = type(value).__module__.split(".")[0], type(value).__name__
+        # what stands in for an image processor where there is no torchvision is named as the whole one
+        index[part] = [None, None] if value is None else [module, cls.removesuffix("Pil")]
+        if value is not None:
+            value.save_pretrained(folder / part)
+    (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
 
 def missing_parts(folder: Path) -> list[str]:

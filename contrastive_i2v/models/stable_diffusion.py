@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -18,7 +17,15 @@ from torch import Tensor, nn
 from contrastive_i2v.diffusion.schedule import read_steps
 from contrastive_i2v.errors import InputError, one_line
 from contrastive_i2v.models.autoencoder import ImageCodec, device_of
-from contrastive_i2v.models.loading import load_part, load_tokenizer, load_weights, missing_parts, read_object, variants
+from contrastive_i2v.models.loading import (
+    load_part,
+    load_tokenizer,
+    load_weights,
+    missing_parts,
+    read_object,
+    save_pipeline,
+    variants,
+)
 from contrastive_i2v.models.temporal import TemporalLayers, VideoUNet
 from contrastive_i2v.system import Sampler, System, Text
 
@@ -108,14 +115,9 @@ class StableDiffusion(System):
 
     def save_weights(self, folder: Path) -> None:
         """A diffusers folder (safetensors) that StableDiffusionPipeline opens."""
-        index: dict[str, Any] = {"_class_name": "StableDiffusionPipeline", "_diffusers_version": diffusers.__version__}
-        index |= {"safety_checker": [None, None], "feature_extractor": [None, None], "requires_safety_checker": False}
-        # the pipeline's own save_pretrained would change the scheduler's config
-        for part in ("vae", "text_encoder", "tokenizer", "unet", "scheduler"):
-            getattr(self, part).save_pretrained(folder / part)
-            cls = type(getattr(self, part))
-            index[part] = [cls.__module__.split(".")[0], cls.__name__]
-        (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+        parts = {name: getattr(self, name) for name in ("vae", "text_encoder", "tokenizer", "unet", "scheduler")}
+        parts |= {"safety_checker": None, "feature_extractor": None}
+        save_pipeline(folder, "StableDiffusionPipeline", parts, requires_safety_checker=False)
 
 
 class VideoStableDiffusion(StableDiffusion):

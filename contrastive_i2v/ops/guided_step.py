@@ -73,6 +73,7 @@ def guided_step(
     prediction_scale = check.number("prediction_scale", prediction_scale)
     guidance_scale = check.number("guidance_scale", guidance_scale)
     image_guidance_scale = check.number("image_guidance_scale", image_guidance_scale)
+    check.flag("fractional", fractional)
     branches = guidance_branches(guidance_scale, image_guidance_scale, fractional)
     _check(sample, predictions, branches, copies)
     # e as a walk e(0,0) -> e(I_k,0) -> e(I,0) -> e(I,T) over the branches that were run; reaching one costs its scale

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from contrastive_i2v.ops.guided_step import guidance_branches
-from contrastive_i2v.system import Condition, Sampler, System
+from contrastive_i2v.system import Condition, Sampler, System, Text
 
 
 def three_way_guidance(
@@ -87,15 +87,22 @@ class Guidance:
         return {"guidance_scale": self.guidance_scale, "image_guidance_scale": self.image_guidance_scale}
 
 
-def guidance_by_step(system: System, condition: Condition, sampler: Sampler, shares: Tensor) -> list[Guidance]:
-    """The guidance of each step, at timesteps `t / T [steps]`: the sampler's in its interval, none elsewhere."""
+def guidance_by_step(
+    system: System, condition: Condition, sampler: Sampler, shares: Tensor, negative: Text | None = None
+) -> list[Guidance]:
+    """The guidance of each step, at timesteps `t / T [steps]`: the sampler's in its interval, none elsewhere.
+
+    `negative` holds the negative prompts `[B, *]`; None = "".
+    """
     level, history = sampler.history_level, condition
     if level:
         history = system.noise_history(condition, system.schedule.timesteps_at(torch.tensor(level)).item())
 
     def guidance(text_scale: float, image_scale: float) -> Guidance:
         branches = guidance_branches(text_scale, image_scale, level > 0)
-        return Guidance(text_scale, image_scale, branches, branch_conditions(system, condition, branches, history))
+        return Guidance(
+            text_scale, image_scale, branches, branch_conditions(system, condition, branches, history, negative)
+        )
 
     guided = sampler.guided(shares)
     inside = guidance(sampler.guidance_scale, sampler.image_guidance_scale) if any(guided) else None
@@ -104,10 +111,14 @@ def guidance_by_step(system: System, condition: Condition, sampler: Sampler, sha
 
 
 def branch_conditions(
-    system: System, condition: Condition, branches: tuple[str, ...], history: Condition | None = None
+    system: System,
+    condition: Condition,
+    branches: tuple[str, ...],
+    history: Condition | None = None,
+    negative: Text | None = None,
 ) -> Condition:
     """The condition `[branches * B, *]` that the branches are run with: "full", "image" (no text), "history" (its
-    given frames noised, no text) or "uncond"."""
+    given frames noised, no text) or "uncond"; `negative [B, *]` stands where there is no text."""
     if tuple(branches) == ("full",):
         return condition
     some = next(iter(condition.values()))
@@ -118,4 +129,5 @@ def branch_conditions(
     image[size * (count - branches.count("uncond")) :] = True  # the one with nothing the last
     each = [history if branch == "history" and history is not None else condition for branch in branches]
     repeated = {name: torch.cat([one[name] for one in each]) for name in condition}
-    return system.drop(repeated, image=image, text=text)
+    without = negative and {name: torch.cat([value] * count) for name, value in negative.items()}
+    return system.drop(repeated, image=image, text=text, negative=without)

@@ -36,7 +36,13 @@ class LinearSteps:
     """(sample_scale, prediction_scale) of each step, float32 numbers."""
 
 
-def linear_steps(scheduler: Any, steps: int, scale: Callable[[Tensor], Tensor] = torch.ones_like) -> LinearSteps | None:
+def linear_steps(
+    scheduler: Any,
+    steps: int,
+    scale: Callable[[Tensor], Tensor] = torch.ones_like,
+    *,
+    set_timesteps: Callable[[Any, int], object] = lambda scheduler, steps: scheduler.set_timesteps(steps),
+) -> LinearSteps | None:
     """The steps of a diffusers scheduler, from its own tables in float64; None if it has no such form.
 
     It is there for DDIMScheduler (neither clipping nor thresholding; eta = 0), EulerDiscreteScheduler and
@@ -44,6 +50,7 @@ def linear_steps(scheduler: Any, steps: int, scale: Callable[[Tensor], Tensor] =
     have another. The scheduler isn't changed.
 
     Args:
+        set_timesteps: lets a scheduler take so many steps, in place.
         scale: from timesteps t / T [steps] to what F is multiplied by; it costs nothing, as it is part of the numbers.
 
     Sources: Song et al., DDIM (arXiv 2010.02502), equation 12; Karras et al. (arXiv 2206.00364), section 4 and
@@ -57,7 +64,7 @@ def linear_steps(scheduler: Any, steps: int, scale: Callable[[Tensor], Tensor] =
     if path is None or not type(scheduler).__module__.startswith("diffusers."):
         return None
     scheduler = copy.deepcopy(scheduler)
-    scheduler.set_timesteps(steps)
+    set_timesteps(scheduler, steps)
     timesteps = scheduler.timesteps
     # Euler looks the first timestep up by its value, and skips a step when the value is there twice
     if len(timesteps.unique()) != len(timesteps):

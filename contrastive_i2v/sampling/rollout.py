@@ -15,7 +15,7 @@ from contrastive_i2v.ops.guided_step import guided_step
 from contrastive_i2v.randomness import frame_generator
 from contrastive_i2v.sampling.guidance import Guidance, guidance_by_step, guided_prediction
 from contrastive_i2v.sampling.linear_steps import LinearSteps, linear_steps
-from contrastive_i2v.system import Sampler, Size, System, Text, split_noise
+from contrastive_i2v.system import Sampler, Size, System, Text, Window, split_noise
 
 
 @torch.no_grad()
@@ -30,9 +30,15 @@ def rollout(
     scheduler: Any = None,
     fps: float | None = None,
     layout: Tensor | None = None,
+    pixels: Tensor | None = None,
+    negative: Text | None = None,
     callback: Callable[[int, Tensor], object] | None = None,
 ) -> Tensor:
-    """Generate `frames - 1` latent frames after the first, window after window; never through pixels.
+    """Generate `frames - 1` latent frames after the first, window after window.
+
+    With an image codec no frame goes through pixels on the way. With a video codec a window's given latents are those
+    of a run of frames that begins with it, as in training, so the video's last frames are decoded and encoded anew; the
+    latents that are returned are one run.
 
     The noise of a window depends on the sample's seed and the window's first frame alone, and is drawn on the CPU. So a
     prompt gives the same video alone and within a batch (to rounding), and a longer rollout begins with a shorter one's
@@ -55,6 +61,8 @@ def rollout(
         fps: frames a second; None = what the system was trained at.
         layout: [B, frames, C, h, w], normalised latents of a coarse video that the noise follows, for systems whose
             noise can (`System.noise`): a moved crop of the first frame makes a camera move. None = no such video.
+        pixels: [B, 3, H, W] in [-1, 1], the still frames, for systems that see them; None = decoded from `first`.
+        negative: [B, *] each, negative prompts as `system.encode_text` has them; None = "".
         callback: called with (index of the last finished frame, the window's latents [B, g, C, h, w]) after each
             window; g = G, or fewer where the video ends inside the window.
 
@@ -65,19 +73,29 @@ def rollout(
         InputError: a count that isn't positive, texts or seeds that aren't B, a system whose windows don't follow each
             other, or a scheduler that needs more than a number of steps.
     """
-    sample = _Windows(system, text, len(first), seeds, sampler, scheduler, fps)
+    sample = _Windows(system, text, len(first), seeds, sampler, scheduler, fps, negative)
     _check_rollout(system, first, frames, layout)
-    codec, window = system.codec, system.window
+    codec, anchors = system.codec, int(system.window.anchor)
     own = [first.float()]  # the video so far, the autoencoder's own latents
     video = [codec.normalize(own[0])]
     while len(video) < frames:
         start = len(video)
+        window = system.window.after(start) if system.drops_absent else system.window
+        seen = None
+        if system.sees_pixels and start == 1 and pixels is not None:
+            seen = pixels[:, None]  # [B, F, 3, H, W]
+        elif system.sees_pixels or (codec.temporal_downscale > 1 and start > 1):
+            seen = _last_pixels(system, own, window.past)
         past = [own[max(place, 0)] for place in range(start - window.past, start)]
-        given = torch.stack([own[0]] * window.anchor + past, dim=1)  # [B, n, C, h, w]
+        if seen is not None and start > 1:
+            past = list(codec.sample(codec.encode(seen)).float().to(first.device).unbind(dim=1))
+        given = torch.stack([own[0]] * anchors + past, dim=1)  # [B, n, C, h, w]
         present = torch.arange(start - given.shape[1], start, device=first.device) >= 0
-        present[: window.anchor] = True
+        present[:anchors] = True
         coarse = None if layout is None else _stretch(layout, start - window.past, window.length)
-        latents = sample(given, start, present=present.expand(len(first), -1), layout=coarse)
+        latents = sample(
+            given, start, window=window, present=present.expand(len(first), -1), layout=coarse, pixels=seen
+        )
         latents = latents[:, window.past if window.regenerates else 0 :][:, : frames - start]  # [B, g, C, h, w]
         for latent in latents.unbind(dim=1):
             video.append(latent)
@@ -220,6 +238,8 @@ def roll_windows(
         InputError: several windows of a system whose windows can't follow each other, and as `rollout` does.
     """
     window, anchors = system.window, int(system.window.anchor)
+    if system.sees_pixels:
+        raise InputError(f"{system.config.kind} sees given frames' pixels, which these windows don't have")
     if windows > 1 and not window.rolls:
         raise InputError(f"windows={windows}: those of {system.config.kind} can't follow each other; expected 1")
     sample = _Windows(system, text, len(given), seeds, sampler, None, None)
@@ -249,12 +269,14 @@ class _Windows:
         sampler: Sampler | None,
         scheduler: Any,
         fps: float | None,
+        negative: Text | None = None,
     ) -> None:
+        self.negative = negative
         self.system, self.text, self.seeds, self.fps = system, text, seeds, fps
         self.sampler = sampler or system.sampler
         self.scheduler = system.scheduler if scheduler is None else scheduler
-        _check(system, text, size, self.scheduler, self.sampler, seeds, fps)
-        self.linear = linear_steps(self.scheduler, self.sampler.steps, self.sampler.scale)
+        _check(system, text, negative or {}, size, self.scheduler, self.sampler, seeds, fps)
+        self.linear: dict[Sequence[int], LinearSteps | None] = {}
 
     def __call__(
         self,
@@ -264,25 +286,38 @@ class _Windows:
         present: Tensor | None = None,
         layout: Tensor | None = None,
         rates: Tensor | None = None,
+        window: Window | None = None,
+        pixels: Tensor | None = None,
     ) -> Tensor:
         """The latents [B, G, C, h, w] that the network generates of the window whose first new frame is `start`;
-        `rates [B]` are frames a second where they differ within the batch."""
-        system, size, count = self.system, len(given), len(self.system.window.generated)
+        `rates [B]` are frames a second where they differ within the batch, `pixels [B, F, 3, H, W]` the given frames'
+        for a system that sees them."""
+        system, size, window = self.system, len(given), window or self.system.window
+        count, latent = len(window.generated), (window.length, *given.shape[-2:])
         if self.fps is not None:
             rates = torch.full((size,), self.fps, device=given.device)
         generators = [frame_generator(seed, start) for seed in self.seeds]
         shape = (size, count, *given.shape[2:])
         every_noise = system.noise(shape, generators, given=given, sampling=True, layout=layout).to(given.device)
         given_noise, noise = split_noise(every_noise, count)
-        condition = system.condition(given, self.text, present=present, fps=rates, noise=given_noise)
+        image = None if pixels is None or not system.sees_pixels else system.encode_image(pixels, window.length)
+        condition = system.condition(given, self.text, present=present, fps=rates, noise=given_noise, image=image)
         total = self.scheduler.config.num_train_timesteps
-        if self.linear is not None:
-            guidance = guidance_by_step(system, condition, self.sampler, self.linear.timesteps / total)
-            return sample_window(system.network, noise, guidance, self.linear)
+        if latent not in self.linear:
+            self.linear[latent] = linear_steps(
+                self.scheduler,
+                self.sampler.steps,
+                self.sampler.scale,
+                set_timesteps=lambda scheduler, steps: system.set_timesteps(scheduler, steps, latent),
+            )
+        if (linear := self.linear[latent]) is not None:
+            shares = linear.timesteps / total
+            guidance = guidance_by_step(system, condition, self.sampler, shares, self.negative)
+            return sample_window(system.network, noise, guidance, linear)
         own_steps = copy.deepcopy(self.scheduler)
-        own_steps.set_timesteps(self.sampler.steps, device=given.device)
+        system.set_timesteps(own_steps, self.sampler.steps, latent, device=given.device)
         shares = own_steps.timesteps.double() / total
-        guidance = guidance_by_step(system, condition, self.sampler, shares)
+        guidance = guidance_by_step(system, condition, self.sampler, shares, self.negative)
         scales = self.sampler.scale(shares).tolist()
         return sample_window_by_scheduler(system.network, noise, guidance, scales, own_steps, generators)
 
@@ -322,6 +357,16 @@ def sample_window_by_scheduler(
     return latents
 
 
+def _last_pixels(system: System, own: Sequence[Tensor], count: int) -> Tensor:
+    """`[B, F, 3, H, W]`, the frames at a video's end of which the codec makes `count` latents.
+
+    `own` are the video's latents, of which no more than a window's are decoded.
+    """
+    codec = system.codec
+    pixels = codec.decode(codec.normalize(torch.stack(list(own[-system.window.length :]), dim=1)))
+    return pixels[:, -(1 + (count - 1) * codec.temporal_downscale) :]
+
+
 def _stretch(video: Tensor, start: int, length: int) -> Tensor:
     """`length` frames of a video [B, F, *] from `start` on; its ends repeat."""
     places = torch.arange(start, start + length, device=video.device).clamp(0, video.shape[1] - 1)
@@ -346,6 +391,7 @@ def _check_rollout(system: System, first: Tensor, frames: int, layout: Tensor | 
 def _check(
     system: System,
     text: Text,
+    negative: Text,
     size: int,
     scheduler: Any,
     sampler: Sampler,
@@ -358,13 +404,8 @@ def _check(
     system.check_sampler(sampler)
     if len(seeds) != size:
         raise InputError(f"seeds has {len(seeds)} entries; expected one for each of the {size} latents")
-    for name, value in text.items():
+    for name, value in [*text.items(), *negative.items()]:
         if len(value) != size:
             raise InputError(f"{name} has shape {tuple(value.shape)}; expected [{size}, *], one for each latent")
     if fps is not None:
         system.check_fps(fps)
-    if scheduler.config.get("use_dynamic_shifting"):
-        raise InputError(
-            "the scheduler's use_dynamic_shifting is True, and a rollout has no mu to give it; expected "
-            "False: use type(scheduler).from_config(scheduler.config, use_dynamic_shifting=False, shift=...)"
-        )

@@ -21,6 +21,7 @@ from contrastive_i2v.data.examples import (
     ExampleDataset,
     WindowReader,
     encode_clips,
+    none_left_in,
     report_skipped,
     write_skipped,
 )
@@ -103,9 +104,7 @@ def encode_dataset(
             progress=progress,
         )
     except NoClipLeft as error:
-        if progress:
-            write_skipped(skipped_file, [*uncaptioned, *error.skipped])
-        raise InputError(f"{error}; all of them are in {skipped_file}") from error
+        raise none_left_in(skipped_file, error, uncaptioned, write=progress) from error
     if progress:
         say_skipped([*uncaptioned, *unusable], skipped_file)
     return dataset
@@ -141,19 +140,13 @@ def bucket_sizes(config: DataConfig, system: System) -> list[Size]:
         return []
     sizes = list(config.buckets)
     if not sizes:
-        sizes = aspect_ratio_sizes(as_size(config.resolution), config.max_aspect_ratio, system.codec.downscale)
+        sizes = aspect_ratio_sizes(as_size(config.resolution), config.max_aspect_ratio, system.size_step)
     if not sizes:
         raise InputError(
             f"data.max_aspect_ratio={config.max_aspect_ratio:g}: no size of at most the area of resolution "
             f"{config.resolution} has it; expected a larger one"
         )
-    for height, width in sizes:
-        if not system.takes((height, width)):
-            raise InputError(
-                f"data.buckets: {height} {width}; expected multiples of {system.codec.downscale}, the image pixels of "
-                "one latent pixel"
-            )
-    return sizes
+    return [system.check_size(size, "data.buckets") for size in sizes]
 
 
 def rows_of(buckets: Iterable[Bucket | None], frames: int, config: TrainConfig) -> list[int]:

@@ -213,6 +213,8 @@ class OptimizerConfig:
     def __post_init__(self) -> None:
         least = {"learning_rate": 0, "warmup_steps": 0, "weight_decay": 0}
         check_fields(self, least, positive=("max_grad_norm",))
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise InputError(f"betas: expected two numbers, 0 <= beta < 1, got {self.betas}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -223,11 +225,12 @@ class TimestepsConfig:
     """uniform, or logit-normal: fewer of the cleanest and the noisiest, as flow matching models are trained."""
     logit_mean: float = 0.0
     logit_std: float = 1.0
-    shift: float = 1.0
-    """Above 1 = noisier timesteps, as large images and long videos need."""
+    shift: float | None = 1.0
+    """Above 1 = noisier timesteps, as large images and long videos need; None = as the model's family trains, by the
+    size and length of the window where it does so (wan, ltx-video)."""
 
     def __post_init__(self) -> None:
-        check_fields(self, {}, positive=("logit_std", "shift"))
+        check_fields(self, {}, positive=("logit_std", "shift"), finite=("logit_mean",))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -285,10 +288,8 @@ class OwnSamplesConfig(SamplerOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_fields(self, dict.fromkeys(("depth", "clips", "refresh", "at_once"), 1))
-        for name in ("condition_share", "error_share", "contrast_share"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise InputError(f"own_samples.{name}: expected 0 to 1, got {getattr(self, name)}")
+        shares = ("condition_share", "error_share", "contrast_share")
+        check_fields(self, dict.fromkeys(("depth", "clips", "refresh", "at_once"), 1), shares=shares)
         if self.condition_share + self.contrast_share > 1:
             raise InputError("own_samples: condition_share and contrast_share are more than a batch together")
         if self.condition_share and self.depth == 1:
@@ -386,7 +387,10 @@ class TrainConfig:
     validation: ValidationConfig = field(default_factory=ValidationConfig)
 
     def __post_init__(self) -> None:
-        counts = ("steps", "batch_size", "gradient_accumulation", "log_every", "checkpoint_every", "keep_checkpoints")
+        counts = (
+            *("steps", "batch_size", "gradient_accumulation", "log_every"),
+            *("checkpoint_every", "keep_checkpoints", "max_nonfinite_steps"),
+        )
         check_fields(self, dict.fromkeys(counts, 1) | {"condition_noise": 0, "workers": 0})
         if not 0 <= self.conditioning_dropout <= 1 / 3:
             raise InputError(f"conditioning_dropout: expected 0 to 1/3, got {self.conditioning_dropout}")

@@ -12,7 +12,7 @@ from torch import Tensor
 from contrastive_i2v.data.examples import Example
 from contrastive_i2v.diffusion import NoiseSchedule
 from contrastive_i2v.randomness import draw, seeded
-from contrastive_i2v.system import Condition, System, split_noise
+from contrastive_i2v.system import Condition, ImageEmbeds, System, split_noise
 from contrastive_i2v.training.config import TimestepsConfig
 
 
@@ -91,12 +91,16 @@ def make_inputs(
     The generated frames are posterior samples, the given ones posterior modes, as InstructPix2Pix has it. With one
     uniform r an example: no text if r < 2p, no image if p <= r < 3p. Condition noise s adds u s e to the given
     latents, u uniform in [0, 1] an example and e normal: a rollout's own errors look like it. Rows with own conditions
-    get none. The draws are the same with and without `own`. In a system with `frame_timesteps` every frame has a
-    timestep of its own, drawn alike, and the given ones are noised to theirs (Chen et al., Diffusion Forcing, arXiv
-    2407.01392, algorithm 1).
+    get none. The draws are the same with and without `own`. A system that drops absent frames is given any number of
+    frames up to its window's, alike in the batch, as a video's first windows have fewer. In a system with
+    `frame_timesteps` every frame has a timestep of its own, drawn alike, and the given ones are noised to theirs (Chen
+    et al., Diffusion Forcing, arXiv 2407.01392, algorithm 1).
     """
     device, p, codec = batch.raw.device, conditioning_dropout, system.codec
-    given_rows, generated_rows = _rows(system, batch)
+    past = system.window.past
+    if system.drops_absent and past > 1:
+        past = int(torch.randint(1, past + 1, (), generator=generator))
+    given_rows, generated_rows = _rows(system, batch, past)
     given = codec.sample(_pick(batch.raw, given_rows))  # [B, n, C, h, w]
     raw = _pick(batch.raw, generated_rows)
     if own is not None:
@@ -105,13 +109,14 @@ def make_inputs(
     clean = codec.normalize(codec.sample(raw, send(draw(shape, generator), device)))
     every_noise = send(system.noise(shape, generator, given=given, sampling=False), device)
     given_noise, noise = split_noise(every_noise, shape[1])
+    latent = (batch.raw.shape[1] - system.window.anchor, *shape[3:])
     drawn = schedule.sample_timesteps(
         size * (len(given_rows) + shape[1]) if system.frame_timesteps else size,
         generator,
         distribution=timesteps.distribution,
         mean=timesteps.logit_mean,
         std=timesteps.logit_std,
-        shift=timesteps.shift,
+        shift=system.timestep_shift(latent) if timesteps.shift is None else timesteps.shift,
     )
     drawn = send(drawn, device)
     history = None
@@ -130,7 +135,7 @@ def make_inputs(
         level = send(amount.flatten(), device)
     present = _pick(batch.present, given_rows)
     condition = system.condition(
-        given, batch.text, present=present, fps=batch.fps, noise_level=level, noise=given_noise
+        given, batch.text, present=present, fps=batch.fps, noise_level=level, noise=given_noise, image=batch.image
     )
     if history is not None:
         condition = system.noise_history(condition, history)
@@ -173,11 +178,12 @@ def true_frames(batch: Example, system: System) -> TrueFrames:
     )
 
 
-def _rows(system: System, batch: Example) -> tuple[list[int], list[int]]:
+def _rows(system: System, batch: Example, past: int | None = None) -> tuple[list[int], list[int]]:
     """Of an example's frames: those that the network is given, the anchor first, and those that it generates. A window
-    has as many as the batch holds."""
+    has as many as the batch holds, and `past` given ones where they are said."""
     anchors = int(system.window.anchor)
-    window = replace(system.window, length=batch.raw.shape[1] - anchors)
+    window = system.window if past is None else system.window.after(past)
+    window = replace(window, length=batch.raw.shape[1] - anchors)
     given = [*range(anchors), *(anchors + place for place in window.given)]
     return given, [anchors + place for place in window.generated]
 
@@ -224,4 +230,15 @@ def blank_inputs(system: System, clean: Tensor) -> tuple[Tensor, Condition]:
     noise = system.noise(clean.shape, seeded("blank"), given=given, sampling=False).to(clean.device)
     given_noise, noise = split_noise(noise, clean.shape[1])
     text = {name: value.expand(len(clean), *value.shape[1:]) for name, value in system.encode_text([""]).items()}
-    return noise, system.condition(given, text, noise=given_noise)
+    image = blank_image(system, len(clean), clean.device)
+    return noise, system.condition(given, text, noise=given_noise, image=image)
+
+
+@torch.no_grad()
+def blank_image(system: System, count: int, device: torch.device) -> ImageEmbeds:
+    """What a system that sees pixels makes of black given frames, `[count, *]` each; empty for others."""
+    if not system.sees_pixels:
+        return {}
+    frames = 1 + (system.window.past - 1) * system.codec.temporal_downscale
+    image = system.encode_image(torch.zeros(1, frames, 3, *system.size, device=device), system.window.length)
+    return {name: value.expand(count, *value.shape[1:]).clone() for name, value in image.items()}

@@ -191,6 +191,8 @@ def windows_after(config: OwnSamplesConfig, system: System) -> int:
     """How many windows after each training window the bank needs. Raises InputError where a system has none."""
     if not config.on:
         return 0
+    if system.sees_pixels:
+        raise InputError(f"own_samples: {system.config.kind} is told of given frames by their pixels; expected none")
     if config.depth > 1 and not (system.window.rolls and system.codec.temporal_downscale == 1):
         raise InputError(
             f"own_samples.depth={config.depth}: the cached windows of {system.config.kind} don't follow each other; "

@@ -35,7 +35,7 @@ from contrastive_i2v.models.quantization import Storage, repeated_blocks
 from contrastive_i2v.randomness import seeded
 from contrastive_i2v.system import System, Text
 from contrastive_i2v.training.config import TrainConfig
-from contrastive_i2v.training.inputs import Inputs, make_inputs
+from contrastive_i2v.training.inputs import Inputs, blank_image, make_inputs
 from contrastive_i2v.training.live_bytes import LiveBytes
 from contrastive_i2v.training.own_samples import windows_after
 from contrastive_i2v.training.trainer import build_lora, build_optimizer, enable_gradient_checkpointing, place_network
@@ -136,8 +136,8 @@ class Planner:
         network, on_gpu = step.system.network, self.device == "cuda"
         encoders = {name: _bytes(part) for name, part in step.system.parts().items() if part is not network}
         stay = sum(encoders.values())
-        if on_gpu:  # the text encoder is back in the host's memory
-            stay = stay - encoders.get("text_encoder", 0) if config.loss.alignment_weight else 0
+        if on_gpu:  # back in the host's memory, but for the autoencoder of a loss on pixels
+            stay = encoders.get("vae", 0) if config.loss.alignment_weight else 0
         blocks = step.block_bytes if config.offload_blocks and on_gpu else [0]
         return Needs(
             parameters=step.parameters,
@@ -223,11 +223,7 @@ class Step:
 
     def __init__(self, config: TrainConfig, system: System) -> None:
         self.config, self.system, self.schedule = config, system, system.schedule
-        system.size = as_size(config.data.resolution)
-        if not system.takes(system.size):
-            raise InputError(
-                f"data.resolution={config.data.resolution}; expected a multiple of {system.codec.downscale}"
-            )
+        system.size = system.check_size(as_size(config.data.resolution), "data.resolution")
         self.raw_shape = raw_shape(system)
         if config.gradient_checkpointing:
             enable_gradient_checkpointing(system)
@@ -291,6 +287,7 @@ class Step:
             text={name: value.expand(size, *value.shape[1:]).clone() for name, value in text.items()},
             fps=torch.full((size,), system.fps, device=device),
             group=torch.arange(size, device=device),
+            image=blank_image(system, size, device),
         )
         return make_inputs(
             batch,

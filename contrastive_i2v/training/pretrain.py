@@ -135,6 +135,38 @@ def train_autoencoder(frames: Tensor, *, folder: Path, steps: int, batch_size: i
     return vae
 
 
+def train_video_autoencoder(
+    vae: Any, clips: Tensor, *, folder: Path, steps: int, batch_size: int, seed: int, crop: int = 32
+) -> tuple[Tensor, Tensor]:
+    """Train a causal video autoencoder in place on `clips [N, F, 3, H, W]`; the mean and standard deviation of its
+    latents by channel, [C] each.
+
+        L1(pixels) + MSE(pixels) + L1(pixel differences) / 2 + 1e-4 mean KL(posterior, N(0, I))
+
+    Steps see crops, but for the last tenth.
+    """
+    side = clips.shape[-1]
+
+    def loss(step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+        pixels = clips[torch.randint(len(clips), (batch_size,), generator=generator)].transpose(1, 2)
+        if step < 0.9 * steps:
+            top, left = (int(i) for i in torch.randint(side - crop + 1, (2,), generator=generator))
+            pixels = pixels[..., top : top + crop, left : left + crop]
+        posterior = vae.encode(pixels).latent_dist
+        latents = posterior.mean + posterior.std * torch.randn(posterior.mean.shape, generator=generator)
+        error = vae.decode(latents).sample - pixels
+        pixel, square = error.abs().mean(), error.square().mean()
+        edges = error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean()
+        kl = 0.5 * (posterior.mean.square() + posterior.var - 1 - posterior.logvar).mean()
+        return pixel + square + 0.5 * edges + 1e-4 * kl, {"l1": pixel.item(), "kl": kl.item()}
+
+    fit(vae, loss, folder=folder, steps=steps, learning_rate=1.5e-3, seed=seed)
+    with torch.no_grad():
+        some = torch.split(clips[:128].transpose(1, 2), batch_size)
+        latents = torch.cat([vae.encode(part).latent_dist.mean for part in some]).transpose(0, 1).flatten(1)
+    return latents.mean(1), latents.std(1)
+
+
 class PatchComponents:
     """The linear code of `patch` x `patch` pixels: their first `channels` principal components, at unit variance."""
 

@@ -50,14 +50,14 @@ class Preview:
         for clip in clips:
             try:
                 indices = valid_frames(probe_clip(clip), clip, config.data.frames)[:frames]
-                shown, raw = encode_clip_frames(clip, system, system.size, indices)
+                places = [0] if self.window.rolls else list(self.window.given)
+                shown, raw = encode_clip_frames(clip, system, system.size, indices, given=places)
             except VideoError as error:
                 print(f"left out of the previews: {error}")
                 continue
             self.captions.append(clip.caption)
             pixels.append(torch.cat([shown, shown[-1:].expand(frames - len(shown), -1, -1, -1)]))
-            raw = torch.cat([raw, raw[-1:].expand(frames - len(raw), -1, -1, -1)])
-            given.append(system.codec.sample(raw[[0] if self.window.rolls else list(self.window.given)]))
+            given.append(system.codec.sample(raw))
         if not pixels:
             raise InputError(f"{config.data.validation_path}: none of the clips for previews can be read")
         self.file: Path | None = None
@@ -96,7 +96,8 @@ class Preview:
         sampler = self.config.over(system.sampler)
         if self.window.rolls:
             frames = (self.truth.shape[1] - 1) // system.codec.temporal_downscale + 1
-            return rollout(system, given[:, 0], text, frames=frames, sampler=sampler, seeds=seeds)
+            first = self.truth[:, 0]
+            return rollout(system, given[:, 0], text, frames=frames, sampler=sampler, seeds=seeds, pixels=first)
         if self.window.given:
             return fill_in(system, given, text, sampler=sampler, seeds=seeds)
         own = first_frames(

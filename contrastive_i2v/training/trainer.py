@@ -106,6 +106,13 @@ class Trainer:
             raise InputError("loss.input_weight: the model is given no frame to contrast with; expected 0")
         if config.loss.rows == "clip" and self.system.frame_timesteps:
             raise InputError("loss.rows=clip: a clip has no one timestep with system.frame_timesteps; expected frame")
+        if config.loss.rows == "clip" and self.system.drops_absent and self.system.window.past > 1:
+            raise InputError("loss.rows=clip: with system.past_frames above 1 windows differ in length; expected frame")
+        if config.condition_noise and self.system.sees_pixels:
+            raise InputError(
+                f"condition_noise={config.condition_noise:g}: {self.system.config.kind} is told of given frames by "
+                "their pixels, not by latents that noise could be added to; expected 0"
+            )
         for options in (config.preview, config.own_samples):
             self.system.check_sampler(options)
         self.candidates = build_candidates(config, self.loss, self.system, self.accelerator)
@@ -540,13 +547,7 @@ def finish(config: TrainConfig, system: System | None = None) -> Path:
 
 
 def _check_size(config: TrainConfig, system: System) -> tuple[int, int]:
-    size, step = as_size(config.data.resolution), system.codec.downscale
-    if not system.takes(size):
-        raise InputError(
-            f"data.resolution={config.data.resolution}; expected a multiple of {step}, the image pixels of one latent "
-            "pixel"
-        )
-    return size
+    return system.check_size(as_size(config.data.resolution), "data.resolution")
 
 
 def enable_gradient_checkpointing(system: System) -> None:

@@ -114,7 +114,9 @@ class Validation:
             timesteps=torch.zeros(len(clean), device=clean.device),
             clean_latents=clean,
             noise=noise,
-            condition=system.condition(given, batch.text, present=frames.present, fps=batch.fps, noise=given_noise),
+            condition=system.condition(
+                given, batch.text, present=frames.present, fps=batch.fps, noise=given_noise, image=batch.image
+            ),
             has_condition=whole,
             source_latents=system.codec.normalize(given[:, -1]) if given.shape[1] else torch.zeros_like(clean[:, 0]),
             groups=batch.group,

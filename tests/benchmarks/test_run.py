@@ -5,15 +5,18 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
+from benchmarks import __main__ as cli
 from benchmarks import measure, peers, run
 from benchmarks.environment import device_name
 from benchmarks.problems import Case, Problem
 from benchmarks.registry import BF16_SWITCH, EAGER, GEMM, Provider, Step, eager, providers, with_gradient
+from benchmarks.results import Results
 from benchmarks.run import Effort, run_case
 from contrastive_i2v.ops import available_backends
 
@@ -183,3 +186,28 @@ def test_what_surrounds_a_peer_adds_up_to_the_loss(normalize: bool) -> None:
 
 def test_a_nan_is_null_in_json() -> None:
     assert run.finite(float("nan")) is None and run.finite(0.5) == 0.5
+
+
+def test_another_dtype_of_a_resumed_run_has_a_ceiling_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rates = {"bfloat16": 3.0, "float32": 2.0}
+
+    def measured(device: str, dtypes: list[str], clock: object) -> dict[str, float]:
+        return {"bytes_per_s": 1.0, **{f"flop_per_s_{dtype}": rates[dtype] for dtype in dtypes}}
+
+    monkeypatch.setattr(measure, "ceilings", measured)
+    options = [
+        "--sizes",
+        "3",
+        "--elements",
+        "8",
+        "--providers",
+        "eager",
+        "--rounds",
+        "1",
+        "--json",
+        str(tmp_path / "a.json"),
+    ]
+    cli.main([*options, "--dtype", "float32"])
+    cli.main([*options, "--dtype", "bfloat16", "--resume"])
+    found = Results.load(tmp_path / "a.json").ceilings
+    assert found == {"bytes_per_s": 1.0, "flop_per_s_float32": 2.0, "flop_per_s_bfloat16": 3.0}

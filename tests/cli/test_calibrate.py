@@ -103,6 +103,7 @@ def launch(command: str, options: list[str]) -> str:
 
 
 @pytest.mark.processes
+@pytest.mark.fault("a calibration is stopped", "the same command goes on, to the same result")
 def test_two_processes_find_what_one_finds_and_go_on_where_they_were_stopped(
     model: Path, clips: Path, tmp_path: Path
 ) -> None:

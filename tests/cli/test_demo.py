@@ -195,7 +195,7 @@ def test_a_wrong_model_or_size_leaves_nothing_behind(
 ) -> None:
     output = ["--output", str(tmp_path / "demo")]
     assert main([*arguments, *output, "--resolution", "17"]) == 2
-    assert "multiple of 2" in capsys.readouterr().err
+    assert "multiples of 2" in capsys.readouterr().err
     assert main([*arguments, *output, "--model", str(tmp_path / "nowhere")]) == 2
     assert "nowhere" in capsys.readouterr().err
     assert not (tmp_path / "demo").exists()

@@ -187,7 +187,7 @@ def test_models_are_compared_at_their_own_settings_and_at_common_ones(
     [
         (["--method", "nothing"], "method 'nothing' is unknown; expected 'tiny', a folder that train wrote"),
         (["--method", "a b=tiny"], "expected NAME=SPEC with a NAME of letters"),
-        (["--method", "tiny", "--resolution", "17"], "--resolution 17: expected a multiple of 4 for model 'tiny'"),
+        (["--method", "tiny", "--resolution", "17"], "--resolution for model 'tiny': got 17x17"),
         (["--baselines", "retrieval"], "give their folder as --train-data"),
         (["--frames", "9"], "test: none of its 2 clips can be evaluated"),
         (["--method", "first-frame", "--baselines", "first-frame"], "resolution: nothing here says which"),

@@ -26,6 +26,28 @@ def test_scores_and_a_page_and_what_was_left_out(
     assert "duration is" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("command", "output", "file"),
+    [
+        (["filter", "--workers", "0"], "scores.parquet", "scores.skipped.csv"),
+        (["encode", "--model", "tiny", "--workers", "0"], "shards", "shards/skipped.csv"),
+    ],
+)
+def test_where_no_clip_is_left_all_are_in_a_file(
+    tmp_path: Path, command: list[str], output: str, file: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for n in range(7):
+        (tmp_path / f"{n}.mp4").write_bytes(b"no video")
+        (tmp_path / f"{n}.txt").write_text("broken")
+    (tmp_path / "z.mp4").write_bytes(b"without a caption")
+    assert main([*command, "--data.path", str(tmp_path), "--output", str(tmp_path / output)]) == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said.startswith("error: none of the 7 clips can be used: ") and said.endswith(
+        f"all of them are in {tmp_path / file}"
+    )
+    assert len((tmp_path / file).read_text().splitlines()) == 1 + 8
+
+
 def test_another_kind_of_file_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["filter", "--data.path", str(tmp_path), "--output", "scores.csv"])

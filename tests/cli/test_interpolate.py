@@ -121,13 +121,21 @@ def test_a_result_that_is_too_long_is_refused_with_the_largest_that_fits(
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("rate", ["1e10", "1e-5"])
+@pytest.mark.parametrize("rate", ["1e10", "0.005"])
 def test_a_rate_that_no_file_can_say_is_refused(
     rollout: Path, pipeline_folder: Path, tmp_path: Path, rate: str
 ) -> None:
     out = ["--input", rollout, "--output", tmp_path / "out"]
     with pytest.raises(InputError, match=r"frames a second; expected 0.01 to 1e\+06"):
         interpolate(pipeline_folder, *out, "--fps-in", rate, "--fps-out", rate)
+
+
+@pytest.mark.parametrize("option", ["--fps-in", "--fps-out", "--factor"])
+def test_a_rate_that_would_be_rounded_up_is_refused(
+    rollout: Path, pipeline_folder: Path, tmp_path: Path, option: str
+) -> None:
+    with pytest.raises(InputError, match="--fps-in, --fps-out, --factor: expected at least 1/1001, got 1e-09"):
+        interpolate(pipeline_folder, "--input", rollout, "--output", tmp_path / "out", option, 1e-9)
 
 
 @pytest.mark.parametrize("rate", ["1e6", "0.01"])

@@ -168,7 +168,8 @@ def test_sample_refuses_what_it_cannot_use(
     [
         (["--batch-size", "-1"], "batch_size: expected at least 1, got -1"),
         (["--formats"], "formats: expected one at least, and none twice, got none"),
-        (["--fps", "0"], "fps: expected a number > 0, got 0.0"),
+        (["--fps", "0"], "fps: expected 0.01 to 1e+06 frames a second, which files can say, got 0.0"),
+        (["--fps", "1e9"], "fps: expected 0.01 to 1e+06 frames a second, which files can say, got 1000000000.0"),
         (["--offload-stream"], "offload_stream: is of --offload block or leaf"),
         (["--offload", "leaf", "--compile"], "offload=leaf: compiled code brings no weights"),
     ],

@@ -103,6 +103,13 @@ def test_a_folder_is_a_dataset_and_is_written_once(tmp_path: Path) -> None:
         make_shapes(tmp_path, replace(CONFIG, seed=5), progress=False)
 
 
+@pytest.mark.parametrize("name", ["occlusion", "background_motion"])
+@pytest.mark.parametrize("share", [float("nan"), -0.1, 7.0])
+def test_shares_are_checked(name: str, share: float) -> None:
+    with pytest.raises(InputError, match=f"{name}: expected 0 to 1, got {share}"):
+        replace(CONFIG, **{name: share})
+
+
 def test_captions_leave_out_what_they_are_asked_to(tmp_path: Path) -> None:
     star = replace(PLAIN, colour="orange", shape="star", background="stripes", direction="up", speed="slowly")
     assert star.caption_of("full") == star.caption == "an orange star moves up slowly over stripes"

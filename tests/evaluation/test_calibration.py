@@ -94,7 +94,7 @@ class TrueClips(Clips):
         for _ in range(FRAMES - 1):
             frames.append(KEEP * frames[-1] + SPREAD * torch.randn(COUNT, *SHAPE, generator=generator))
         self.truth = torch.stack(frames, dim=1)
-        self.own = self.truth / 0.5
+        self.own, self.first = self.truth / 0.5, torch.zeros(COUNT, 3, *SHAPE[1:])
 
     def generate(self, sampler: Sampler) -> Tensor:
         self.made += 1

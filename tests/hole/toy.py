@@ -90,7 +90,7 @@ class Toy(System):
         rate = given.new_full((len(given),), self.fps) if fps is None else fps
         return {"first": self.codec.normalize(given[:, 0]), "rate": rate, "without": rate < 0, **text}
 
-    def drop(self, condition: Condition, *, image: Tensor, text: Tensor) -> Condition:
+    def drop(self, condition: Condition, *, image: Tensor, text: Tensor, **_: Any) -> Condition:
         return condition | {"without": image, "mask": condition["mask"] & ~text[:, None]}
 
     def noise(self, shape: Sequence[int], generator: Any, **_: Any) -> Tensor:

@@ -293,6 +293,8 @@ def test_finite_at_the_ends_of_the_schedule() -> None:
         ({"temperature": 0.0}, "temperature=0.0; expected a number > 0"),
         ({"gate": "snr"}, "gate='snr'; expected one of none, signal"),
         ({"min_snr_gamma": -1.0}, "min_snr_gamma=-1.0"),
+        ({"max_timestep": -3.0}, "max_timestep=-3.0; expected a number >= 0"),
+        ({"max_timestep": float("nan")}, "max_timestep=nan; expected a number >= 0"),
         ({"banks": {"target": -0.5}}, "weight of bank 'target' is -0.5"),
         ({"banks": {"target": float("nan")}}, "weight of bank 'target' is nan"),
     ],

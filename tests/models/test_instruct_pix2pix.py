@@ -205,6 +205,7 @@ def test_a_folder_without_a_part_is_refused(pipeline_folder: Path, tmp_path: Pat
         load_system(folder)
 
 
+@pytest.mark.fault("a model's weights are a pickle", "they are not opened")
 def test_pickled_weights_are_refused(pipeline_folder: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(pipeline_folder, tmp_path / "pickled"))
     weights = folder / "unet" / "diffusion_pytorch_model.safetensors"
@@ -225,6 +226,7 @@ def test_unet_of_another_kind_is_refused(pipeline_folder: Path, tmp_path: Path) 
         load_system(folder)
 
 
+@pytest.mark.fault("a model's weights are cut off", "an error that names the part")
 def test_broken_weights_are_refused(pipeline_folder: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(pipeline_folder, tmp_path / "cut"))
     weights = folder / "vae" / "diffusion_pytorch_model.safetensors"
@@ -342,6 +344,7 @@ def test_a_config_that_is_none_is_one_line(
     assert len(str(raised.value).splitlines()) == 1
 
 
+@pytest.mark.fault("a model's config is nested without end", "one line")
 def test_a_config_of_a_hundred_thousand_brackets_is_one_line(pipeline_folder: Path, tmp_path: Path) -> None:
     for file in ("system.json", "unet/config.json", "scheduler/scheduler_config.json"):
         folder = Path(shutil.copytree(pipeline_folder, tmp_path / file.replace("/", "-")))

@@ -234,6 +234,7 @@ BAD_INPUTS: dict[str, tuple[dict[str, Any], str]] = {
     "copies is a fraction": ({"copies": 1.5}, "copies is 1.5: expected a whole number >= 1"),
     "copies is True": ({"copies": True}, "copies is True: expected a whole number >= 1"),
     "copies is a tensor": ({"copies": torch.tensor(2)}, "copies is Tensor: expected a whole number >= 1"),
+    "fractional is text": ({"fractional": "no"}, "fractional is 'no': expected True or False"),
     "backend is a list": ({"backend": ["cpu"]}, "backend is ['cpu']: expected None or one of"),
     "backend is a tensor": ({"backend": SAMPLE}, "backend is tensor"),
     "backend": ({"backend": "cuda"}, "backend is 'cuda': expected None or one of reference, cpu, triton"),

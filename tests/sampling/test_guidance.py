@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -34,7 +36,7 @@ class Dropping(Toy):
         super().__init__()
         self.null_prompt_embeds = null_prompt_embeds
 
-    def drop(self, condition: Condition, *, image: Tensor, text: Tensor) -> Condition:
+    def drop(self, condition: Condition, *, image: Tensor, text: Tensor, **_: Any) -> Condition:
         return {
             "image_latents": dropped(condition["image_latents"], image),
             "prompt_embeds": dropped(condition["prompt_embeds"], text, self.null_prompt_embeds),

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate import Accelerator
 
 from contrastive_i2v.training.checkpoint import list_checkpoints, load_checkpoint
 from contrastive_i2v.training.config import TrainConfig, save_config
@@ -23,6 +24,19 @@ from contrastive_i2v.training.trainer import Trainer
 
 class Interrupted(Exception):
     pass
+
+
+SCALE = 2.0**26
+
+
+class Fp16Accelerator(Accelerator):
+    """accelerate scales losses on GPUs alone; this one does on the CPU, too. The first steps overflow."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        if self.state.mixed_precision == "fp16":
+            self.native_amp = True
+            self.scaler = torch.amp.GradScaler(self.device.type, init_scale=SCALE)
 
 
 def train_until(config: TrainConfig, step: int, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -96,7 +96,12 @@ def test_the_baseline_differs_from_the_contrastive_recipe_in_the_loss_alone() ->
         (lambda: OptimizerConfig(learning_rate=-1e-4), "learning_rate: expected at least 0, got -0.0001"),
         (lambda: TrainConfig(workers=-1), "workers: expected at least 0, got -1"),
         (lambda: PreviewConfig(clips=0), "clips: expected at least 1, got 0"),
-        (lambda: FramesConfig(frame_rate=float("inf")), "frame_rate: expected a number > 0, got inf"),
+        (lambda: FramesConfig(frame_rate=float("inf")), r"frame_rate: expected 0.01 to 1e\+06 .* got inf"),
+        (lambda: FramesConfig(frame_rate=1e9), r"frame_rate: expected 0.01 to 1e\+06 .* got 1000000000.0"),
+        (lambda: OptimizerConfig(betas=(1.5, 0.9)), r"betas: expected two numbers, 0 <= beta < 1, got \(1.5, 0.9\)"),
+        (lambda: OptimizerConfig(betas=(0.9, float("nan"))), r"betas: .* got \(0.9, nan\)"),
+        (lambda: TimestepsConfig(logit_mean=float("nan")), "logit_mean: expected a finite number, got nan"),
+        (lambda: TrainConfig(max_nonfinite_steps=0), "max_nonfinite_steps: expected at least 1, got 0"),
         (lambda: TimestepsConfig(shift=0.0), "shift: expected a number > 0, got 0.0"),
     ],
 )

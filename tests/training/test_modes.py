@@ -11,9 +11,8 @@ from typing import Any
 
 import pytest
 import torch
-from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState
-from runs import assert_same_run, beside, last_tensors, train_until
+from runs import SCALE, Fp16Accelerator, assert_same_run, beside, last_tensors, train_until
 
 from contrastive_i2v.errors import InputError
 from contrastive_i2v.models import load_system
@@ -120,18 +119,7 @@ def test_tf32_is_for_gpus_that_have_it_and_ends_with_the_run(
         assert state() == before
 
 
-SCALE = 2.0**26
 """So large that the first steps overflow."""
-
-
-class Fp16Accelerator(Accelerator):
-    """accelerate scales losses on GPUs alone; this one does on the CPU, too. The first steps overflow."""
-
-    def __init__(self, **options: Any) -> None:
-        super().__init__(**options)
-        if self.state.mixed_precision == "fp16":
-            self.native_amp = True
-            self.scaler = torch.amp.GradScaler(self.device.type, init_scale=SCALE)
 
 
 @pytest.mark.slow

@@ -67,6 +67,7 @@ def test_a_row_a_clip_and_nothing_is_measured_twice(
         score_clips(more, replace(CONFIG, side=48), file, progress=False)
 
 
+@pytest.mark.fault("scoring a dataset is interrupted", "the same command goes on after the last part, to the same file")
 def test_it_goes_on_after_the_last_part(clips: list[Clip], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole, file = tmp_path / "whole.parquet", tmp_path / "scores.parquet"
 
@@ -170,6 +171,7 @@ def test_options_that_nothing_would_use_are_refused(options: dict[str, Any], mes
         DataConfig(**options)
 
 
+@pytest.mark.fault("a file of scores is another kind of Parquet, or none", "it is refused by name")
 def test_files_that_are_no_scores_are_refused(tmp_path: Path) -> None:
     pyarrow = pytest.importorskip("pyarrow")
     parquet = pytest.importorskip("pyarrow.parquet")

@@ -66,6 +66,7 @@ def test_a_run_with_a_memory_bank_resumes_bitwise(train_config: TrainConfig, mon
 
 
 @pytest.mark.processes
+@pytest.mark.fault("`kill -9` at random moments of a training", "resumed, it ends with the bits of an undisturbed run")
 def test_a_run_killed_at_random_moments_resumes_bitwise(train_config: TrainConfig) -> None:
     config = replace(train_config, steps=40, checkpoint_every=3)
     Trainer(config).run()
@@ -184,6 +185,7 @@ def poison(monkeypatch: pytest.MonkeyPatch, steps: Callable[[int], bool]) -> Non
     monkeypatch.setattr(Trainer, "_loss", loss)
 
 
+@pytest.mark.fault("a gradient is NaN", "the step is skipped and counted; the weights stay finite")
 def test_a_nonfinite_gradient_skips_the_step_and_is_counted(
     train_config: TrainConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -194,6 +196,9 @@ def test_a_nonfinite_gradient_skips_the_step_and_is_counted(
     assert all(torch.isfinite(p).all() for p in load_system(folder).unet.parameters())
 
 
+@pytest.mark.fault(
+    "every gradient is NaN", "the run stops with a status of its own and says what to try; its checkpoint is finite"
+)
 def test_too_many_nonfinite_gradients_stop_the_run_with_advice(
     train_config: TrainConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -214,7 +219,7 @@ def test_bad_starts_are_refused_and_nothing_is_lost(train_config: TrainConfig, c
     refuse("nowhere", data=replace(data, path=tmp_path / "nowhere"))
     (tmp_path / "empty").mkdir()
     refuse("empty", data=replace(data, path=tmp_path / "empty"))
-    refuse("resolution=15; expected a multiple of 2", data=replace(data, resolution=15))
+    refuse("resolution: got 15x15 pixels", data=replace(data, resolution=15))
     refuse("memory_bank=3; expected 0, or at least the 4 rows", loss=LossConfig(memory_bank=3))
     refuse("holds no run to resume", resume=True)
     Trainer(replace(train_config, steps=2)).run()
@@ -233,6 +238,7 @@ def test_epsilon_with_zero_terminal_snr_is_refused() -> None:
     assert build_loss(schedule, LossConfig()).banks == {"target": 0.2}
 
 
+@pytest.mark.fault("the last line of a log is cut off by a kill", "a resumed run leaves it out")
 def test_a_cut_last_line_and_later_rows_leave_the_log_on_resume(tmp_path: Path) -> None:
     log = RunLog(tmp_path, from_step=0)
     for step in (1, 2, 3):

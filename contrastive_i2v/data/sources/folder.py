@@ -126,7 +126,7 @@ def _rows(metadata: Path, root: Path, outside: bool) -> Iterator[tuple[Path, str
         elif not outside:
             raise InputError(
                 f"{where}: file_name is {_short(name)}, which lies outside of {root}; expected a file in it: move or "
-                "link the video into the folder, or call read_folder with outside=True"
+                "link the video into the folder, or allow it by source.outside"
             )
         yield path, where, row
 
@@ -289,5 +289,6 @@ SOURCE = Source(
     name="folder",
     looks_for=f"{' or '.join(METADATA_NAMES)}",
     recognise=lambda place: bool(place.find(*METADATA_NAMES)),
-    read=lambda request: Found(chain(*read_folder(request.place.root))),
+    read=lambda request: Found(chain(*read_folder(request.place.root, outside=request.config.outside))),
+    takes=("outside",),
 )

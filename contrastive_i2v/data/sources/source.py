@@ -41,6 +41,8 @@ class SourceConfig:
     """The folder that the names in the dataset's lists belong to; None = where the format has it."""
     template: str | None = None
     """File names from a row's keys, for InternVid; None = {YoutubeID}_{Start_timestamp}_{End_timestamp}.mp4"""
+    outside: bool = False
+    """Whether rows of a folder's metadata may name files outside of it, by an absolute name or `..`."""
 
 
 class Found(NamedTuple):

@@ -12,7 +12,7 @@ import pytest
 from pyarrow import parquet
 
 from contrastive_i2v.data.examples import report_skipped
-from contrastive_i2v.data.sources import read, read_folder
+from contrastive_i2v.data.sources import SourceConfig, read, read_folder
 from contrastive_i2v.data.types import Clip, Skipped
 from contrastive_i2v.errors import InputError
 
@@ -138,7 +138,7 @@ def test_no_caption_at_all_names_files_and_the_way_out(tmp_path: Path) -> None:
         ("file_name,text\na.mp4,x\n,\n", "line 3: expected the name of a video as file_name, got ''"),
         (
             "file_name,text\n../../a.mp4,x\n",
-            r"line 2: file_name is '\.\./\.\./a\.mp4', which .*outside=True",
+            r"line 2: file_name is '\.\./\.\./a\.mp4', which .*allow it by source\.outside",
         ),
         ("file_name,text\n/etc/passwd,x\n", "line 2: file_name is '/etc/passwd', which lies outside of"),
         ("file_name,text,text\na.mp4,x,y\n", "has the column 'text' twice"),
@@ -203,6 +203,7 @@ def test_rows_may_leave_the_folder_where_that_is_allowed(tmp_path: Path) -> None
         read_folder(tmp_path / "root")
     clips, _ = read_folder(tmp_path / "root", outside=True)
     assert [c.caption for c in clips] == ["relative", "absolute", "inside"]
+    assert read(tmp_path / "root", SourceConfig(outside=True)).clips == clips
 
 
 def test_an_absolute_path_inside_the_folder_is_one_video(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

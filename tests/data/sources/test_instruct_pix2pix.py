@@ -116,6 +116,10 @@ def test_both_parquet_layouts(tmp_path: Path) -> None:
         read(few, purpose="validation")
 
 
+@pytest.mark.fault(
+    "parquet files are cut off, or their cells hold no image or a path",
+    "each row is named and left out; no path is followed",
+)
 def test_hostile_parquet_files(tmp_path: Path) -> None:
     empty = {"bytes": None, "path": "/etc/passwd"}
     rows = [row(0), row(1, edit_prompt=None), row(2, edited_image={"bytes": b"no image", "path": None})]
@@ -145,6 +149,7 @@ def test_hostile_parquet_files(tmp_path: Path) -> None:
         read(tmp_path / "data/train-2.parquet")
 
 
+@pytest.mark.fault("pages of a parquet file are overwritten", "it is named")
 def test_a_parquet_file_with_damaged_pages(tmp_path: Path) -> None:
     path = write_table(tmp_path / "train.parquet", [row(n) for n in range(4)])
     content = bytearray(path.read_bytes())

@@ -24,6 +24,7 @@ def test_the_hash_is_sha256_of_all_bytes(tmp_path: Path) -> None:
     assert file_hash(file)[:12] == "cdc76e5c9914"
 
 
+@pytest.mark.fault("a weights file is a pickle that runs a program", "it is refused and not run")
 def test_a_pickle_with_a_program_is_refused_and_not_run(tmp_path: Path) -> None:
     file, victim = tmp_path / "evil.pth", tmp_path / "made"
 

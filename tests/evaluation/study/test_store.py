@@ -74,6 +74,7 @@ def test_names_are_one_rater_whatever_their_case_and_full_is_full(store: Store, 
     more.close()
 
 
+@pytest.mark.fault("five raters vote at the same time", "every vote counts once")
 def test_many_threads_vote_at_once(store: Store) -> None:
     def rate(name: str) -> None:
         store.join(name)
@@ -111,6 +112,7 @@ def test_other_folders_are_another_study(store: Store, design: Design) -> None:
         Store(store.path, dataclasses.replace(design, pairs=tuple(swapped)))
 
 
+@pytest.mark.fault("a study's file is another database, or none", "it is refused by name")
 def test_files_that_are_no_study(tmp_path: Path, design: Design) -> None:
     path = tmp_path / "x.sqlite"
     with pytest.raises(InputError, match="no such study; `study serve` starts one"):

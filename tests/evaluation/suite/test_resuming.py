@@ -37,6 +37,7 @@ def test_a_finished_run_makes_and_measures_nothing(reference: ReferenceSet, tmp_
     assert scores[0] == scores[1]
 
 
+@pytest.mark.fault("an evaluation is interrupted", "the same command goes on where it was")
 def test_interrupted_it_goes_on(reference: ReferenceSet, tmp_path: Path) -> None:
     calls: list[list[str]] = []
 

@@ -35,9 +35,9 @@ class Target:
                 "mask": torch.tensor([True, False]),
             }
             raw = torch.randn(3, 4, 2, 2, generator=generator).to(dtype)
-            self.stored.append(
-                CachedClip([0, 5, 10], raw, text | {"length": torch.tensor(2)}, VideoInfo(60, 25.0, 32, 48))
-            )
+            images = {0: {"image_latents": torch.randn(2, 3, generator=generator).to(dtype)}}
+            info = VideoInfo(60, 25.0, 32, 48)
+            self.stored.append(CachedClip([0, 5, 10], raw, text | {"length": torch.tensor(2)}, info, images))
             self.file.unlink(missing_ok=True)
             store_clip(self.file, self.stored[-1], self.clip)
             self.seeds.append(self.file.read_bytes())
@@ -65,8 +65,12 @@ class Target:
             return
         assert torch.equal(example.raw, stored.raw[[1, 0]].float())
         assert example.text.keys() == stored.text.keys()
+        assert torch.equal(example.image["image_latents"], stored.images[0]["image_latents"].float())
 
     def _check_same(self, found: CachedClip, stored: CachedClip, rows: list[int] | tuple[int, ...]) -> None:
+        assert found.images.keys() == {row for row in stored.images if row in rows}
+        for row, image in found.images.items():
+            assert torch.equal(image["image_latents"], stored.images[row]["image_latents"])
         expected = stored.raw[[stored.rows.index(row) for row in rows]]
         assert found.info == stored.info, found.info
         assert found.raw.dtype == expected.dtype and torch.equal(found.raw, expected), found.raw
