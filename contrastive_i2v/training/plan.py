@@ -136,8 +136,8 @@ class Planner:
         network, on_gpu = step.system.network, self.device == "cuda"
         encoders = {name: _bytes(part) for name, part in step.system.parts().items() if part is not network}
         stay = sum(encoders.values())
-        if on_gpu:  # the text encoder is back in the host's memory
-            stay = stay - encoders.get("text_encoder", 0) if config.loss.alignment_weight else 0
+        if on_gpu:  # back in the host's memory, but for the autoencoder of a loss on pixels
+            stay = encoders.get("vae", 0) if config.loss.alignment_weight else 0
         blocks = step.block_bytes if config.offload_blocks and on_gpu else [0]
         return Needs(
             parameters=step.parameters,
