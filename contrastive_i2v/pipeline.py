@@ -18,8 +18,9 @@ from contrastive_i2v.data.images import image_pixels
 from contrastive_i2v.data.video import check_rate, resize_frames, to_uint8, write_video
 from contrastive_i2v.errors import InputError
 from contrastive_i2v.models import load_system
+from contrastive_i2v.models.offloading import Level, offload_groups
 from contrastive_i2v.sampling.rollout import first_frames, rollout
-from contrastive_i2v.system import Sampler, SamplerOptions, System, Text, default_device
+from contrastive_i2v.system import Dtypes, Sampler, SamplerOptions, System, Text, default_device
 
 OutputType = Literal["pil", "np", "pt", "latent"]
 ImageInput: TypeAlias = "Image.Image | np.ndarray[Any, Any] | Tensor"
@@ -48,8 +49,13 @@ class ImageToVideoPipeline:
         self._progress: dict[str, Any] = {}
 
     @classmethod
-    def from_pretrained(cls, name: str | Path, *, dtype: torch.dtype = torch.float32) -> ImageToVideoPipeline:
-        """Open "tiny", a folder that training wrote, a diffusers folder or a hub id, on the CPU. Raises InputError."""
+    def from_pretrained(cls, name: str | Path, *, dtype: Dtypes = torch.float32) -> ImageToVideoPipeline:
+        """Open "tiny", a folder that training wrote, a diffusers folder or a hub id, on the CPU. Raises InputError.
+
+        Args:
+            name: options may follow, as `load_system` has them: "runs/mine?quantize=int8".
+            dtype: of every part, or by part: {"default": torch.bfloat16, "vae": torch.float32}.
+        """
         return cls(load_system(name, device="cpu", dtype=dtype))
 
     @property
@@ -65,7 +71,7 @@ class ImageToVideoPipeline:
         """Write a folder that `from_pretrained` opens."""
         self.system.save(folder)
 
-    def to(self, device: str | torch.device | None = None, dtype: torch.dtype | None = None) -> ImageToVideoPipeline:
+    def to(self, device: str | torch.device | None = None, dtype: Dtypes | None = None) -> ImageToVideoPipeline:
         """Move and convert every part in place; returns the pipeline."""
         self.system.to(device, dtype)
         return self
@@ -83,6 +89,21 @@ class ImageToVideoPipeline:
         for module in self.system.parts().values():
             _, hook = cpu_offload_with_hook(module, default_device() if device is None else device, hook)
             self._hooks.append(hook)
+
+    def enable_group_offload(
+        self, device: str | torch.device | None = None, *, level: Level = "block", use_stream: bool = False
+    ) -> None:
+        """Keep the weights on the CPU but while they are computed with, on `device` (None = CUDA where there is one), a
+        block or a leaf (a layer) at a time: less memory and more copying than `enable_model_cpu_offload`.
+
+        Args:
+            use_stream: copy what comes next while the GPU computes, from page-locked memory.
+
+        Raises:
+            InputError: a network whose repeated blocks diffusers doesn't name.
+        """
+        where = default_device() if device is None else torch.device(device)
+        offload_groups(self.system, where, level=level, stream=use_stream)
 
     def set_progress_bar_config(self, **options: Any) -> None:
         """Options of the tqdm bar, as `disable=True`."""

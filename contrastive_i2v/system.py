@@ -12,7 +12,7 @@ import json
 import os
 import shutil
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol, TypeAlias, TypeVar
@@ -38,6 +38,9 @@ Size: TypeAlias = tuple[int, int]
 """Height and width in pixels."""
 Dtype: TypeAlias = Literal["float32", "float16", "bfloat16"]
 """Names of what a model computes in."""
+
+Dtypes: TypeAlias = torch.dtype | Mapping[str, torch.dtype]
+"""One for a whole system, or by the names of `System.parts()`, with "default" for the others, as diffusers has it."""
 
 DESCRIPTION = "system.json"
 """Beside the weights: which system they are, its options, and how it is sampled."""
@@ -273,6 +276,9 @@ class System(ABC):
     """The network's module, by name, whose adapters diffusers' pipelines load."""
     lora_loader: ClassVar[str] = "StableDiffusionLoraLoaderMixin"
     """The class of `diffusers.loaders` by which these pipelines load and save them."""
+    quantized: str | None = None
+    """What the weights were rounded to after they were opened (`models.quantization`): they are to be sampled with, and
+    neither trained nor saved. None = they are as the files hold them."""
     added: tuple[str, ...] = ()
     """Modules of the network, by name, that the weights which `load` read don't have: LoRA trains them in full."""
 
@@ -475,10 +481,14 @@ class System(ABC):
         """Where the network is."""
         return next(self.network.parameters()).device
 
-    def to(self: S, device: str | torch.device | None = None, dtype: torch.dtype | None = None) -> S:
-        """Move every part in place, put it in eval mode, and return self."""
-        for module in self.parts().values():
-            nn.Module.to(module, device=device, dtype=dtype).eval()  # diffusers' own warns of a cast that is meant
+    def to(self: S, device: str | torch.device | None = None, dtype: Dtypes | None = None) -> S:
+        """Move every part in place, put it in eval mode, and return self. Raises InputError for a dtype of no part."""
+        by_part = dtype if isinstance(dtype, Mapping) else {"default": dtype}
+        if unknown := by_part.keys() - self.parts().keys() - {"default"}:
+            raise InputError(f"dtype of {min(unknown)}: {self.config.kind} has {', '.join(self.parts())}")
+        for name, module in self.parts().items():
+            own = by_part.get(name, by_part.get("default"))
+            nn.Module.to(module, device=device, dtype=own).eval()  # diffusers' own warns of a cast that is meant
         return self
 
     def compile(self: S) -> S:
@@ -497,8 +507,13 @@ class System(ABC):
         Everything is written beside the folder first, so a full disk leaves the folder as it was; files in it that are
         none of the model's stay.
 
-        Raises InputError naming the folder when the disk refuses.
+        Raises InputError naming the folder when the disk refuses, and for rounded weights.
         """
+        if self.quantized:
+            raise InputError(
+                f"{folder}: the weights were rounded to {self.quantized} when they were opened; save a "
+                "model that was opened without quantize"
+            )
         write_model(Path(folder), self.save_weights)
         self.save_description(Path(folder))
 

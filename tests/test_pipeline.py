@@ -15,6 +15,7 @@ import contrastive_i2v
 from contrastive_i2v.data.video import probe, resize_frames
 from contrastive_i2v.errors import InputError
 from contrastive_i2v.models import load_system
+from contrastive_i2v.models.autoencoder import ONLOAD_DEVICE, device_of
 from contrastive_i2v.pipeline import ImageToVideoPipeline
 from contrastive_i2v.sampling import rollout
 
@@ -205,10 +206,44 @@ def test_offloading_gives_the_same_frames(
     assert np.array_equal(call(offloaded, image, output_type="np"), call(pipeline, image, output_type="np"))
 
 
+@pytest.mark.parametrize("level", ["block", "leaf"])
+def test_group_offloading_gives_the_same_frames(
+    level: Any, pipeline: ImageToVideoPipeline, pipeline_folder: Path, image: Image.Image
+) -> None:
+    offloaded = ImageToVideoPipeline.from_pretrained(pipeline_folder)
+    offloaded.set_progress_bar_config(disable=True)
+    offloaded.enable_group_offload("cpu", level=level)
+    system: Any = offloaded.system
+    groups = [name for name, module in system.network.named_modules() if hasattr(module, "_diffusers_hook")]
+    assert ("unet.down_blocks.0" in groups) == (level == "block")
+    assert ("unet.conv_out" in groups) == (level == "leaf")
+    for part in (system.vae, system.text_encoder):
+        hooked = {type(module) for module in part.modules() if hasattr(module, "_diffusers_hook")}
+        assert {torch.nn.Linear} < hooked and type(part) not in hooked
+    assert np.array_equal(call(offloaded, image, output_type="np"), call(pipeline, image, output_type="np"))
+    for part in (system.vae, system.text_encoder, system.unet):
+        setattr(part, ONLOAD_DEVICE, torch.device("meta"))
+        assert device_of(part).type == "meta", "the codec takes its inputs to where weights come"
+
+
+def test_parts_compute_in_their_own_precision(pipeline_folder: Path, image: Image.Image) -> None:
+    dtype = {"default": torch.bfloat16, "vae": torch.float32}
+    mixed = ImageToVideoPipeline.from_pretrained(pipeline_folder, dtype=dtype)
+    mixed.set_progress_bar_config(disable=True)
+    kept = {name: next(part.parameters()).dtype for name, part in mixed.system.parts().items()}
+    assert kept == {"text_encoder": torch.bfloat16, "network": torch.bfloat16, "vae": torch.float32}
+    whole = ImageToVideoPipeline.from_pretrained(pipeline_folder)
+    first, expected = (
+        call(one.to("cpu"), image, output_type="pt", num_frames=1) for one in (mixed, whole)
+    )  # a video of the given image alone: the autoencoder's
+    assert torch.equal(first, expected)
+    assert call(mixed, image, output_type="pt").isfinite().all()
+    with pytest.raises(InputError, match="dtype of unet: instruct-pix2pix has text_encoder, network, vae"):
+        mixed.to(dtype={"unet": torch.float32})
+
+
 def test_offloading_moves_a_part_where_it_computes(pipeline_folder: Path) -> None:
     """On the meta device, which takes weights like any other and holds none."""
-    from contrastive_i2v.models.autoencoder import device_of
-
     offloaded = ImageToVideoPipeline.from_pretrained(pipeline_folder)
     offloaded.enable_model_cpu_offload("meta")
     assert {device_of(part).type for part in offloaded.system.parts().values()} == {"meta"}

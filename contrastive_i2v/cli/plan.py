@@ -37,6 +37,7 @@ options are those of train, and these. The model's folder needs its configs alon
 --config FILE   start from an earlier run's config.yaml
 --gigabytes N   also print the smallest changes that make it fit in N GB (default: the memory of the GPU here, if any)
 --device NAME   cuda or cpu: what it is to run on (default: what is here)
+--processes N   that share the batches (default: 1)
 --probe STEPS   take the time of as many real steps, which needs the weights, and the memory
 """
 
@@ -48,6 +49,7 @@ def run(arguments: Sequence[str]) -> None:
     first.add_argument("--config", type=Path)
     first.add_argument("--gigabytes")
     first.add_argument("--device")
+    first.add_argument("--processes", default="1")
     first.add_argument("--probe", default="0")
     own, rest = first.parse_known_args(list(arguments))
     configs = read_configs(own.recipe, own.config, rest, prog="plan", description=DESCRIPTION)
@@ -60,7 +62,9 @@ def run(arguments: Sequence[str]) -> None:
         limit = torch.cuda.get_device_properties(0).total_memory / GB
     if probed and device != here:
         raise InputError(f"--probe: takes the time here, on {here}; expected --device {here}, or no --probe")
-    planner = Planner(device)
+    if not (processes := _number("--processes", own.processes)):
+        raise InputError("--processes: expected at least 1, got 0")
+    planner = Planner(device, processes=math.ceil(processes))
     for number, config in enumerate(configs):
         if len(configs) > 1:
             print(f"\n{config.output}")
@@ -79,22 +83,38 @@ def run(arguments: Sequence[str]) -> None:
 def format_needs(needs: Needs, config: TrainConfig, device: Device) -> str:
     """The table."""
     rows: list[tuple[str, int | None, str]] = [
-        ("weights", needs.weights, f"{needs.parameters:,} parameters, {needs.trained:,} trained"),
-        ("autoencoder, text encoder", needs.frozen, "frozen"),
+        ("weights", needs.weights, f"{needs.parameters:,} parameters, {needs.trained:,} trained{_kept(config)}"),
+        (
+            "autoencoder, text encoder",
+            needs.frozen,
+            f"{_size(needs.encoders)} while they encode, before the network comes",
+        ),
         ("AdamW's moments", needs.optimizer, "8-bit" if config.optimizer.eight_bit else "float32"),
         ("moving average", needs.average, _average(needs, config)),
         ("memory bank", needs.banks, f"{config.loss.memory_bank} latents" if needs.banks else "none"),
         ("gradients and activations", needs.step, "the most of a step, less than the sum of"),
         ("  gradients", needs.gradients, "float32"),
+        *([("exchanged gradients", needs.buckets, "copies that the processes send")] * bool(needs.buckets)),
         ("  kept by a forward pass", needs.kept, _activations(needs, config)),
         ("peak", needs.total, f"on {device}, and about {RESERVED[device] / GB:g} GB for what isn't tensors"),
     ]
+    if needs.reference:
+        rows.insert(1, ("reference of own samples", needs.reference, "float32"))
+    if needs.offloaded:
+        rows.append(
+            ("in the host's memory", needs.offloaded, "offloaded weights, the autoencoder and the text encoder")
+        )
     lines = [f"{name:<28}{_size(value or 0):>10}  {about}" for name, value, about in rows]
     batches = f"batches of {config.batch_size} x {config.gradient_accumulation}"
     lines.insert(0, f"{config.model}: {batches}, mixed precision {precision_on(device, config)}")
     if left := _not_counted(config):
         lines.append(f"not counted: {', '.join(left)}")
     return "\n".join(lines)
+
+
+def _kept(config: TrainConfig) -> str:
+    dtype = "" if config.lora.base_dtype == "float32" else f", blocks' frozen weights in {config.lora.base_dtype}"
+    return dtype + ", one block's on the GPU" * config.offload_blocks
 
 
 def _average(needs: Needs, config: TrainConfig) -> str:
@@ -115,7 +135,7 @@ def _not_counted(config: TrainConfig) -> list[str]:
         name
         for name, there in {
             "rollouts of own samples": config.own_samples.on,
-            "the reference of own_weight": loss.own_weight,
+            "what own_weight computes": loss.own_weight,
             "the encoder of alignment_weight": loss.alignment_weight,
             "the layer of text_weight": loss.text_weight,
             "what torch.compile saves": config.compile,
@@ -136,8 +156,8 @@ def _cache(config: TrainConfig, planner: Planner) -> str:
 
 def _probe(config: TrainConfig, steps: int) -> float:
     device = default_device()
-    system: System = load_system(config.model, config.system, device=device)
-    return seconds_a_step(resolved(config, device), system, steps)
+    system: System = load_system(config.model, config.system, device="cpu")
+    return seconds_a_step(resolved(config, device), system, steps, device)
 
 
 def _advice(planner: Planner, config: TrainConfig, limit: float) -> str:

@@ -66,6 +66,16 @@ class Options(SamplerOptions):
     """Frames a second of the video, which models that can are told; None = what the model was trained at."""
     dtype: Dtype = "float32"
     """What the model computes in."""
+    vae_dtype: Dtype | None = None
+    """What its autoencoder computes in; None = as the rest. Some lose colours in half precision."""
+    quantize: Literal["no", "bfloat16", "int8", "nf4"] = "no"
+    """What the linear weights of the network's repeated blocks are kept in: 2, 1 or 0.56 bytes each (nf4 needs
+    bitsandbytes)."""
+    offload: Literal["no", "model", "block", "leaf"] = "no"
+    """Keep weights in the host's memory until the GPU needs them: a part of the model, a block or a layer at a time,
+    each with less memory and more copying than the one before."""
+    offload_stream: bool = False
+    """With block or leaf: copy what comes next while the GPU computes, from page-locked memory."""
     compile: bool = False
     """Compile the network by torch.compile: some tens of seconds first, then faster frames."""
 
@@ -74,20 +84,39 @@ class Options(SamplerOptions):
         check_fields(self, {"frames": 1, "batch_size": 1}, distinct=("formats",))
         if self.fps is not None:
             check_rate("fps", self.fps)
+        if self.offload_stream and self.offload not in ("block", "leaf"):
+            raise InputError("offload_stream: is of --offload block or leaf; expected one of them")
+        if self.compile and self.offload in ("block", "leaf"):
+            raise InputError(
+                f"offload={self.offload}: compiled code brings no weights; expected no --compile, or model"
+            )
 
 
 def run(arguments: Sequence[str]) -> None:
     """Parse the options and sample."""
     options = tyro.cli(Options, prog="contrastive-i2v sample", args=arguments)
     jobs = _pair_up(options)
+    if options.offload != "no" and default_device().type == "cpu":
+        raise InputError(f"--offload {options.offload}: keeps weights from a GPU, and there is none here; leave it out")
     # what is wrong with an image is said before any work
     images = [_first_frame(image) for image, _ in jobs if image is not None]
     from contrastive_i2v.models.loading import with_adapters  # takes seconds
     from contrastive_i2v.pipeline import ImageToVideoPipeline
 
     name = with_adapters(options.model, options.lora)
-    pipeline = ImageToVideoPipeline.from_pretrained(name, dtype=getattr(torch, options.dtype))
-    pipeline.to(default_device()).set_progress_bar_config(disable=True)
+    if options.quantize != "no":
+        name += f"{'&' if '?' in name else '?'}quantize={options.quantize}"
+    dtype: dict[str, torch.dtype] = {"default": getattr(torch, options.dtype)}
+    if options.vae_dtype:
+        dtype["vae"] = getattr(torch, options.vae_dtype)
+    pipeline = ImageToVideoPipeline.from_pretrained(name, dtype=dtype)
+    pipeline.set_progress_bar_config(disable=True)
+    if options.offload == "model":
+        pipeline.enable_model_cpu_offload()
+    elif options.offload != "no":
+        pipeline.enable_group_offload(level=options.offload, use_stream=options.offload_stream)
+    else:
+        pipeline.to(default_device())
     if options.compile:
         pipeline.enable_compile()
     if options.scheduler != "model":

@@ -21,8 +21,9 @@ from contrastive_i2v.models.instruct_pix2pix import InstructPix2Pix
 from contrastive_i2v.models.loading import locate, reach, split_options, split_weight, without_weights
 from contrastive_i2v.models.lora import merge_adapters
 from contrastive_i2v.models.ltx_video import LTXVideo
+from contrastive_i2v.models.quantization import check_storage, quantize
 from contrastive_i2v.models.wan import Wan
-from contrastive_i2v.system import DESCRIPTION, Adapter, Description, System, SystemConfig, default_device
+from contrastive_i2v.system import DESCRIPTION, Adapter, Description, Dtypes, System, SystemConfig, default_device
 
 SYSTEMS: dict[str, type[System]] = {
     "instruct-pix2pix": InstructPix2Pix,
@@ -39,17 +40,18 @@ def load_system(
     config: SystemConfig | None = None,
     *,
     device: str | torch.device | None = None,
-    dtype: torch.dtype = torch.float32,
+    dtype: Dtypes = torch.float32,
 ) -> System:
     """Open a model: weights, options, window, and how it is sampled.
 
     Args:
         name: "tiny" (packaged, no download), a folder that training wrote, a diffusers folder, or a hub id; then
-            options of the system, and adapters with weights, as "runs/mine?frame_init=false&lora=runs/other=0.5".
+            options of the system, adapters with weights, and `quantize`, what the network's linear weights are kept in,
+            as "runs/mine?frame_init=false&lora=runs/other=0.5&quantize=int8".
         config: the kind of system and its options, say for training; None = what the folder says, or the first system
             that opens it.
         device: None = CUDA where there is one, else the CPU.
-        dtype: weights are converted to it, whatever the files hold.
+        dtype: weights are converted to it, whatever the files hold; by part where it is a mapping.
 
     Raises:
         InputError: nothing there, a folder that no system opens or that holds another one, missing parts, options
@@ -57,6 +59,7 @@ def load_system(
     """
     name, options = split_options(name)
     adapters = [split_weight(adapter) for adapter in options.pop("lora", ())]
+    storage = check_storage(options.pop("quantize", None))
     source = reach(locate(name))
     saved = read_description(source)
     if not adapters and not (saved and saved.adapter):
@@ -67,6 +70,9 @@ def load_system(
             with TemporaryDirectory() as folder:
                 system.save(folder)
                 system = _open(folder, read_description(folder), config, options, name)
+    if storage:
+        quantize(system.network, storage)
+        system.quantized = storage
     return system.to(default_device() if device is None else device, dtype)
 
 

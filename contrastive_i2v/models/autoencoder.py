@@ -9,6 +9,8 @@ from torch import Tensor, nn
 
 from contrastive_i2v.errors import InputError
 
+ONLOAD_DEVICE = "_contrastive_i2v_onload_device"
+"""The attribute of a module under group offloading that says where it computes."""
 AT_ONCE = 8
 """Frames encoded or decoded together."""
 
@@ -73,4 +75,5 @@ def like(module: nn.Module, value: Tensor) -> Tensor:
 def device_of(module: nn.Module) -> torch.device:
     """Where a module computes: where its weights are, or where a hook that offloads them will put them."""
     device = getattr(getattr(module, "_hf_hook", None), "execution_device", None)
+    device = device or getattr(module, ONLOAD_DEVICE, None)
     return next(module.parameters()).device if device is None else torch.device(device)

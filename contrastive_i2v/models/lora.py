@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError
@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from contrastive_i2v.errors import InputError, check_fields, one_line
 from contrastive_i2v.files import file_hash
 from contrastive_i2v.models.loading import TINY, locate
+from contrastive_i2v.models.quantization import Storage, quantize
 from contrastive_i2v.randomness import seeded
 from contrastive_i2v.system import Adapter, System, write_model
 
@@ -44,6 +45,9 @@ class AdapterConfig:
     targets: tuple[str, ...] | None = None
     """Linear and Conv2d layers by the ends of their names, which may hold * and ?; None = the system's own: the
     projections of its attention."""
+    base_dtype: Literal["float32"] | Storage = "float32"
+    """What the frozen weights of the linear layers in the network's repeated blocks are kept in: 4, 2, 1 or 0.56 bytes
+    each (nf4 needs bitsandbytes). The adapter is merged into the weights as they were."""
 
     def __post_init__(self) -> None:
         check_fields(self, {"rank": 0}, positive=("alpha",))
@@ -51,6 +55,11 @@ class AdapterConfig:
             raise InputError("lora.targets: expected one at least, got none")
         if not self.rank and (self.alpha, self.targets) != (None, None):
             raise InputError("lora: alpha and targets are of adapters, and rank=0 trains none; expected a rank above 0")
+        if not self.rank and self.base_dtype != "float32":
+            raise InputError(
+                f"lora.base_dtype={self.base_dtype}: is of frozen weights, and with rank=0 all are trained; expected a "
+                "rank above 0"
+            )
 
 
 class LoraTraining:
@@ -85,6 +94,8 @@ class LoraTraining:
             peft.inject_adapter_in_model(
                 peft.LoraConfig(r=self.rank, lora_alpha=self.alpha, target_modules=names), system.network
             )
+        if config.base_dtype != "float32":
+            quantize(system.network, config.base_dtype, but=lambda name: ".lora_" in name or _is_added(system, name))
 
     def trainable(self) -> list[nn.Parameter]:
         """The adapters, and what is trained in full beside them."""

@@ -299,7 +299,7 @@ class Wan(VideoTransformer):
             return image
         side = self.image_encoder.config.image_size
         seen = pixels.new_zeros(len(pixels), 3, side, side)
-        if not pixels.is_meta:
+        if type(pixels) is Tensor and not pixels.is_meta:  # not of shapes alone
             arrays = ((pixels[:, -1] + 1) * 127.5).round().to("cpu", torch.uint8).permute(0, 2, 3, 1).numpy()
             seen = self.image_processor(images=list(arrays), return_tensors="pt").pixel_values
         states = self.image_encoder(like(self.image_encoder, seen), output_hidden_states=True).hidden_states

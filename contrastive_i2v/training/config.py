@@ -356,6 +356,9 @@ class TrainConfig:
     gradient_cache."""
     gradient_checkpointing: bool = False
     """Less memory for more time."""
+    offload_blocks: bool = False
+    """Keep the frozen weights of the network's repeated blocks in the host's memory, but for those of the block that
+    computes. For LoRA with gradient_checkpointing, in one process."""
     ema_decay: float = 0.0
     """Moving average of the weights, used for previews and the saved model; 0 = off."""
     ema_on_cpu: bool = False
@@ -401,6 +404,16 @@ class TrainConfig:
             raise InputError("ema_on_cpu: is of the average of ema_decay, which is 0; expected one above 0")
         if self.gradient_cache:
             _check_gradient_cache(self)
+        if self.offload_blocks:
+            for reason, holds in {
+                "is of frozen weights, and lora.rank 0 trains all of them; expected a rank above 0": not self.lora.rank,
+                "brings a block's weights where it is computed again; expected gradient_checkpointing": (
+                    not self.gradient_checkpointing
+                ),
+                "compiled code brings no weights; expected no compile": self.compile,
+            }.items():
+                if holds:
+                    raise InputError(f"offload_blocks: {reason}")
         if self.data.is_bucketed:
             for name, used in {
                 "loss.memory_bank": self.loss.memory_bank,

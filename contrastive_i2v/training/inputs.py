@@ -11,8 +11,8 @@ from torch import Tensor
 
 from contrastive_i2v.data.examples import Example
 from contrastive_i2v.diffusion import NoiseSchedule
-from contrastive_i2v.randomness import draw
-from contrastive_i2v.system import Condition, System, split_noise
+from contrastive_i2v.randomness import draw, seeded
+from contrastive_i2v.system import Condition, ImageEmbeds, System, split_noise
 from contrastive_i2v.training.config import TimestepsConfig
 
 
@@ -220,3 +220,25 @@ def loss_rows(inputs: Inputs, rows: Literal["frame", "clip"]) -> LossRows:
         banks={"target": clean, "input": of_frames(source.expand(-1, count, -1, -1, -1))},
         groups=of_windows(inputs.groups),
     )
+
+
+@torch.no_grad()
+def blank_inputs(system: System, clean: Tensor) -> tuple[Tensor, Condition]:
+    """Noise in the shape of `clean [B, G, C, h, w]`, a window's generated frames, and the condition of black given
+    frames and no prompt."""
+    given = clean.new_zeros(len(clean), len(system.window.given) + system.window.anchor, *clean.shape[2:])
+    noise = system.noise(clean.shape, seeded("blank"), given=given, sampling=False).to(clean.device)
+    given_noise, noise = split_noise(noise, clean.shape[1])
+    text = {name: value.expand(len(clean), *value.shape[1:]) for name, value in system.encode_text([""]).items()}
+    image = blank_image(system, len(clean), clean.device)
+    return noise, system.condition(given, text, noise=given_noise, image=image)
+
+
+@torch.no_grad()
+def blank_image(system: System, count: int, device: torch.device) -> ImageEmbeds:
+    """What a system that sees pixels makes of black given frames, `[count, *]` each; empty for others."""
+    if not system.sees_pixels:
+        return {}
+    frames = 1 + (system.window.past - 1) * system.codec.temporal_downscale
+    image = system.encode_image(torch.zeros(1, frames, 3, *system.size, device=device), system.window.length)
+    return {name: value.expand(count, *value.shape[1:]).clone() for name, value in image.items()}

@@ -13,8 +13,8 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property, reduce
-from typing import Any, Literal
+from functools import cached_property, partial, reduce
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -30,13 +30,15 @@ from contrastive_i2v.errors import InputError
 from contrastive_i2v.losses import cached_backward
 from contrastive_i2v.models import load_shapes
 from contrastive_i2v.models.lora import AdapterConfig
+from contrastive_i2v.models.offloading import offload_parts
+from contrastive_i2v.models.quantization import Storage, repeated_blocks
 from contrastive_i2v.randomness import seeded
 from contrastive_i2v.system import System, Text
 from contrastive_i2v.training.config import TrainConfig
-from contrastive_i2v.training.inputs import Inputs, make_inputs
+from contrastive_i2v.training.inputs import Inputs, blank_image, make_inputs
 from contrastive_i2v.training.live_bytes import LiveBytes
 from contrastive_i2v.training.own_samples import windows_after
-from contrastive_i2v.training.trainer import build_lora, build_optimizer, enable_gradient_checkpointing
+from contrastive_i2v.training.trainer import build_lora, build_optimizer, enable_gradient_checkpointing, place_network
 
 Device = Literal["cpu", "cuda"]
 Precision = Literal["no", "fp16", "bf16"]
@@ -56,15 +58,22 @@ class Needs:
     parameters: int
     trained: int
     weights: int
-    """Of the network."""
+    """Of the network; of blocks that are offloaded, those of the largest one."""
+    reference: int
+    """Of the network that training started from, where own samples are contrasted."""
     frozen: int
-    """Of the autoencoder and the text encoder."""
+    """Of the autoencoder and the text encoder, where they stay while training: on a CPU, and the autoencoder of
+    `loss.alignment_weight`."""
+    encoders: int
+    """Of both, while they encode, before the network comes."""
     optimizer: int
     average: int
     """The moving average, where the network is."""
     banks: int
     """Past latents that stay candidates."""
     gradients: int
+    buckets: int
+    """Copies of the gradients that several processes exchange."""
     kept: int
     """What one micro-batch's forward pass keeps for the backward pass, autocast's copies of weights included."""
     copies: int
@@ -74,11 +83,14 @@ class Needs:
     both."""
     host: int
     """In the host's memory beside the GPU's: the moving average that is kept there."""
+    offloaded: int
+    """In the host's memory as well: blocks, and the autoencoder and the text encoder."""
 
     @property
     def total(self) -> int:
         """The peak of the device's memory."""
-        return self.weights + self.frozen + self.optimizer + self.average + self.banks + self.step
+        stays = self.weights + self.reference + self.frozen + self.optimizer + self.average + self.banks
+        return max(self.encoders, stays + self.buckets + self.step)
 
 
 @dataclass(frozen=True)
@@ -101,35 +113,50 @@ class Planner:
 
     Args:
         build: a config's system without its weights, anew at each call; None = `load_shapes`.
+        processes: that share the batches.
     """
 
-    def __init__(self, device: Device, build: Callable[[TrainConfig], System] | None = None) -> None:
-        self.device = device
+    def __init__(
+        self, device: Device, build: Callable[[TrainConfig], System] | None = None, processes: int = 1
+    ) -> None:
+        self.device, self.processes = device, processes
         self.build = build or (lambda config: load_shapes(config.model, config.system))
         self._known: dict[TrainConfig, tuple[int, int]] = {}
 
     def needs(self, config: TrainConfig) -> Needs:
         """What a config needs. Raises InputError as a training would."""
         config = replace(config, mixed_precision=precision_on(self.device, config))
+        if config.offload_blocks and self.processes > 1:
+            raise InputError("offload_blocks: is for one process")
         step = Step(config, self.build(config))
         trained = [parameter.numel() for parameter in step.trainable]
         average = 4 * sum(trained) if config.ema_decay else 0
         away = config.ema_on_cpu and self.device == "cuda"
         kept, peak = self._measured(config, step)
+        network, on_gpu = step.system.network, self.device == "cuda"
+        encoders = {name: _bytes(part) for name, part in step.system.parts().items() if part is not network}
+        stay = sum(encoders.values())
+        if on_gpu:  # back in the host's memory, but for the autoencoder of a loss on pixels
+            stay = encoders.get("vae", 0) if config.loss.alignment_weight else 0
+        blocks = step.block_bytes if config.offload_blocks and on_gpu else [0]
         return Needs(
-            parameters=sum(parameter.numel() for parameter in step.system.network.parameters()),
+            parameters=step.parameters,
             trained=sum(trained),
-            weights=_bytes(step.system.network),
-            frozen=sum(_bytes(part) for part in step.system.parts().values() if part is not step.system.network),
+            weights=_bytes(network) - sum(blocks) + max(blocks),
+            reference=step.base_bytes if config.loss.own_weight else 0,
+            frozen=stay,
+            encoders=sum(encoders.values()),
             optimizer=sum(map(_eight_bit, trained)) if config.optimizer.eight_bit else 8 * sum(trained),
             # on a CPU the host's average has the weights' copies beside it
             average=0 if away else average * (1 + config.ema_on_cpu),
             banks=step.bank_bytes,
             gradients=4 * sum(trained),
+            buckets=4 * sum(trained) if self.processes > 1 and not config.shard else 0,
             kept=kept,
             copies=step.copies if config.mixed_precision != "no" else 0,
             step=peak,
             host=2 * average if away else 0,
+            offloaded=sum(blocks) + sum(encoders.values()) - stay,
         )
 
     def _measured(self, config: TrainConfig, step: Step) -> tuple[int, int]:
@@ -200,8 +227,11 @@ class Step:
         self.raw_shape = raw_shape(system)
         if config.gradient_checkpointing:
             enable_gradient_checkpointing(system)
-        lora = build_lora(system, config)
+        self.base_bytes, self.parameters = _bytes(system.network), _count(system.network)
+        self.lora = lora = build_lora(system, config)
         trained = lora.trainable() if lora else system.trainable()
+        if lora:
+            self.parameters += sum(value.numel() for value in trained) - sum(map(Tensor.numel, lora.full.values()))
         system.network.train().requires_grad_(False)
         for parameter in trained:
             parameter.requires_grad_(True)
@@ -210,6 +240,12 @@ class Step:
     def trainable(self) -> list[nn.Parameter]:
         """What is trained."""
         return [parameter for parameter in self.system.network.parameters() if parameter.requires_grad]
+
+    @property
+    def block_bytes(self) -> list[int]:
+        """Of each of the network's repeated blocks, its frozen weights."""
+        blocks = repeated_blocks(self.system.network).values()
+        return [sum(one.nbytes for one in block.parameters() if not one.requires_grad) for block in blocks]
 
     @property
     def bank_bytes(self) -> int:
@@ -251,6 +287,7 @@ class Step:
             text={name: value.expand(size, *value.shape[1:]).clone() for name, value in text.items()},
             fps=torch.full((size,), system.fps, device=device),
             group=torch.arange(size, device=device),
+            image=blank_image(system, size, device),
         )
         return make_inputs(
             batch,
@@ -288,11 +325,13 @@ class Step:
             loss(predict(part)).backward()  # type: ignore[no-untyped-call]
 
 
-def seconds_a_step(config: TrainConfig, system: System, steps: int) -> float:
+def seconds_a_step(config: TrainConfig, system: System, steps: int, device: torch.device) -> float:
     """The median time of a step over a few real ones, after one that warms up: on a batch of zeros, without reading
-    data, previews and checkpoints."""
+    data, previews and checkpoints. The system comes on the CPU."""
     step = Step(config, system)
-    optimizer = build_optimizer(config, step.trainable, system.device)
+    offload_parts([part for part in system.parts().values() if part is not system.network], device)
+    place_network(system.network, config, step.lora, device)
+    optimizer = build_optimizer(config, step.trainable, device)
     taken = []
     for _ in range(1 + steps):
         began = time.perf_counter()
@@ -367,6 +406,17 @@ def _changes(config: TrainConfig, device: Device) -> Iterator[list[Change]]:
     ]
     if not config.lora.rank:
         yield [_change("--lora.rank 16", lora=AdapterConfig(rank=16))]
+    dtypes = ("float32", *get_args(Storage))
+    yield [
+        Change(f"--lora.base-dtype {dtype}", partial(_keep_base, dtype=dtype))
+        for dtype in dtypes[dtypes.index(config.lora.base_dtype) + 1 :]
+    ]
+    if device == "cuda" and not config.offload_blocks:
+        yield [_change("--offload-blocks", offload_blocks=True)]
+
+
+def _keep_base(config: TrainConfig, dtype: Storage) -> TrainConfig:
+    return replace(config, lora=replace(config.lora, base_dtype=dtype))
 
 
 def _change(options: str, **values: Any) -> Change:
@@ -375,6 +425,10 @@ def _change(options: str, **values: Any) -> Change:
 
 def _applied(config: TrainConfig, changes: Sequence[Change]) -> TrainConfig:
     return reduce(lambda one, change: change.apply(one), changes, config)
+
+
+def _count(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
 
 
 def _bytes(module: nn.Module) -> int:

@@ -63,7 +63,8 @@ class Preview:
         self.file: Path | None = None
         """The last one that was written."""
         self.truth = torch.stack(pixels)  # [N, F, 3, H, W] in [-1, 1]
-        self.given = torch.stack(given).to(system.device)  # [N, n, C, h, w], the autoencoder's own latents
+        self.given = torch.stack(given)  # [N, n, C, h, w], the autoencoder's own latents
+        self.text = system.encode_text(self.captions)
 
     def due(self, step: int) -> bool:
         """Whether this step ends with a preview."""
@@ -89,7 +90,8 @@ class Preview:
 
     def _latents(self) -> Tensor:
         """[N, f, C, h, w], normalised."""
-        system, given, text = self.system, self.given, self.system.encode_text(self.captions)
+        system, given = self.system, self.given.to(self.system.device)
+        text = {name: value.to(system.device) for name, value in self.text.items()}
         seeds = [self.seed * 100_003 + i for i in range(len(self.captions))]
         sampler = self.config.over(system.sampler)
         if self.window.rolls:

@@ -16,10 +16,11 @@ from contrastive_i2v.evaluation.extractors.preparation import IMAGENET_MEAN, IMA
 from contrastive_i2v.evaluation.extractors.weights import load_pretrained
 from contrastive_i2v.losses import RepresentationAlignmentLoss
 from contrastive_i2v.randomness import seeded
-from contrastive_i2v.system import System, split_noise
+from contrastive_i2v.system import System
 from contrastive_i2v.training.compute import FORWARD
 from contrastive_i2v.training.config import TrainConfig
 from contrastive_i2v.training.features import Features
+from contrastive_i2v.training.inputs import blank_inputs
 from contrastive_i2v.training.projection import LearnedProjection
 
 ENCODERS = ("dinov2", "dinov2_with_registers", "dinov3_vit")
@@ -122,10 +123,6 @@ def forward_flops(act: Callable[[], Any]) -> int:
 
 def call_once(system: System, clean: Tensor) -> None:
     """Let the network see one window of noise, `[1, G, C, h, w]`, without a prompt."""
-    count = len(system.window.given) + system.window.anchor
-    given = clean.new_zeros(1, count, *clean.shape[2:])
-    noise = system.noise(clean.shape, seeded("alignment"), given=given, sampling=False).to(clean.device)
-    given_noise, noise = split_noise(noise, clean.shape[1])
-    condition = system.condition(given, system.encode_text([""]), noise=given_noise)
+    noise, condition = blank_inputs(system, clean)
     system.network.eval()
     system.network(noise, torch.zeros(1, device=clean.device), **condition)

@@ -38,6 +38,7 @@ from contrastive_i2v.losses import (
 from contrastive_i2v.models import load_system, read_description
 from contrastive_i2v.models.loading import locate, split_options
 from contrastive_i2v.models.lora import LoraTraining
+from contrastive_i2v.models.offloading import OffloadedBlocks, offload_parts
 from contrastive_i2v.processes import process_state, restarted, watched_ranks
 from contrastive_i2v.randomness import seeded
 from contrastive_i2v.system import DESCRIPTION, System, check_compiler
@@ -48,7 +49,7 @@ from contrastive_i2v.training.checkpoint import list_checkpoints
 from contrastive_i2v.training.compute import compute_of
 from contrastive_i2v.training.config import LossConfig, TrainConfig, differences, load_config, save_config
 from contrastive_i2v.training.features import Features
-from contrastive_i2v.training.inputs import Inputs, join, loss_rows, make_inputs
+from contrastive_i2v.training.inputs import Inputs, blank_inputs, join, loss_rows, make_inputs
 from contrastive_i2v.training.interrupt import stop_requests
 from contrastive_i2v.training.logs import Row, RunLog, mean_rows, read_rows
 from contrastive_i2v.training.own_contrast import OwnContrast
@@ -82,6 +83,8 @@ class Trainer:
         self.main = self.accelerator.is_main_process
         if config.shard:
             check_sharding(config, self.accelerator.num_processes)
+        if config.offload_blocks and self.accelerator.num_processes > 1:
+            raise InputError("offload_blocks: is for one process; expected --shard to share weights among several")
         self.lock = lock_folder(config.output) if self.main else None
         device = self.accelerator.device
         if self.main:
@@ -89,7 +92,14 @@ class Trainer:
             print(f"mixed precision {config.mixed_precision}, float32 products in {products}")
         if config.mixed_precision == "fp16" and not self.accelerator.native_amp:
             raise InputError(f"mixed_precision=fp16: there is none on {device.type}; expected bf16 or no")
-        self.system = load_system(config.model, config.system, device=device) if system is None else system.to(device)
+        self.system = load_system(config.model, config.system, device="cpu") if system is None else system.to("cpu")
+        if self.system.quantized:
+            raise InputError(
+                f"model {config.model!r}: its weights are rounded to {self.system.quantized} and can't be trained; "
+                f"expected it without quantize, and --lora.base-dtype {self.system.quantized}"
+            )
+        encoders = [part for part in self.system.parts().values() if part is not self.system.network]
+        self.offload_encoders = offload_parts(encoders, device)
         self.system.size, self.system.fps = _check_size(config, self.system), config.data.frames.frame_rate
         self.loss = build_loss(self.system.schedule, config.loss).to(device)
         if "input" in self.loss.banks and not self.system.window.given:
@@ -112,12 +122,19 @@ class Trainer:
                 self.system.check_fps(fps)
             except InputError as error:
                 raise InputError(f"data.frames: {error}; windows of those, with --data.frames.max-offset") from error
+        self.preview = build_preview(config, self.system) if self.main else None
+        self.validation = build_validation(config, self.system, self.loss, self.accelerator)
+        self._keep_null()
+        self.offload_encoders()
         if config.gradient_checkpointing:
             enable_gradient_checkpointing(self.system)
         if config.channels_last:
             use_channels_last(self.system.network)
         if config.compile:
             check_compiler(device)
+        self.own_contrast = build_own_contrast(self.system, config.loss, device)
+        self.lora = build_lora(self.system, config)
+        self.blocks = place_network(self.system.network, config, self.lora, device)
         self.alignment = (
             RepresentationAlignment(config, self.system, self.accelerator) if config.loss.alignment_weight else None
         )
@@ -127,8 +144,6 @@ class Trainer:
         self.own_samples: OwnSamples | None = None
         if config.own_samples.on and isinstance(self.dataset, ExampleDataset):  # shards refuse own samples
             self.own_samples = OwnSamples(config, self.dataset, self.system, self.accelerator)
-        self.own_contrast = build_own_contrast(self.system, config.loss)
-        self.lora = build_lora(self.system, config)
         self.features = Features(self.system, config.loss.dispersive_layer) if config.loss.dispersive_weight else None
         self.text_frames = TextFrames(config, self.system, self.accelerator) if config.loss.text_weight else None
         if config.shard:
@@ -141,7 +156,7 @@ class Trainer:
         if config.shard:
             optimizer = self.accelerator.prepare(optimizer)
         else:
-            network, optimizer = self.accelerator.prepare(network, optimizer)
+            network, optimizer = self.accelerator.prepare(network, optimizer, device_placement=[False, None])
         # for training's batches alone, all of one shape: what previews and own samples ran must not change its code
         self.network = torch.compile(network, dynamic=False) if config.compile else network
         self.lr_factor = get_scheduler(
@@ -161,8 +176,7 @@ class Trainer:
         )
         if going_on:
             self.state.restore(config.output / "checkpoints")
-        self.preview = build_preview(config, self.system) if self.main else None
-        self.validation = build_validation(config, self.system, self.loss, self.accelerator)
+        self.offload_encoders()
         self.log: RunLog | None = None
         if self.main:
             save_config(config, config.output / "config.yaml")
@@ -170,6 +184,14 @@ class Trainer:
             self.log = open_log(
                 config, self.state.step, self.steps, processes=self.accelerator.num_processes, captions=captions
             )
+
+    def _keep_null(self) -> None:
+        """Let the system encode what stands for no prompt, which it keeps, while the text encoder has the device."""
+        codec, size = self.system.codec, self.system.size
+        shape = (1, len(self.system.window.generated), codec.channels, *(side // codec.downscale for side in size))
+        _, condition = blank_inputs(self.system, torch.zeros(shape, device=self.accelerator.device))
+        everything = torch.ones(1, dtype=torch.bool, device=self.accelerator.device)
+        self.system.drop(condition, image=everything, text=everything)
 
     def run(self) -> Path:
         """Train to the last of `self.steps` and write the model to `output/model`; returns that folder.
@@ -374,6 +396,7 @@ class Trainer:
         for due in (one for one in (self.validation, self.preview) if one and one.due(step)):
             self.system.network.eval()
             self._write_log(self.state.with_average(partial(due.make, step)))
+            self.offload_encoders()
             if self.log and due is self.preview and self.preview.file:
                 self.log.show(step, "preview", self.preview.file)
 
@@ -422,14 +445,14 @@ def build_loss(schedule: NoiseSchedule, config: LossConfig) -> ContrastiveDiffus
     )
 
 
-def build_own_contrast(system: System, config: LossConfig) -> OwnContrast | None:
+def build_own_contrast(system: System, config: LossConfig, device: torch.device) -> OwnContrast | None:
     """The contrast with own samples that a config asks for; its reference is a copy of the network as it is."""
     if not config.own_weight:
         return None
     loss = OwnSampleContrast(
         system.schedule, beta=config.own_beta, weight=config.own_weight, positive_only=config.own_positive_only
     )
-    return OwnContrast(loss, copy.deepcopy(system.network))
+    return OwnContrast(loss, copy.deepcopy(system.network).to(device))
 
 
 def build_lora(system: System, config: TrainConfig) -> LoraTraining | None:
@@ -443,6 +466,16 @@ def build_lora(system: System, config: TrainConfig) -> LoraTraining | None:
             f"`contrastive-i2v merge --model {config.model!r} --output FOLDER`"
         )
     return LoraTraining(system, config.lora, base=name, seed=config.seed)
+
+
+def place_network(
+    network: nn.Module, config: TrainConfig, lora: LoraTraining | None, device: torch.device
+) -> OffloadedBlocks | None:
+    """Move a network to where it computes, in place, but for the blocks that a config offloads."""
+    if config.offload_blocks and lora:  # a config that offloads has a rank
+        return OffloadedBlocks(network, device, lora.trainable())
+    network.to(device)
+    return None
 
 
 def build_candidates(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from safetensors.torch import load_file
 
 from contrastive_i2v.cli.main import COMMANDS, main
 from contrastive_i2v.data.video import probe
+from contrastive_i2v.pipeline import ImageToVideoPipeline
 from contrastive_i2v.system import System
 
 
@@ -117,6 +119,35 @@ def test_sample_compiles_where_asked_to(tmp_path: Path, pipeline_folder: Path, m
         assert main([*command, options]) == 0 and len(compiled) == count
 
 
+def test_sample_takes_less_memory_where_asked_to(
+    tmp_path: Path, pipeline_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    image = tmp_path / "first.png"
+    Image.new("RGB", (16, 16), (200, 30, 30)).save(image)
+    command = ["sample", "--model", str(pipeline_folder), "--image", str(image), "--prompt", "x", "--frames", "2"]
+    command += ["--steps", "1", "--formats", "latents", "--output", str(tmp_path)]
+    made = {}
+    for options in ("--quantize no", "--quantize int8", "--dtype bfloat16 --vae-dtype float32"):
+        assert main([*command, *options.split()]) == 0
+        made[options] = load_file(tmp_path / "00000.safetensors")["latents"]
+    whole, rounded, half = made.values()
+    assert 0 < (rounded[1] - whole[1]).abs().max() < 0.1
+    assert torch.equal(half[0], whole[0]) and not torch.equal(half[1], whole[1])  # the image is the autoencoder's
+
+    if not torch.cuda.is_available():
+        assert "--offload block: keeps weights from a GPU, and there is none here" in error_of(
+            [*command, "--offload", "block"], capsys
+        )
+    monkeypatch.setattr("contrastive_i2v.cli.sample.default_device", lambda: torch.device("cuda"))
+    called: list[Any] = []
+    monkeypatch.setattr(ImageToVideoPipeline, "enable_model_cpu_offload", lambda self: called.append("model"))
+    monkeypatch.setattr(ImageToVideoPipeline, "enable_group_offload", lambda self, **options: called.append(options))
+    for options in ("--offload model", "--offload block", "--offload leaf --offload-stream"):
+        assert main([*command, *options.split()]) == 0
+    expected = [{"level": "block", "use_stream": False}, {"level": "leaf", "use_stream": True}]
+    assert called == ["model", *expected]
+
+
 def test_sample_refuses_what_it_cannot_use(
     tmp_path: Path, pipeline_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -139,6 +170,8 @@ def test_sample_refuses_what_it_cannot_use(
         (["--formats"], "formats: expected one at least, and none twice, got none"),
         (["--fps", "0"], "fps: expected 0.01 to 1e+06 frames a second, which files can say, got 0.0"),
         (["--fps", "1e9"], "fps: expected 0.01 to 1e+06 frames a second, which files can say, got 1000000000.0"),
+        (["--offload-stream"], "offload_stream: is of --offload block or leaf"),
+        (["--offload", "leaf", "--compile"], "offload=leaf: compiled code brings no weights"),
     ],
 )
 def test_sample_checks_its_counts_before_any_work(

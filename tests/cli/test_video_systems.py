@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -53,6 +54,20 @@ def test_a_prompt_alone_makes_the_image_first(folders: dict[str, Path], tmp_path
     one = Sampler(steps=1, guidance_scale=1.0, image_guidance_scale=1.0)
     alone = first_frames(system, text, size=(64, 64), seeds=[0, 1], sampler=one)
     torch.testing.assert_close(torch.stack([video[0] for video in videos]), system.codec.normalize(alone).cpu())
+
+
+@pytest.mark.parametrize(("name", "level"), [("consisti2v", "block"), ("video", "leaf")])
+def test_a_video_model_s_groups_come_and_go(name: str, level: Any, folders: dict[str, Path], photo: Path) -> None:
+    made = []
+    for offloaded in (False, True):
+        pipeline = ImageToVideoPipeline.from_pretrained(f"{folders[name]}?quantize=int8")
+        pipeline.set_progress_bar_config(disable=True)
+        if offloaded:
+            pipeline.enable_group_offload("cpu", level=level)
+        with Image.open(photo) as image:
+            options = {"num_frames": 4, "num_inference_steps": 1, "seeds": [3], "output_type": "latent"}
+            made.append(pipeline(image, "a ball", **options).frames)
+    assert torch.equal(made[0], made[1])
 
 
 def test_a_model_that_makes_no_image_wants_one(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -16,8 +16,9 @@ from accelerate.state import AcceleratorState, GradientState
 from contrastive_i2v.errors import InputError
 from contrastive_i2v.models import load_shapes, load_system
 from contrastive_i2v.models.lora import AdapterConfig
+from contrastive_i2v.models.quantization import repeated_blocks
 from contrastive_i2v.training.batches import build_loader
-from contrastive_i2v.training.config import LossConfig, OptimizerConfig, TrainConfig
+from contrastive_i2v.training.config import LossConfig, OptimizerConfig, OwnSamplesConfig, TrainConfig
 from contrastive_i2v.training.live_bytes import LiveBytes
 from contrastive_i2v.training.plan import Needs, Planner, cache_bytes, seconds_a_step
 from contrastive_i2v.training.recipes import RECIPES
@@ -65,6 +66,8 @@ def measured(config: TrainConfig) -> tuple[int, int]:
         {"gradient_accumulation": 3, "batch_size": 2},
         {"gradient_accumulation": 3, "batch_size": 2, "gradient_cache": True},
         {"lora": AdapterConfig(rank=4)},
+        {"lora": AdapterConfig(rank=4, base_dtype="int8")},
+        {"lora": AdapterConfig(rank=4, base_dtype="bfloat16"), "gradient_checkpointing": True},
         {"loss": LossConfig(input_weight=0.1, memory_bank=64)},
     ],
     ids=lambda changes: "-".join(changes) or "plain",
@@ -123,6 +126,45 @@ def test_what_stays_is_arithmetic() -> None:
     assert 2 * plain.trained < eight.optimizer < 2.3 * plain.trained and eight.step == plain.step
     lora = needs(lora=AdapterConfig(rank=4))
     assert lora.trained == lora.gradients / 4 < plain.trained / 50 and lora.weights > plain.weights
+    assert (plain.frozen, plain.reference, plain.buckets) == (0, 0, 0) and plain.offloaded == plain.encoders > 0
+    own = needs(loss=LossConfig(own_weight=0.3), own_samples=OwnSamplesConfig(contrast_share=0.5))
+    assert own.reference == plain.weights and own.total == plain.total + plain.weights
+    plan.processes = 2
+    several = needs()
+    assert several.buckets == plain.gradients and several.total == plain.total + plain.gradients
+
+
+@pytest.mark.parametrize(("storage", "size"), [("bfloat16", 2), ("int8", 1), ("nf4", 0.5625)])
+def test_rounded_and_offloaded_weights_are_arithmetic(
+    storage: Any, size: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if storage == "nf4":
+        pytest.importorskip("bitsandbytes")
+    monkeypatch.setattr(Planner, "_measured", lambda *_: (0, 0))
+    plan = Planner("cuda")
+
+    def needs(**changes: Any) -> Needs:
+        options = {"gradient_checkpointing": True, "lora": AdapterConfig(rank=4)}
+        return plan.needs(replace(TINY, **{**options, **changes}))
+
+    system = load_system("tiny", device="cpu")
+    blocks = list(repeated_blocks(system.network).values())
+    linear = [[module for module in block.modules() if isinstance(module, torch.nn.Linear)] for block in blocks]
+    numbers = [[layer.weight.numel() for layer in layers] for layers in linear]
+    scales = [[4 * layer.out_features * (storage == "int8") for layer in layers] for layers in linear]
+    whole, rounded = needs(), needs(lora=AdapterConfig(rank=4, base_dtype=storage))
+    saved = sum(map(sum, numbers)) * (4 - size) - sum(map(sum, scales))
+    assert rounded.weights == whole.weights - saved and rounded.parameters == whole.parameters
+    away = needs(offload_blocks=True)
+    sizes = [sum(one.nbytes for one in block.parameters()) for block in blocks]
+    assert away.weights == whole.weights - sum(sizes) + max(sizes)
+    assert away.offloaded == whole.offloaded + sum(sizes)
+    both = needs(offload_blocks=True, lora=AdapterConfig(rank=4, base_dtype=storage))
+    assert both.weights < min(away.weights, rounded.weights) and both.total < rounded.total
+    with pytest.raises(InputError, match="offload_blocks: is for one process"):
+        Planner("cuda", processes=2).needs(
+            replace(TINY, gradient_checkpointing=True, lora=AdapterConfig(rank=4), offload_blocks=True)
+        )
 
 
 def test_autocast_on_cuda_normalises_in_float32_and_keeps_copies() -> None:
@@ -143,21 +185,26 @@ class Arithmetic(Planner):
         if config.lora.rank and not self.adapts:
             raise InputError("lora.rank: no layer is left to adapt")
         trained = 4 if config.lora.rank else 400
+        weights = {"float32": 400, "bfloat16": 300, "int8": 250, "nf4": 225}[config.lora.base_dtype]
         activations = config.batch_size * (100 if config.mixed_precision == "no" else 60)
         kept = activations // 4 if config.gradient_checkpointing else activations
         return Needs(
             parameters=100,
             trained=trained // 4,
-            weights=400,
+            weights=weights // 2 if config.offload_blocks else weights,
+            reference=0,
             frozen=0,
+            encoders=0,
             optimizer=trained // 2 if config.optimizer.eight_bit else 2 * trained,
             average=0 if config.ema_on_cpu or not config.ema_decay else trained,
             banks=0,
             gradients=trained,
+            buckets=0,
             kept=kept,
             copies=0,
             step=kept + trained * (config.gradient_accumulation > 1),
             host=0,
+            offloaded=0,
         )
 
 
@@ -165,6 +212,7 @@ FULL = TrainConfig(ema_decay=0.9, mixed_precision="no")  # 400 + 800 + 400 + 160
 BATCHES = replace(  # 400 + 8 + 4 + 240
     FULL, mixed_precision="bf16", gradient_checkpointing=True, ema_on_cpu=True, lora=AdapterConfig(rank=2)
 )
+SMALLEST = "--batch-size 1 --gradient-accumulation 16"
 
 
 @pytest.mark.parametrize(
@@ -179,6 +227,8 @@ BATCHES = replace(  # 400 + 8 + 4 + 240
         # a smaller batch would have kept the gradients
         (FULL, 700, ["--mixed-precision bf16", "--gradient-checkpointing", "--lora.rank 16"], 652),
         (BATCHES, 540, ["--batch-size 8 --gradient-accumulation 2 --gradient-cache"], 532),
+        (BATCHES, 290, [f"{SMALLEST} --gradient-cache", "--lora.base-dtype int8"], 277),
+        (BATCHES, 200, [f"{SMALLEST} --gradient-cache", "--lora.base-dtype nf4", "--offload-blocks"], 139),
         (BATCHES, 440, ["--optimizer.eight-bit", "--batch-size 2 --gradient-accumulation 8 --gradient-cache"], 436),
     ],
 )
@@ -191,7 +241,12 @@ def test_the_smallest_changes_that_fit(config: TrainConfig, limit: int, expected
 
 def test_what_nothing_helps_is_said_with_the_least() -> None:
     changes, fits = Arithmetic("cuda").fitting(FULL, 1)
-    assert not fits and [change.options for change, _ in changes][-1] == "--lora.rank 16" and len(changes) == 5
+    assert not fits and [change.options for change, _ in changes][-3:] == [
+        "--lora.rank 16",
+        "--lora.base-dtype nf4",
+        "--offload-blocks",
+    ]
+    assert len(changes) == 7
     plan = Arithmetic("cpu")
     plan.adapts = False
     changes, fits = plan.fitting(replace(FULL, loss=LossConfig(target_weight=0.0)), 1)
@@ -215,7 +270,7 @@ def test_the_cache_is_as_large_as_its_files_will_be(train_config: TrainConfig) -
 def test_a_probe_times_real_steps(train_config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     system = load_system(train_config.model)
     before = [parameter.clone() for parameter in system.network.parameters()]
-    seconds = seconds_a_step(replace(train_config, gradient_accumulation=2), system, 2)
+    seconds = seconds_a_step(replace(train_config, gradient_accumulation=2), system, 2, torch.device("cpu"))
     assert 0 < seconds < 60
     moved = [not torch.equal(a, b) for a, b in zip(before, system.network.parameters(), strict=True)]
     assert sum(moved) > len(moved) / 2

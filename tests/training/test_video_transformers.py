@@ -14,10 +14,12 @@ from accelerate.state import AcceleratorState, GradientState
 from runs import assert_same_run, beside, last_tensors, train_until
 from torch import Tensor
 from torch.nn import functional as F
+from watched import Watched
 
 from contrastive_i2v.data.frames import FramesConfig
 from contrastive_i2v.errors import InputError
 from contrastive_i2v.models import SYSTEMS, load_system
+from contrastive_i2v.models.lora import AdapterConfig
 from contrastive_i2v.models.ltx_video import LTXVideoConfig
 from contrastive_i2v.models.wan import WanConfig
 from contrastive_i2v.system import SystemConfig
@@ -32,6 +34,7 @@ from contrastive_i2v.training.config import (
     ValidationConfig,
 )
 from contrastive_i2v.training.logs import read_log
+from contrastive_i2v.training.plan import Planner
 from contrastive_i2v.training.trainer import Trainer
 
 FAMILIES: dict[str, SystemConfig] = {
@@ -208,3 +211,22 @@ def test_what_is_told_by_pixels_takes_no_noise_and_no_own_samples(config: Config
     with pytest.raises(InputError, match="loss.rows=clip: with system.past_frames above 1"):
         system = WanConfig(image_condition="clean-latent", past_frames=2)
         Trainer(replace(config("wan-clean-latent"), system=system, loss=LossConfig(rows="clip")))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["wan-channels", "wan-clean-latent"])
+def test_adapters_train_on_rounded_weights_one_block_at_a_time(
+    family: str, config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With what is trained in full beside them; the bits are those of blocks that stay."""
+    lora = AdapterConfig(rank=2, base_dtype="int8")
+    stays = replace(config(family), lora=lora, gradient_checkpointing=True)
+    Trainer(stays).run()
+    monkeypatch.setattr("contrastive_i2v.training.trainer.OffloadedBlocks", Watched)
+    away = beside(stays, "away", offload_blocks=True)
+    trainer = Trainer(away)
+    assert trainer.blocks is not None and len(trainer.blocks.host) == 2
+    trainer.run()
+    assert_same_run(stays.output, away.output)
+    needs = Planner("cuda").needs(replace(away, model=stays.model))
+    assert needs.offloaded > 0 and needs.weights < Planner("cuda").needs(replace(stays, model=stays.model)).weights
