@@ -23,7 +23,7 @@ from torch.distributed.tensor import DTensor
 from tqdm import tqdm
 
 from contrastive_i2v.data.ahead import WorkerDied, read_ahead
-from contrastive_i2v.data.examples import Example, ExampleDataset
+from contrastive_i2v.data.examples import Example
 from contrastive_i2v.data.video import as_size
 from contrastive_i2v.diffusion import NoiseSchedule
 from contrastive_i2v.errors import DivergedError, InputError, Interrupted
@@ -125,7 +125,7 @@ class Trainer:
         self.compute = compute_of(config, self.system, self.accelerator.num_processes, beside=beside)
         self.steps = self.compute.steps_within(config.steps) if config.equal_compute else config.steps
         self.own_samples: OwnSamples | None = None
-        if config.own_samples.on and isinstance(self.dataset, ExampleDataset):  # shards refuse own samples
+        if config.own_samples.on:
             self.own_samples = OwnSamples(config, self.dataset, self.system, self.accelerator)
         self.own_contrast = build_own_contrast(self.system, config.loss)
         self.lora = build_lora(self.system, config)
