@@ -56,9 +56,9 @@ def sharded(train_config: TrainConfig, tmp_path: Path) -> TrainConfig:
 def bucketed(train_config: TrainConfig, tmp_path: Path) -> TrainConfig:
     """Shards of wide and of tall clips, two of each."""
     (tmp_path / "clips").mkdir()
-    noise = torch.randint(0, 256, (12, 3, 32, 48), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
+    generator = torch.Generator().manual_seed(0)
     for number in range(7):
-        video = noise.roll(number, dims=0)
+        video = torch.randint(0, 256, (12, 3, 32, 48), generator=generator).to(torch.uint8)
         write_video(tmp_path / "clips" / f"{number}.mp4", video if number % 2 else video.mT, 5.0)
         (tmp_path / "clips" / f"{number}.txt").write_text("a ball")
     config = replace(train_config, data=replace(train_config.data, path=tmp_path / "clips", resolution=16))
