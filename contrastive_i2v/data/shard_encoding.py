@@ -199,6 +199,13 @@ class _Journal:
         self.lock = lock_folder(output / f".{rank:05d}")
         self.path = output / f"{rank:05d}.jsonl"
         lines = self.lines(self.path, setting) if self.path.exists() else []
+        buckets = {line["shard"]: Bucket(*line["bucket"]) for line in lines if "shard" in line}
+        self.lost = sorted(
+            (bucket, number) for number, bucket in buckets.items() if not _is_there(output, self._name(number))
+        )
+        """Shards that are gone: made anew from the same clips they are the same again, so their numbers come first."""
+        gone = {number for _, number in self.lost}
+        lines = [{**line, "clips": [], "end": 0} if line.get("shard") in gone else line for line in lines]
         text = "".join(json.dumps(line) + "\n" for line in [{"setting": setting}, *lines])
         write_whole(self.path, lambda part: part.write_text(text))  # without a line that was torn
         last = {line["shard"]: line for line in lines if "shard" in line}
@@ -220,15 +227,19 @@ class _Journal:
         if self.lock is not None:
             self.lock.close()
 
+    def _name(self, number: int) -> str:
+        return f"{self.rank:05d}-{number:05d}.tar"
+
     def write(
         self, bucket: Bucket, members: Sequence[tuple[str, bytes]], clips: Sequence[dict[str, Any]], shard_bytes: int
     ) -> None:
         """Append members to the bucket's shard, then a line to the journal; close the shard where it is full."""
         with _said(self.output):
             if bucket not in self.open:
-                part = self.output / f"{self.rank:05d}-{self.shards:05d}.tar.part"
-                self.open[bucket] = _OpenShard(self.shards, part, 0)
-                self.shards += 1
+                number = next((lost for of, lost in self.lost if of == bucket), self.shards)
+                self.lost = [one for one in self.lost if one != (bucket, number)]
+                self.shards = max(self.shards, number + 1)
+                self.open[bucket] = _OpenShard(number, self.output / f"{self._name(number)}.part", 0)
             shard = self.open[bucket]
             end = shard.append(members)
             self.note(clips, shard=shard.number, bucket=bucket, end=end)
@@ -272,10 +283,15 @@ class _Journal:
                     done |= {clip["clip"]: clip for clip in line["clips"]}
                     continue
                 name = f"{path.stem}-{line['shard']:05d}.tar"
-                if (output / name).exists() or (output / f"{name}.part").exists():
+                if _is_there(output, name):
                     where = {"shard": name, "bucket": line["bucket"]}
                     done |= {clip["clip"]: {**clip, **where} for clip in line["clips"]}
         return done
+
+
+def _is_there(output: Path, name: str) -> bool:
+    """Whether there is a shard, or one under way."""
+    return (output / name).exists() or (output / f"{name}.part").exists()
 
 
 @contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import resource
 import shutil
 import signal
 import tarfile
@@ -215,6 +216,27 @@ def test_processes_share_the_clips_and_may_be_another_number_the_next_time(many:
 
 
 @pytest.mark.fault(
+    "the disk is full while shards are encoded",
+    "one line; what is encoded stays, and the shards are bit for bit the same",
+)
+@pytest.mark.parametrize("room", [300, 2500, 6500])
+def test_a_full_disk_while_encoding(many: list[Clip], tmp_path: Path, room: int) -> None:
+    write(many, tmp_path / "whole")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (room, limits[1]))  # a real write that fails half-way
+    try:
+        with pytest.raises(InputError, match="shards: can't be written .*free some space .* run again") as raised:
+            write(many, tmp_path / "shards")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert "\n" not in str(raised.value)
+    system = Toy()
+    write(many, tmp_path / "shards", system)
+    assert files(tmp_path / "shards") == files(tmp_path / "whole")
+    assert len(system.prompts) < 6 or room < 6000
+
+
+@pytest.mark.fault(
     "a process that encodes shards is killed, and fewer processes go on",
     "the last one to finish closes what it left; nothing is encoded twice",
 )
@@ -265,17 +287,31 @@ def test_a_worker_that_dies_is_one_line(many: list[Clip], tmp_path: Path, monkey
     assert 0 < len(system.prompts) < 6
 
 
-@pytest.mark.fault("a shard of latents is gone", "training names it; encode makes it again and nothing else")
-def test_a_shard_that_was_deleted_is_encoded_again(many: list[Clip], tmp_path: Path) -> None:
-    first = write(many, tmp_path / "shards")
-    (tmp_path / "shards" / first.shards[0].name).unlink()
+@pytest.mark.fault(
+    "a shard of latents is gone", "training names it; encode makes it again, bit for bit, and nothing else"
+)
+@pytest.mark.parametrize("buckets", [(), BUCKETS])
+def test_a_shard_that_was_deleted_is_encoded_again(
+    many: list[Clip], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, buckets: Any
+) -> None:
+    if buckets:
+        turn(many[2:])
+    options = {"read": reader(Toy(), buckets=buckets), "shard_bytes": 2000}
+    first = write(many, tmp_path / "shards", **options)
+    whole = files(tmp_path / "shards")
+    assert len(first.shards) > 2
+    for number in (0, len(first.shards) - 2):
+        (tmp_path / "shards" / first.shards[number].name).unlink()
     with pytest.raises(InputError, match="isn't there; copy it anew, or encode again"):
-        every_example(tmp_path / "shards")
-    system = Toy()
-    again = write(many, tmp_path / "shards", system)
-    assert (again.clips, again.examples) == (first.clips, first.examples)
-    assert 0 < len(system.prompts) < 6
-    every_example(tmp_path / "shards")
+        every_example(tmp_path / "shards", buckets=buckets)
+    systems = [Toy(), Toy()]
+    with monkeypatch.context() as patch, pytest.raises(InputError, match="stopped"):  # right after the first of the two
+        patch.setattr(_Journal, "close_shards", lambda self: (_ for _ in ()).throw(InputError("stopped")))
+        write(many, tmp_path / "shards", systems[0], **options)
+    assert write(many, tmp_path / "shards", systems[1], **options) == first
+    assert files(tmp_path / "shards") == whole
+    prompts = [prompt for system in systems for prompt in system.prompts]
+    assert 0 < len(prompts) == len(set(prompts)) < 6
 
 
 def test_other_clips_or_settings_are_refused(many: list[Clip], tmp_path: Path) -> None:

@@ -8,11 +8,14 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import fsspec
 import pytest
 import torch
+from fsspec.implementations.memory import MemoryFileSystem
 from runs import assert_same_run, beside, last_tensors, launch, train_until
 
 from contrastive_i2v.cli.main import main
+from contrastive_i2v.data import shards
 from contrastive_i2v.data.examples import ExampleDataset
 from contrastive_i2v.data.shard_order import Place
 from contrastive_i2v.data.video import write_video
@@ -94,9 +97,9 @@ def test_batches_of_shards_in_buckets_are_the_same_for_any_number_of_processes(
 
 def test_a_thousand_processes_read_shards_of_their_own_of_every_bucket() -> None:
     """2,000 workers, 4,000 and 8,000 shards of two buckets: an epoch has 250 and 500 turns of 2,000 batches."""
-    shards = [SimpleNamespace(examples=1000)] * 12_000
+    held = [SimpleNamespace(examples=1000)] * 12_000
     buckets = {"a": list(range(4000)), "b": list(range(4000, 12_000))}
-    dataset: Any = SimpleNamespace(manifest=SimpleNamespace(shards=shards), buckets=lambda: buckets)
+    dataset: Any = SimpleNamespace(manifest=SimpleNamespace(shards=held), buckets=lambda: buckets)
     data = DataConfig(shards="x", streams=2000)
 
     def taken(numbers: range) -> list[list[Place]]:
@@ -120,6 +123,67 @@ def test_buckets_of_shards_resume_bitwise_with_any_number_of_workers(
     Trainer(replace(stopped, resume=True, workers=2)).run()
     assert_same_run(bucketed.output, stopped.output)
     launch(beside(bucketed, "two", loss=LossConfig(input_weight=0.1)), tmp_path / "run.yaml")  # candidates of one size
+
+
+@pytest.mark.fault(
+    "a shard that is trained on is damaged, cut off or deleted while the run is stopped",
+    "it is named; deleted and encoded again it has the same bits, and so has the end of the resumed run",
+)
+@pytest.mark.parametrize("damage", ["byte", "cut", "deleted"])
+def test_a_shard_that_is_damaged_while_a_run_is_stopped(
+    damage: str, train_config: TrainConfig, sharded: TrainConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Trainer(sharded).run()
+    stopped = beside(sharded, "stopped")
+    train_until(stopped, 5, monkeypatch)
+    (shard,) = Path(str(sharded.data.shards)).glob("*.tar")
+    whole = shard.read_bytes()
+    shard.write_bytes(
+        {"byte": whole[:2000] + bytes([whole[2000] ^ 1]) + whole[2001:], "cut": whole[:-700]}.get(damage, b"")
+    )
+    shard.unlink() if damage == "deleted" else None
+    with pytest.raises(InputError, match=f"{shard.name}: (is damaged at|has .* bytes of|isn't there)") as raised:
+        Trainer(replace(stopped, resume=True)).run()
+    assert "\n" not in str(raised.value)
+    shard.unlink(missing_ok=True)
+    encoded(train_config, shard.parent)
+    assert shard.read_bytes() == whole
+    Trainer(replace(stopped, resume=True)).run()
+    assert_same_run(sharded.output, stopped.output)
+
+
+@pytest.mark.fault(
+    "an object store that training reads from doesn't answer, and comes back",
+    "the run waits for it, or ends in one line after half a minute; it ends, resumed, with the bits of an undisturbed one",
+)
+@pytest.mark.parametrize("gone", [False, True])
+def test_a_store_that_comes_back(gone: bool, sharded: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    Trainer(sharded).run()
+    store = fsspec.filesystem("memory")
+    store.put(str(sharded.data.shards), f"/back-{gone}", recursive=True)
+    remote = beside(sharded, "remote", data=replace(sharded.data, shards=f"memory://back-{gone}"))
+    waits: list[float] = []
+    monkeypatch.setattr(shards.time, "sleep", waits.append)
+    opened, calls = MemoryFileSystem._open, []
+
+    def sometimes(self: Any, *args: Any, **kwargs: Any) -> Any:
+        calls.append(args)
+        if len(calls) % 3 or (gone and len(calls) < 12):
+            raise TimeoutError("no answer")
+        return opened(self, *args, **kwargs)
+
+    monkeypatch.setattr(MemoryFileSystem, "_open", sometimes)
+    if gone:
+        with pytest.raises(InputError, match=r"can't be read after 6 tries \(no answer\)"):
+            Trainer(remote)
+        train_until(remote, 5, monkeypatch)
+        calls.clear()  # away again
+        with pytest.raises(InputError, match=r"can't be read after 6 tries \(no answer\)"):
+            Trainer(replace(remote, resume=True))
+        calls += [()] * 12
+    Trainer(replace(remote, resume=gone)).run()
+    assert len(waits) > 2
+    assert_same_run(sharded.output, remote.output)
 
 
 def test_rollouts_begin_in_shards(train_config: TrainConfig, sharded: TrainConfig, tmp_path: Path) -> None:
