@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import send_to_device
+from accelerate.utils import DistributedDataParallelKwargs, send_to_device
 from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
@@ -78,7 +78,8 @@ class Trainer:
             mixed_precision=config.mixed_precision,
             # the gradient cache makes one backward pass of a step's batches by itself
             gradient_accumulation_steps=1 if config.gradient_cache else config.gradient_accumulation,
-        )
+            kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=process_state().num_processes > 2)],
+        )  # without it DDP lays out its buckets anew after a process's first step, and three sums or more round otherwise
         self.main = self.accelerator.is_main_process
         if config.shard:
             check_sharding(config, self.accelerator.num_processes)

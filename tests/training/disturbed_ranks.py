@@ -1,4 +1,4 @@
-"""Four ranks that are harmed in their sixth step and started again; `test_distributed.py` runs this file.
+"""Four ranks that are killed or stopped in their sixth step and started again; `test_distributed.py` runs this file.
 
 `python disturbed_ranks.py CONFIG FOLDER` trains into `FOLDER/CASE` and writes how the ranks ended as
 `FOLDER/ended.json`. Ranks are forked after everything is imported, so the imports are paid for once.
@@ -10,8 +10,6 @@ import json
 import os
 import signal
 import sys
-import time
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,47 +24,23 @@ from contrastive_i2v.training.trainer import Trainer
 RANKS, STEP, POISONED = 4, 5, 2
 
 
-def kill_one(rank: int, step: int, batches: list[Any]) -> list[Any]:
-    if (rank, step) == (2, STEP):
-        os.kill(os.getpid(), signal.SIGKILL)
-    return batches
-
-
-def stop_all(rank: int, step: int, batches: list[Any]) -> list[Any]:
-    if step == STEP:
-        os.kill(os.getpid(), signal.SIGTERM)
-    return batches
-
-
-def poison_one(rank: int, step: int, batches: list[Any]) -> list[Any]:
+def harm(case: str, rank: int, step: int, batches: list[Any]) -> list[Any]:
+    """What is done to a rank before a step. In every case one rank's third batch is NaN."""
+    if step == STEP and (case == "stopped" or (case == "killed" and rank == 2)):
+        os.kill(os.getpid(), signal.SIGTERM if case == "stopped" else signal.SIGKILL)
     if (rank, step) == (3, POISONED):
         return [batch._replace(raw=batch.raw * torch.nan) for batch in batches]
     return batches
 
 
-def poison_one_and_stop_all(rank: int, step: int, batches: list[Any]) -> list[Any]:
-    return stop_all(rank, step, poison_one(rank, step, batches))
-
-
-Harm = Callable[[int, int, list[Any]], list[Any]]
-CASES: dict[str, tuple[Harm | None, bool]] = {
-    "undisturbed": (None, False),
-    "killed": (kill_one, True),
-    "stopped": (stop_all, True),
-    "poisoned": (poison_one, False),
-    "poisoned and stopped": (poison_one_and_stop_all, True),
-}
-"""What is done to the ranks, and whether the run is resumed."""
-
-
-def start(rank: int, config: Path, harm: Harm | None) -> None:
+def start(rank: int, config: Path, case: str) -> None:
     torch.set_num_threads(1)
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(RANKS)}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "LOCAL_WORLD_SIZE": str(RANKS)}
     original = Trainer._train_step
 
     def train_step(self: Trainer, batches: Any) -> Any:
-        return original(self, harm(rank, self.state.step, list(batches)) if harm else batches)
+        return original(self, harm(case, rank, self.state.step, list(batches)))
 
     Trainer._train_step = train_step  # type: ignore[method-assign]
     code = main(["train", "--config", str(config)])
@@ -75,23 +49,23 @@ def start(rank: int, config: Path, harm: Harm | None) -> None:
     sys.exit(code)
 
 
-def run(config: TrainConfig, harm: Harm | None) -> dict[str, Any]:
+def run(config: TrainConfig, case: str) -> list[int | None]:
+    """The exit codes of the ranks."""
     path = config.output.with_suffix(".yaml")
     save_config(config, path)
-    began = time.monotonic()
-    ranks = mp.start_processes(start, (path, harm), nprocs=RANKS, join=False, start_method="fork").processes
+    ranks = mp.start_processes(start, (path, case), nprocs=RANKS, join=False, start_method="fork").processes
     for rank in ranks:
         rank.join(60)
-    ended = [rank.exitcode for rank in ranks]
+    codes = [rank.exitcode for rank in ranks]
     for rank in ranks:
         rank.kill()
-    return {"codes": ended, "seconds": time.monotonic() - began}
+    return codes
 
 
 if __name__ == "__main__":
     given, folder = load_config(TrainConfig, Path(sys.argv[1])), Path(sys.argv[2])
-    ended = {}
-    for name, (what, resumed) in CASES.items():
-        config = replace(given, output=folder / name)
-        ended[name] = [run(config, what), *([run(replace(config, resume=True), None)] if resumed else [])]
+    ended = {"undisturbed": [run(replace(given, output=folder / "undisturbed"), "undisturbed")]}
+    for name in ("killed", "stopped"):
+        once = replace(given, output=folder / name)
+        ended[name] = [run(once, name), run(replace(once, resume=True), "resumed")]
     (folder / "ended.json").write_text(json.dumps(ended))

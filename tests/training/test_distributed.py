@@ -188,22 +188,14 @@ def test_four_disturbed_ranks_go_on_to_the_bits_of_undisturbed_ones(train_config
     command = [sys.executable, disturbed_ranks.__file__, str(tmp_path / "config.yaml"), str(tmp_path)]
     done = subprocess.run(command, env={**os.environ, **ENVIRONMENT}, capture_output=True, text=True, timeout=280)
     assert done.returncode == 0, done.stderr[-3000:]
-    ended = {
-        name: [run["codes"] for run in runs] for name, runs in json.loads((tmp_path / "ended.json").read_text()).items()
-    }
     well, stopped = [0] * 4, [128 + signal.SIGTERM] * 4
-    assert ended == {
-        "undisturbed": [well],
-        "killed": [[4, 4, -signal.SIGKILL, 4], well],
-        "stopped": [stopped, well],
-        "poisoned": [well],
-        "poisoned and stopped": [stopped, well],
-    }, done.stderr[-3000:]
+    ended = json.loads((tmp_path / "ended.json").read_text())
+    killed = [[4, 4, -signal.SIGKILL, 4], well]
+    assert ended == {"undisturbed": [well], "killed": killed, "stopped": [stopped, well]}, done.stderr[-3000:]
     assert "rank 2 of 4 died or is out of reach" in done.stderr
+    assert read_log(tmp_path / "undisturbed" / "log.jsonl")[-1]["nonfinite_steps"] == 1
     for name in ("killed", "stopped"):
         assert_same_run(tmp_path / "undisturbed", tmp_path / name)
-    assert_same_run(tmp_path / "poisoned", tmp_path / "poisoned and stopped")
-    assert read_log(tmp_path / "poisoned" / "log.jsonl")[-1]["nonfinite_steps"] == 1
 
 
 @pytest.mark.processes
