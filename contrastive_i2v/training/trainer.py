@@ -79,7 +79,7 @@ class Trainer:
             # the gradient cache makes one backward pass of a step's batches by itself
             gradient_accumulation_steps=1 if config.gradient_cache else config.gradient_accumulation,
             kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=process_state().num_processes > 2)],
-        )  # without it DDP lays out its buckets anew after a process's first step, and three sums or more round otherwise
+        )  # without it DDP's buckets change after a process's first step, and sums of three or more round otherwise
         self.main = self.accelerator.is_main_process
         if config.shard:
             check_sharding(config, self.accelerator.num_processes)

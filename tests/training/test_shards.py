@@ -154,7 +154,7 @@ def test_a_shard_that_is_damaged_while_a_run_is_stopped(
 
 @pytest.mark.fault(
     "an object store that training reads from doesn't answer, and comes back",
-    "the run waits for it, or ends in one line after half a minute; its end, or the resumed run's, has undisturbed bits",
+    "the run waits, or ends in one line after half a minute; its end, or the resumed run's, has undisturbed bits",
 )
 @pytest.mark.parametrize("gone", [False, True])
 def test_a_store_that_comes_back(gone: bool, sharded: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:

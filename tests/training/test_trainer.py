@@ -192,7 +192,8 @@ def test_a_tar_that_is_cut_off_is_trained_on_as_far_as_it_goes(
                 header = tarfile.TarInfo(f"{number:09d}{suffix}")
                 header.size = len(content)
                 tar.addfile(header, io.BytesIO(content))
-        member = tar.getmembers()[-2]
+    with tarfile.open(path) as tar:
+        member = tar.getmembers()[-2]  # the last video
     path.write_bytes(path.read_bytes()[: member.offset_data + member.size // 2])
     config = replace(train_config, data=replace(train_config.data, path=tmp_path / "set"))
     Trainer(config).run()
