@@ -34,6 +34,9 @@ class Options:
     data: DataConfig = field(default_factory=DataConfig)
     seed: int = 0
     """The training run's seed: it decides which windows are drawn."""
+    following: int = 0
+    """Windows after each that are encoded as well, as far as its clip goes on: own_samples.depth of the training, less
+    one."""
     output: Path | None = None
     """Folder of the shards. Run again, it goes on where it was stopped."""
     workers: int = max(1, (os.cpu_count() or 1) - 1)
@@ -44,13 +47,9 @@ class Options:
     """A shard is closed when it has as many."""
 
     def __post_init__(self) -> None:
-        check_fields(self, {"workers": 0, "frames_at_once": 1, "shard_megabytes": 1})
+        check_fields(self, {"workers": 0, "following": 0, "frames_at_once": 1, "shard_megabytes": 1})
         if self.data.shards is not None:
             raise InputError("data.shards: are read; expected output, where they are written")
-        if self.output is not None and self.data.is_bucketed:
-            raise InputError(
-                "output: shards are of one size; expected no data.buckets, max_aspect_ratio or lengths, or the cache"
-            )
 
 
 def run(arguments: Sequence[str]) -> None:
@@ -62,16 +61,31 @@ def run(arguments: Sequence[str]) -> None:
         write_shards(options, options.output)
         return
     data, system = options.data, load_system(options.model, options.system)
-    dataset = encode_dataset(data, system, seed=options.seed, skipped_file=data.cache_dir.expanduser() / SKIPPED)
+    dataset = encode_dataset(
+        data,
+        system,
+        seed=options.seed,
+        skipped_file=data.cache_dir.expanduser() / SKIPPED,
+        following=options.following,
+    )
     print(f"{len(dataset)} windows of {len(dataset.clips)} clips in {data.cache_dir}")
 
 
 def write_shards(options: Options, output: Path) -> None:
     """This process's part; the last one to end says what there is."""
-    from contrastive_i2v.training.batches import read_clips, say_skipped
+    from contrastive_i2v.training.batches import bucket_sizes, read_clips, say_skipped
 
     rank, ranks = (int(os.environ.get(name, default)) for name, default in (("RANK", 0), ("WORLD_SIZE", 1)))
     data, system = options.data, _load(options)
+    read = WindowReader.of(
+        system,
+        data.resolution,
+        data.frames,
+        seed=options.seed,
+        following=options.following,
+        buckets=bucket_sizes(data, system),
+        lengths=data.lengths,
+    )
     skipped_file = output / SKIPPED
     uncaptioned: list[Skipped] = []
     try:
@@ -80,7 +94,7 @@ def write_shards(options: Options, output: Path) -> None:
             clips,
             system,
             output,
-            WindowReader.of(system, data.resolution, data.frames, seed=options.seed),
+            read,
             rank=rank,
             ranks=ranks,
             workers=options.workers,

@@ -93,16 +93,33 @@ class WindowReader:
     config: FramesConfig
     seed: int
     following: int = 0
+    buckets: tuple[Size, ...] = ()
+    """In place of `size`: a clip has that of its `nearest_bucket`."""
+    lengths: tuple[int, ...] = ()
+    """In place of the window's own: a clip's windows have the most of these frames that it holds."""
 
     @classmethod
     def of(
-        cls, system: System, resolution: int | Size, config: FramesConfig, *, seed: int, following: int = 0
+        cls,
+        system: System,
+        resolution: int | Size,
+        config: FramesConfig,
+        *,
+        seed: int,
+        following: int = 0,
+        buckets: Sequence[Size] = (),
+        lengths: Sequence[int] = (),
     ) -> WindowReader:
-        """Raises InputError for a resolution below 1."""
+        """Raises InputError for a resolution below 1, and for `following` windows of a system that has none."""
         size = as_size(resolution)
         if min(size) < 1:
             raise InputError(f"resolution: expected pixels >= 1, got {resolution}")
-        return cls(system.window, system.codec.temporal_downscale, size, config, seed, following)
+        if following and not (system.window.rolls and system.codec.temporal_downscale == 1):
+            raise InputError(
+                f"following={following}: the windows of {system.config.kind} don't follow each other; expected 0"
+            )
+        downscale = system.codec.temporal_downscale
+        return cls(system.window, downscale, size, config, seed, following, tuple(buckets), tuple(lengths))
 
     def __call__(self, clip: Clip, cached: CachedClip | None = None) -> ClipFrames | Skipped:
         """The clip's windows and the frames that `cached` lacks for them; or why it gives none. Raises VideoError."""
@@ -111,18 +128,29 @@ class WindowReader:
 
     def _read(self, video: ClipReader, cached: CachedClip | None) -> ClipFrames | Skipped:
         clip, header = video.clip, cached.info if cached else video.probe()
+        own = self.fitted(clip, header)
         for info in (header, replace(header, frames=header.frames - 1)):
-            drawn = self.draw(clip, info)
+            drawn = own.draw(clip, info)
             if isinstance(drawn, Skipped):
                 return drawn
-            missing = self._missing(drawn.every, set(cached.rows) if cached else set())
+            missing = own._missing(drawn.every, set(cached.rows) if cached else set())
             try:
-                pixels = [_read_pixels(video, some, self.size, info) for some in missing]
+                pixels = [_read_pixels(video, some, own.size, info) for some in missing]
                 return ClipFrames(drawn, info, missing, pixels)
             except VideoError:
                 if info is not header or max(map(max, missing)) != header.frames - 1:
                     raise  # else the container may overstate its length by one: draw again without that frame
         raise AssertionError("not reached")
+
+    def fitted(self, clip: Clip, info: VideoInfo) -> WindowReader:
+        """With the bucket and the length of a clip of this header; itself where there are none of them."""
+        if not (self.buckets or self.lengths):
+            return self
+        plain = replace(self, buckets=(), lengths=())
+        windows = [replace(self.window, length=length) for length in sorted(self.lengths)] or [self.window]
+        held = [window for window in windows if replace(plain, window=window).skip_reason(clip, info) is None]
+        size = self.buckets[nearest_bucket(info.height, info.width, self.buckets)] if self.buckets else self.size
+        return replace(plain, size=size, window=held[-1] if held else windows[0])
 
     def skip_reason(self, clip: Clip, info: VideoInfo) -> str | None:
         """Why a clip of this header gives no window, or None."""
@@ -234,6 +262,21 @@ class ExampleDataset(Dataset[Example]):
         """How many videos these examples are from."""
         return len({self._groups[self.examples[number].clip] for number in examples})
 
+    @property
+    def deepest(self) -> int:
+        """Windows of the longest rollout that its windows are the truth of."""
+        return 1 + max(len(example.following) for example in self.examples)
+
+    def draw_rollouts(self, count: int, depth: int, generator: torch.Generator) -> list[int]:
+        """Numbers of examples with which rollouts of `depth` windows begin, with repeats."""
+        starts = [number for number, example in enumerate(self.examples) if len(example.following) >= depth - 1]
+        return [starts[i] for i in torch.randint(len(starts), (count,), generator=generator)]
+
+    def window(self, number: int, after: int) -> Example:
+        """The example that comes `after` windows after another one."""
+        first = self.examples[number]
+        return self.read((first, *first.following)[after])
+
     def __len__(self) -> int:
         return len(self.examples)
 
@@ -286,9 +329,8 @@ def encode_clips(
     """
     if not clips:
         raise InputError("clips: expected at least one clip, got none")
-    read = WindowReader.of(system, resolution, frames, seed=seed, following=following)
+    read = WindowReader.of(system, resolution, frames, seed=seed, following=following, buckets=buckets, lengths=lengths)
     sizes = list(buckets) or [read.size]
-    windows = [replace(system.window, length=length) for length in sorted(lengths)] or [system.window]
     folders = [cache_folder(Path(cache_dir), system.fingerprint, size) for size in sizes]
     found: dict[int, tuple[Path, DrawnWindows, Size] | Skipped] = {}
     anew = 0
@@ -297,7 +339,7 @@ def encode_clips(
         clip = clips[number]
         try:
             files = [clip_file(folder, clip) for folder in folders]
-            mine = _reader_of(clip, files, read, sizes, windows) if buckets or lengths else read
+            mine = _reader_of(clip, files, read) if buckets or lengths else read
             file = files[sizes.index(mine.size)]
             cached = load_clip(file)
             anew += cached is None and file.exists()
@@ -381,16 +423,10 @@ def encode_clip_frames(
     return pixels, raw[: len(given)].float()
 
 
-def _reader_of(
-    clip: Clip, files: Sequence[Path], read: WindowReader, sizes: Sequence[Size], windows: Sequence[Window]
-) -> WindowReader:
-    """With the clip's own size and the longest of `windows` that it holds, by the header that one of its cache files
-    has, or the video. Raises VideoError."""
+def _reader_of(clip: Clip, files: Sequence[Path], read: WindowReader) -> WindowReader:
+    """Fitted to the clip's header as one of its cache files has it, or the video. Raises VideoError."""
     cached = next(filter(None, (load_clip(file, ()) for file in files)), None)
-    info = cached.info if cached else probe_clip(clip)
-    held = [window for window in windows if replace(read, window=window).skip_reason(clip, info) is None]
-    size = sizes[nearest_bucket(info.height, info.width, sizes)]
-    return replace(read, size=size, window=held[-1] if held else windows[0])
+    return read.fitted(clip, cached.info if cached else probe_clip(clip))
 
 
 def _encode_clip(

@@ -39,17 +39,28 @@ class ShardOrder:
 
     def batches(self, numbers: Iterable[int]) -> Iterator[list[Place]]:
         """The batches of these rising numbers."""
-        streams = min(self.streams, len(self.examples))
-        under_way: dict[int, _Stream] = {}
-        for number in numbers:
-            stream = under_way.setdefault(number % streams, _Stream(self, number % streams, streams))
-            yield stream.places(number // streams * self.batch_size, self.batch_size)
+        return map(ShardReading(self).batch, numbers)
 
     def block(self, epoch: int, stream: int, streams: int, number: int) -> tuple[list[int], bool]:
         """The shards of a stream's block, and whether it is the epoch's last."""
         order = torch.randperm(len(self.examples), generator=seeded(self.seed, "shards", epoch)).tolist()
         mine = order[stream::streams]
         return mine[number * self.buffer : (number + 1) * self.buffer], (number + 1) * self.buffer >= len(mine)
+
+
+class ShardReading:
+    """An order read forwards."""
+
+    def __init__(self, order: ShardOrder) -> None:
+        self.order, self.streams = order, min(order.streams, len(order.examples))
+        self.under_way: dict[int, _Stream] = {}
+
+    def batch(self, number: int) -> list[Place]:
+        """The batch of a number above the last call's."""
+        turn, stream = divmod(number, self.streams)
+        if stream not in self.under_way:
+            self.under_way[stream] = _Stream(self.order, stream, self.streams)
+        return self.under_way[stream].places(turn * self.order.batch_size, self.order.batch_size)
 
 
 class _Stream:

@@ -12,17 +12,20 @@ import io
 import json
 import tarfile
 import time
+from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from itertools import accumulate
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import dacite
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 
+from contrastive_i2v.data.buckets import Bucket
 from contrastive_i2v.data.cache import CachedClip, parse_clip
 from contrastive_i2v.data.examples import Example, WindowReader, example_of
 from contrastive_i2v.data.shard_order import Place
@@ -31,10 +34,12 @@ from contrastive_i2v.files import digest, parse_json
 from contrastive_i2v.system import System
 
 MANIFEST = "manifest.json"
-VERSION = 1
+VERSION = 2
 """Of the manifest and the shards."""
 TRIES = 6
 """How often a shard is read before its store counts as gone; the waits between them are 1, 2, 4, 8 and 16 s."""
+ROLLOUT_SHARDS = 2
+"""Shards that rollouts drawn together begin in."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +48,14 @@ class ShardInfo:
     bytes: int
     clips: int
     examples: int
+    bucket: tuple[int, int, int]
+    """A `Bucket`: height, width and frames of all of its examples."""
+    followed: list[int]
+    """Examples that at least 1, 2, ... windows follow."""
+
+    def rollouts(self, depth: int) -> int:
+        """Examples that a rollout of `depth` windows may begin with."""
+        return [self.examples, *self.followed, 0][min(depth - 1, len(self.followed) + 1)]
 
 
 @dataclass(frozen=True)
@@ -53,7 +66,7 @@ class Manifest:
     fingerprint: str
     """Of the system that encoded it."""
     windows: dict[str, Any]
-    """The window, size, frames and seed: a `WindowReader` as JSON has it."""
+    """The window, sizes, frames and seed: a `WindowReader` as JSON has it."""
     clips: int
     examples: int
     rates: list[float]
@@ -112,14 +125,25 @@ def read_bytes(path: str, *, size: int | None = None, tries: int = TRIES) -> byt
     return data
 
 
+class StoredExample(NamedTuple):
+    """Where an example is found in its shard."""
+
+    clip: int
+    places: list[int]
+    """Among the clip's latents."""
+    present: Tensor
+    fps: Tensor
+    following: tuple[StoredExample, ...]
+    """The examples that a rollout from this one makes next."""
+
+
 class Shard:
     """A shard's clips and examples. Raises InputError for damage, naming the member."""
 
     def __init__(self, path: str, info: ShardInfo) -> None:
         self.clips: list[tuple[CachedClip, Tensor]] = []
         """Each clip and its group."""
-        self.examples: list[tuple[int, list[int], Tensor, Tensor]] = []
-        """Clip, places among its latents, present and fps of each example."""
+        self.examples: list[StoredExample] = []
         member = "its index"
         try:
             with tarfile.open(fileobj=io.BytesIO(read_bytes(path, size=info.bytes)), mode="r:") as tar:
@@ -145,35 +169,90 @@ class Shard:
     def _add(self, cached: CachedClip, header: dict[str, Any]) -> None:
         group = torch.tensor(int(digest(header["path"]), 16) >> 1)
         places = {row: place for place, row in enumerate(cached.rows)}
-        for rows, present, fps in header["examples"]:
-            one = (len(self.clips), [places[row] for row in rows], torch.tensor(present), torch.tensor(fps))
-            self.examples.append(one)
+        self.examples += _stored(len(self.clips), places, header["examples"])
         self.clips.append((cached, group))
 
     def __getitem__(self, number: int) -> Example:
-        clip, places, present, fps = self.examples[number]
-        cached, group = self.clips[clip]
-        image = cached.images.get(cached.rows[places[-1]])
-        return example_of(cached.raw[places], present, cached.text, fps, group, image)
+        return self.read(self.examples[number])
+
+    def read(self, stored: StoredExample) -> Example:
+        """An example that is one of `examples`, or follows one."""
+        cached, group = self.clips[stored.clip]
+        image = cached.images.get(cached.rows[stored.places[-1]])
+        return example_of(cached.raw[stored.places], stored.present, cached.text, stored.fps, group, image)
+
+
+def _stored(clip: int, places: dict[int, int], examples: Sequence[Any]) -> tuple[StoredExample, ...]:
+    return tuple(
+        StoredExample(
+            clip,
+            [places[row] for row in rows],
+            torch.tensor(present),
+            torch.tensor(fps),
+            _stored(clip, places, following),
+        )
+        for rows, present, fps, following in examples
+    )
 
 
 class ShardDataset(Dataset[Example]):
-    """Batches of examples by their places; `held` shards stay in memory.
+    """Batches of examples by their places; `held` shards of each bucket stay in memory.
 
     Raises InputError for shards of another system or setting than are asked for, naming both.
     """
 
     def __init__(self, root: str, system: System, read: WindowReader, *, held: int) -> None:
-        self.root, self.manifest, self.held = root.rstrip("/"), read_manifest(root), held
+        self.root, self.manifest, self.windows = root.rstrip("/"), read_manifest(root), read
         if self.manifest.fingerprint != system.fingerprint:
             raise InputError(f"{root}: was encoded with another autoencoder or text encoder than the model's")
         asked, has = json.loads(json.dumps(asdict(read))), self.manifest.windows
-        if differ := [name for name in asked if asked[name] != has.get(name)]:
+        differ = [name for name in asked if name != "following" and asked[name] != has.get(name)]
+        if read.following > has.get("following", 0):
+            differ.append("following")
+        if differ:
             said = "; ".join(f"{name}: {has.get(name)}, asked for {asked[name]}" for name in differ)
             raise InputError(f"{root}: was encoded with other options ({said}); give those, or encode again")
         self.open: OrderedDict[int, Shard] = OrderedDict()
+        self.held = held * len(self.buckets())
         self.rates = self.manifest.rates
         """Frames a second that its windows have."""
+        self.frames = read.window.length + read.window.anchor
+        """Latent frames of an example whose window is the system's own."""
+        self.starts = [0, *accumulate(shard.examples for shard in self.manifest.shards)]
+        """The number of each shard's first example, where all are counted."""
+
+    def buckets(self) -> dict[Bucket | None, list[int]]:
+        """Shards by bucket, the buckets rising; under None where all are of one."""
+        if not (self.windows.buckets or self.windows.lengths):
+            return {None: list(range(len(self.manifest.shards)))}
+        found: dict[Bucket, list[int]] = {}
+        for number, shard in enumerate(self.manifest.shards):
+            found.setdefault(Bucket(*shard.bucket), []).append(number)
+        return {bucket: found[bucket] for bucket in sorted(found)}
+
+    @property
+    def deepest(self) -> int:
+        """Windows of the longest rollout that its windows are the truth of."""
+        return max(1 + sum(count > 0 for count in shard.followed) for shard in self.manifest.shards)
+
+    def draw_rollouts(self, count: int, depth: int, generator: torch.Generator) -> list[int]:
+        """Numbers of examples with which rollouts of `depth` windows begin, with repeats, from a few shards."""
+        weights = torch.tensor([float(shard.rollouts(depth)) for shard in self.manifest.shards])
+        few = min(ROLLOUT_SHARDS, int(weights.count_nonzero()))
+        starts = [
+            self.starts[shard] + number
+            for shard in torch.multinomial(weights, few, generator=generator).tolist()
+            for number, example in enumerate(self._shard(shard).examples)
+            if len(example.following) >= depth - 1
+        ]
+        return [starts[i] for i in torch.randint(len(starts), (count,), generator=generator)]
+
+    def window(self, number: int, after: int) -> Example:
+        """The example that comes `after` windows after another one."""
+        place = bisect_right(self.starts, number) - 1
+        shard = self._shard(place)
+        first = shard.examples[number - self.starts[place]]
+        return shard.read((first, *first.following)[after])
 
     def __getitem__(self, places: Sequence[Place]) -> Example:
         batch: Example = default_collate([self._shard(place.shard)[place.number] for place in places])

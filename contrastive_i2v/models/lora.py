@@ -5,8 +5,8 @@ Low-Rank Adaptation of Large Language Models" (arXiv 2106.09685), section 4.1.
 
 An adapter's folder holds `pytorch_lora_weights.safetensors`, the part of the UNet or transformer, which
 `load_lora_weights` of diffusers' pipelines opens; `beside.safetensors`, what that format has no place for: adapters of
-other layers, and modules that training had to add to the base and so trained in full; and `system.json`, which names
-the base.
+other layers, and modules that training had to add to the base, trained in full or, under adapters of their own, as they
+began; and `system.json`, which names the base.
 """
 
 from __future__ import annotations
@@ -36,7 +36,8 @@ LOW_RANK = (".lora_A.weight", ".lora_B.weight")
 
 @dataclass(frozen=True, kw_only=True)
 class AdapterConfig:
-    """Low-rank adapters in place of full fine-tuning; what the base lacks is trained in full beside them."""
+    """Low-rank adapters in place of full fine-tuning; what the base lacks is trained in full beside them. A system that
+    trains nothing else, as Emu Video's video stage, has the adapters there."""
 
     rank: int = 0
     """Of each adapter; 4 to 128 are usual, 0 = full fine-tuning."""
@@ -84,11 +85,12 @@ class LoraTraining:
         self.rank, self.alpha = config.rank, config.alpha or config.rank
         names = _targets(system, config.targets or system.lora_targets)
         trainable = {id(parameter) for parameter in system.trainable()}
-        self.full = {
+        self.added = {
             name: parameter
             for name, parameter in system.network.named_parameters()
             if id(parameter) in trainable and _is_added(system, name)
         }
+        self.full = {name: value for name, value in self.added.items() if name.rpartition(".")[0] not in names}
         with torch.random.fork_rng(devices=()):
             torch.default_generator.manual_seed(seeded(seed, "lora").initial_seed())
             peft.inject_adapter_in_model(
@@ -110,7 +112,7 @@ class LoraTraining:
         adapters: dict[str, Tensor] = get_peft_model_state_dict(self.system.network, save_embedding_layers=False)
         module = self.system.lora_module
         main = {name.removeprefix(f"{module}."): value for name, value in adapters.items() if _is_in(module, name)}
-        beside = {name: value for name, value in adapters.items() if not _is_in(module, name)} | self.full
+        beside = {name: value for name, value in adapters.items() if not _is_in(module, name)} | self.added
         about = {"r": self.rank, "lora_alpha": self.alpha, "target_modules": _adapted(main)}
 
         def write(part: Path) -> None:
@@ -208,21 +210,19 @@ def base_hash(system: System) -> str:
 
 
 def _targets(system: System, patterns: Sequence[str]) -> list[str]:
-    """The layers that end as a pattern says, among those that training moves and the base has. Those that temporal
-    layers hook onto are none: an adapter would come after these."""
+    """The layers that end as a pattern says, among those that training moves and the base has, or where it has none of
+    these, among the new ones. Those that temporal layers hook onto are none: an adapter would come after these."""
     trainable = {id(parameter) for parameter in system.trainable()}
     layers = [
         name
         for name, module in system.network.named_modules()
-        if type(module) in (nn.Linear, nn.Conv2d)
-        and id(module.weight) in trainable
-        and not _is_added(system, name)
-        and not module._forward_hooks
+        if type(module) in (nn.Linear, nn.Conv2d) and id(module.weight) in trainable and not module._forward_hooks
     ]
+    layers = [name for name in layers if not _is_added(system, name)] or layers
     if not layers:
         raise InputError(
-            f"lora.rank: all that {system.config.kind} trains from this model is new and trained in full, and no layer "
-            "is left to adapt; expected 0, or options of the system that train the base's layers too"
+            f"lora.rank: {system.config.kind} trains no Linear or Conv2d layer of this model that could be adapted; "
+            "expected 0"
         )
     found = {pattern: [name for name in layers if fnmatchcase(f".{name}", f"*.{pattern}")] for pattern in patterns}
     if missed := [pattern for pattern, names in found.items() if not names]:

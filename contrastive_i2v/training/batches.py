@@ -25,7 +25,7 @@ from contrastive_i2v.data.examples import (
     report_skipped,
     write_skipped,
 )
-from contrastive_i2v.data.shard_order import ShardOrder
+from contrastive_i2v.data.shard_order import Place, ShardOrder, ShardReading
 from contrastive_i2v.data.shards import ShardDataset
 from contrastive_i2v.data.sources import read
 from contrastive_i2v.data.types import Clip, NoClipLeft, Skipped
@@ -57,15 +57,27 @@ def open_dataset(config: TrainConfig, system: System, accelerator: Accelerator) 
         if accelerator.is_main_process:
             say_buckets(dataset, config)
         return dataset
-    if config.own_samples.on:
-        raise InputError("own_samples: shards don't say which windows follow each; expected data.path in their place")
-    read = WindowReader.of(system, data.resolution, data.frames, seed=config.seed)
+    read = WindowReader.of(
+        system,
+        data.resolution,
+        data.frames,
+        seed=config.seed,
+        following=windows_after(config.own_samples, system),
+        buckets=bucket_sizes(data, system),
+        lengths=data.lengths,
+    )
+    if data.is_bucketed and data.streams % accelerator.num_processes:
+        raise InputError(
+            f"data.streams={data.streams} for {accelerator.num_processes} processes; with data.buckets or lengths "
+            "expected a multiple, since all of them train on one bucket at a time"
+        )
     makers = accelerator.num_processes * max(1, config.workers)
     held = data.shuffle_shards * math.ceil(data.streams / makers) + 1
     shards = ShardDataset(data.shards, system, read, held=held)
     if accelerator.is_main_process:
         has = shards.manifest
         print(f"{data.shards}: {has.examples} windows of {has.clips} clips in {len(has.shards)} shards")
+        say_buckets(shards, config)
     return shards
 
 
@@ -158,11 +170,15 @@ def rows_of(buckets: Iterable[Bucket | None], frames: int, config: TrainConfig) 
     return rows if config.data.is_bucketed else [config.batch_size]
 
 
-def say_buckets(dataset: ExampleDataset, config: TrainConfig) -> None:
+def say_buckets(dataset: TrainData, config: TrainConfig) -> None:
     """Print each bucket's size, frames, windows, videos and rows a batch."""
     buckets = dataset.buckets()
     for (bucket, examples), rows in zip(buckets.items(), rows_of(buckets, dataset.frames, config), strict=True):
-        if bucket is not None:
+        if bucket is not None and isinstance(dataset, ShardDataset):
+            shards = [dataset.manifest.shards[number] for number in examples]
+            windows, clips = sum(one.examples for one in shards), sum(one.clips for one in shards)
+            print(f"bucket {bucket}: {windows} windows of {clips} clips in {len(shards)} shards; {rows} a batch")
+        elif bucket is not None and isinstance(dataset, ExampleDataset):
             videos = dataset.videos(examples)
             alone = ", so no negatives" if videos == 1 and config.loss.contrasts_rows else ""
             print(f"bucket {bucket}: {len(examples)} windows of {videos} videos{alone}; {rows} a batch")
@@ -184,17 +200,11 @@ def build_loader(
     start, stop = step * per_step, (config.steps if stop is None else stop) * per_step
     mine = range(start + accelerator.process_index, stop, ranks)
     options: dict[str, Any] = {"num_workers": config.workers, "pin_memory": accelerator.device.type == "cuda"}
-    if isinstance(dataset, ShardDataset):
-        order = ShardOrder(
-            tuple(shard.examples for shard in dataset.manifest.shards),
-            batch_size=config.batch_size,
-            streams=config.data.streams,
-            buffer=config.data.shuffle_shards,
-            seed=config.seed,
-        )
-        return DataLoader(dataset, sampler=_Lazy(partial(order.batches, mine)), batch_size=None, **options)
     buckets = dataset.buckets()
     rows = rows_of(buckets, dataset.frames, config)
+    if isinstance(dataset, ShardDataset):
+        places = partial(shard_batches, dataset, rows, mine, config.data, seed=config.seed)
+        return DataLoader(dataset, sampler=_Lazy(places), batch_size=None, **options)
     batches = partial(batch_indices, list(buckets.values()), rows, mine, seed=config.seed, processes=ranks)
     return DataLoader(dataset, batch_sampler=_Lazy(batches), **options)
 
@@ -215,21 +225,51 @@ def batch_indices(
     """These batches of an endless pass over the examples of each bucket, shuffled anew in each epoch.
 
     Batch n, of process n mod `processes`, is the same whatever came before, in this process or another; all processes'
-    batches of one micro-batch are of one bucket. Every epoch goes once through each bucket's N examples, in batches of
-    `rows` R, so that up to epoch e a bucket has had floor(e N / (R processes)) micro-batches: those that an epoch adds
-    are shuffled over the buckets. One of fewer examples than a micro-batch waits for its turn over several epochs.
+    batches of one micro-batch are of one bucket.
     """
-    sizes = [(len(bucket), count * processes) for bucket, count in zip(buckets, rows, strict=True)]
     passes = [_Pass(bucket, count, seed) for bucket, count in zip(buckets, rows, strict=True)]
+    sizes = [len(bucket) for bucket in buckets]
+    for bucket, one in bucket_turns(sizes, rows, numbers, seed=seed, together=processes):
+        yield passes[bucket].batch(one)
+
+
+def shard_batches(
+    dataset: ShardDataset, rows: Sequence[int], numbers: Iterable[int], config: DataConfig, *, seed: int
+) -> Iterator[list[Place]]:
+    """These batches of an endless pass over the shards of each bucket, as `ShardOrder` has them; batch n is of stream
+    n mod S of its bucket's shards, and the S batches from each multiple of S on are of one bucket."""
+    buckets = list(dataset.buckets().values())
+    counts = [tuple(dataset.manifest.shards[shard].examples for shard in shards) for shards in buckets]
+    passes = [
+        ShardReading(ShardOrder(some, batch_size, config.streams, config.shuffle_shards, seed))
+        for some, batch_size in zip(counts, rows, strict=True)
+    ]
+    for bucket, one in bucket_turns(list(map(sum, counts)), rows, numbers, seed=seed, together=config.streams):
+        yield [place._replace(shard=buckets[bucket][place.shard]) for place in passes[bucket].batch(one)]
+
+
+def bucket_turns(
+    examples: Sequence[int], rows: Sequence[int], numbers: Iterable[int], *, seed: int, together: int
+) -> Iterator[tuple[int, int]]:
+    """The bucket of each of these batches, and which of that bucket's batches it is.
+
+    From each multiple of `together` T on, T batches are of one bucket. Every epoch goes once through each bucket's N
+    examples, in batches of R rows, so that up to epoch e a bucket has had floor(e N / (R T)) turns of T batches: those
+    that an epoch adds are shuffled over the buckets. One of fewer examples than a turn's waits over several epochs.
+    """
+    if len(rows) == 1:
+        yield from ((0, number) for number in numbers)
+        return
+    sizes = [(count, batch * together) for count, batch in zip(examples, rows, strict=True)]
 
     def begun(epoch: int) -> list[int]:
-        """Micro-batches of each bucket before an epoch."""
+        """Turns of each bucket before an epoch."""
         return [epoch * examples // batch for examples, batch in sizes]
 
-    order: list[tuple[int, int]] = []  # bucket, and which of its micro-batches
-    first = 0  # micro-batches before `order`
+    order: list[tuple[int, int]] = []  # bucket, and which of its turns
+    first = 0  # turns before `order`
     for number in numbers:
-        place, process = divmod(number, processes)
+        place, offset = divmod(number, together)
         if not first <= place < first + len(order):
             latest = (place + 1) * min(-(-batch // examples) for examples, batch in sizes)
             epoch = bisect_right(range(latest + 1), place, key=lambda epoch: sum(begun(epoch))) - 1
@@ -239,7 +279,7 @@ def batch_indices(
             counts = [iter(range(start, end)) for start, end in zip(begun(epoch), ends, strict=True)]
             order = [(added[i][0], next(counts[added[i][0]])) for i in drawn]
         bucket, one = order[place - first]
-        yield passes[bucket].batch(one * processes + process)
+        yield bucket, one * together + offset
 
 
 class _Pass:

@@ -42,9 +42,10 @@ class DataConfig:
     options are those that they were encoded with."""
     streams: int = 8
     """The shards are dealt to as many streams, of which each batch has one: a multiple of processes x workers lets each
-    of those read shards of its own. Changes the order of the batches."""
+    of those read shards of its own. Changes the order of the batches. With `buckets` a multiple of the processes, and
+    as many batches in a row are of one bucket."""
     shuffle_shards: int = 2
-    """Shards of a stream that are shuffled together and held in memory."""
+    """Shards of a stream, and with `buckets` of each, that are shuffled together and held in memory."""
     validation_path: Path | None = None
     """Held-out folder of the same form, for previews and the validation loss; None = neither."""
     validation_split: str | None = None
@@ -91,8 +92,6 @@ class DataConfig:
             raise InputError(f"max_aspect_ratio: expected a number >= 1, got {self.max_aspect_ratio}")
         if self.buckets and self.max_aspect_ratio > 1:
             raise InputError("buckets and max_aspect_ratio: expected one of them, got both")
-        if self.shards is not None and self.is_bucketed:
-            raise InputError("shards: are of one size; expected no buckets, max_aspect_ratio or lengths")
         if len(set(self.lengths)) < len(self.lengths) or min(self.lengths, default=1) < 1:
             raise InputError(f"lengths: expected numbers >= 1, none twice, got {' '.join(map(str, self.lengths))}")
         if not 0 < self.keep <= 1:

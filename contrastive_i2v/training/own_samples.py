@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.utils.data import default_collate
 
 from contrastive_i2v.data.examples import Example, ExampleDataset
+from contrastive_i2v.data.shards import ShardDataset
 from contrastive_i2v.errors import InputError
 from contrastive_i2v.randomness import seeded
 from contrastive_i2v.sampling import roll_windows
@@ -50,16 +51,16 @@ class OwnSamples:
     Raises InputError where no clip goes on for as many windows as are asked for, or the system can't.
     """
 
-    def __init__(self, config: TrainConfig, dataset: ExampleDataset, system: System, accelerator: Accelerator) -> None:
+    def __init__(
+        self, config: TrainConfig, dataset: ExampleDataset | ShardDataset, system: System, accelerator: Accelerator
+    ) -> None:
         self.config, self.seed, self.dataset = config.own_samples, config.seed, dataset
         self.system, self.accelerator = system, accelerator
         self.counts = self.config.rows(config.batch_size)
-        depths = [1 + len(example.following) for example in dataset.examples]
-        self.starts = [number for number, depth in enumerate(depths) if depth >= self.config.depth]
-        if not self.starts:
+        if dataset.deepest < self.config.depth:
             raise InputError(
                 f"own_samples.depth={self.config.depth}: no clip goes on for so many windows; expected at most "
-                f"{max(depths)}, or longer clips, or windows of nearer frames (--data.frames)"
+                f"{dataset.deepest}, or longer clips, or windows of nearer frames (--data.frames)"
             )
         if self.config.clips % accelerator.num_processes:
             raise InputError(
@@ -75,8 +76,7 @@ class OwnSamples:
     def refresh(self, number: int) -> None:
         """Roll out anew with the weights that the network has; every process calls it. `number` counts the calls."""
         generator, config = seeded(self.seed, "own samples", number), self.config
-        order = torch.randint(len(self.starts), (config.clips,), generator=generator)
-        starts = torch.tensor(self.starts)[order]
+        starts = torch.tensor(self.dataset.draw_rollouts(config.clips, config.depth, generator))
         seeds = torch.randint(2**62, (config.clips,), generator=generator)
         rank, ranks = self.accelerator.process_index, self.accelerator.num_processes
         given, generated = self._roll_out(starts[rank::ranks], seeds[rank::ranks])
@@ -137,7 +137,7 @@ class OwnSamples:
         parts = []
         at_once = self.config.at_once
         for some, their in zip(torch.split(starts, at_once), torch.split(seeds, at_once), strict=True):
-            batch = self._load([self.dataset[int(start)] for start in some])
+            batch = self._load([self.dataset.window(int(start), 0) for start in some])
             frames = true_frames(batch, self.system)
             rolled = roll_windows(
                 self.system,
@@ -164,11 +164,8 @@ class OwnSamples:
         self.records = records
         self.deep = records.numbers.cpu().nonzero().flatten()
         """Rows whose condition holds own frames."""
-        examples = []
-        for source, number in zip(records.sources.tolist(), records.numbers.tolist(), strict=True):
-            first = self.dataset.examples[source]
-            examples.append(self.dataset.read((first, *first.following)[number]))
-        self.truth = self._load(examples)
+        windows = zip(records.sources.tolist(), records.numbers.tolist(), strict=True)
+        self.truth = self._load([self.dataset.window(source, number) for source, number in windows])
         clean = true_frames(self.truth, self.system).generated
         self.errors = records.generated[:, -1] - clean[:, -1]
         """`[N, C, h, w]`, normalised: of the frame that the next window is given last."""

@@ -161,6 +161,7 @@ def earlier_duplicates(hashes: Sequence[bytes]) -> list[int]:
     groups = np.arange(len(parts))  # of each distinct hash, the first one's place
     for band in range(BANDS):
         order = np.argsort(parts[:, band], kind="stable")
+        starts = np.unique(parts[order, band], return_index=True)[1]
         left, distance = np.arange(len(order)), 1
         while len(left := left[left + distance < len(order)]):  # hashes of one band lie beside each other
             first, second = order[left], order[left + distance]
@@ -171,6 +172,10 @@ def earlier_duplicates(hashes: Sequence[bytes]) -> list[int]:
             near = _BITS[parts[first] ^ parts[second]].sum(1) <= DUPLICATE_BITS
             _join(groups, first[near], second[near])
             distance += 1
+            if distance.bit_count() == 1:  # now and then: a cluster is one group soon, and has no pairs left to compare
+                own = groups[order]
+                mixed = np.minimum.reduceat(own, starts) < np.maximum.reduceat(own, starts)
+                left = left[mixed[np.searchsorted(starts, left, side="right") - 1]]
     counts: dict[int, int] = {}
     earlier = []
     for group in groups[numbers].tolist():

@@ -112,6 +112,7 @@ class ScoreTable:
         self.names = [name for name in table.column_names if name not in ABOUT]
         self.columns = {name: _numbers(path, table, name) for name in self.names}
         self._rows = {key: row for row, key in enumerate(map(str, table["key"].to_pylist()))}
+        self._kept: dict[Clip, int] = {}
 
     def row(self, clip: Clip) -> int | None:
         """The clip's row; None where it has none, or changed since. Raises VideoError where its file isn't there."""
@@ -120,8 +121,7 @@ class ScoreTable:
     def ranked(self, clips: Sequence[Clip]) -> list[dict[str, float]]:
         """What `data.keep` ranks clips by that `choose` kept."""
         names = [name for name in RANKED if name in self.columns]
-        rows = [self._rows[clip_key(clip)] for clip in clips]
-        return [{name: self.columns[name][row] for name in names} for row in rows]
+        return [{name: self.columns[name][self._kept[clip]] for name in names} for clip in clips]
 
     def choose(self, clips: Sequence[Clip], conditions: Sequence[Condition]) -> tuple[list[Clip], list[Skipped]]:
         """The clips for which all conditions hold, and the others with the reason. Raises InputError for a name that
@@ -146,6 +146,7 @@ class ScoreTable:
                 skipped.append(Skipped(clip.where, f"{name} is {self.columns[name][row]:g}, not {failed[0]}"))
             else:
                 kept.append(clip)
+                self._kept[clip] = row
         return kept, skipped
 
 

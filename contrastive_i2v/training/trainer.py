@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import send_to_device
+from accelerate.utils import DistributedDataParallelKwargs, send_to_device
 from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
@@ -23,7 +23,7 @@ from torch.distributed.tensor import DTensor
 from tqdm import tqdm
 
 from contrastive_i2v.data.ahead import WorkerDied, read_ahead
-from contrastive_i2v.data.examples import Example, ExampleDataset
+from contrastive_i2v.data.examples import Example
 from contrastive_i2v.data.video import as_size
 from contrastive_i2v.diffusion import NoiseSchedule
 from contrastive_i2v.errors import DivergedError, InputError, Interrupted
@@ -79,7 +79,8 @@ class Trainer:
             mixed_precision=config.mixed_precision,
             # the gradient cache makes one backward pass of a step's batches by itself
             gradient_accumulation_steps=1 if config.gradient_cache else config.gradient_accumulation,
-        )
+            kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=process_state().num_processes > 2)],
+        )  # without it DDP's buckets change after a process's first step, and sums of three or more round otherwise
         self.main = self.accelerator.is_main_process
         if config.shard:
             check_sharding(config, self.accelerator.num_processes)
@@ -142,7 +143,7 @@ class Trainer:
         self.compute = compute_of(config, self.system, self.accelerator.num_processes, beside=beside)
         self.steps = self.compute.steps_within(config.steps) if config.equal_compute else config.steps
         self.own_samples: OwnSamples | None = None
-        if config.own_samples.on and isinstance(self.dataset, ExampleDataset):  # shards refuse own samples
+        if config.own_samples.on:
             self.own_samples = OwnSamples(config, self.dataset, self.system, self.accelerator)
         self.features = Features(self.system, config.loss.dispersive_layer) if config.loss.dispersive_weight else None
         self.text_frames = TextFrames(config, self.system, self.accelerator) if config.loss.text_weight else None

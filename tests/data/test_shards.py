@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
+import resource
 import shutil
 import signal
 import tarfile
@@ -20,11 +22,13 @@ from fsspec.implementations.memory import MemoryFileSystem
 from toy import BlockMeans, Toy
 
 from contrastive_i2v.data import shards
-from contrastive_i2v.data.examples import WindowReader
+from contrastive_i2v.data.buckets import Bucket
+from contrastive_i2v.data.examples import ExampleDataset, WindowReader, encode_clips
 from contrastive_i2v.data.shard_encoding import _Journal, encode_shards
 from contrastive_i2v.data.shard_order import Place, ShardOrder
 from contrastive_i2v.data.shards import MANIFEST, ShardDataset, read_manifest
 from contrastive_i2v.data.types import Clip, NoClipLeft
+from contrastive_i2v.data.video import read_frames, write_video
 from contrastive_i2v.errors import InputError
 from contrastive_i2v.randomness import seeded
 from contrastive_i2v.system import Window
@@ -44,17 +48,18 @@ def reader(system: Toy, **changes: Any) -> WindowReader:
 
 def write(clips: list[Clip], output: Path, system: Toy | None = None, **options: Any) -> Any:
     system = system or Toy()
+    read = options.pop("read", reader(system))
     options = {"shard_bytes": 6000, "frames_at_once": 8, "progress": False} | options
-    return encode_shards(clips, system, output, reader(system), **options)
+    return encode_shards(clips, system, output, read, **options)
 
 
 def by_raw(example: Any) -> list[float]:
     return example.raw.flatten().tolist()  # type: ignore[no-any-return]
 
 
-def every_example(output: Path, system: Toy | None = None) -> list[Any]:
+def every_example(output: Path, system: Toy | None = None, **changes: Any) -> list[Any]:
     system = system or Toy()
-    dataset = ShardDataset(str(output), system, reader(system), held=2)
+    dataset = ShardDataset(str(output), system, reader(system, **changes), held=2)
     places = [Place(s, n) for s, one in enumerate(dataset.manifest.shards) for n in range(one.examples)]
     return sorted((dataset[[place]] for place in places), key=by_raw)
 
@@ -62,6 +67,63 @@ def every_example(output: Path, system: Toy | None = None) -> list[Any]:
 def same(one: Any, other: Any) -> bool:
     parts = zip(one[:2] + one[3:4], other[:2] + other[3:4], strict=True)
     return all(torch.equal(a, b) for a, b in parts) and all(torch.equal(one.text[k], other.text[k]) for k in one.text)
+
+
+BUCKETS = ((16, 24), (24, 16))
+
+
+def turn(clips: list[Clip]) -> None:
+    """Make wide videos tall; what isn't a video stays."""
+    for clip in clips:
+        if clip.path.stat().st_size > 100:
+            write_video(clip.path, read_frames(clip.path, range(60)).mT, 25.0)
+
+
+def test_a_shard_is_of_one_bucket_and_holds_what_the_cache_would(many: list[Clip], tmp_path: Path) -> None:
+    turn(many[1::2])
+    write_noise(many[4].path, frames=30)  # 6 valid frames
+    options: dict[str, Any] = {"buckets": BUCKETS, "lengths": (8, 4)}
+    manifest = write(many, tmp_path / "shards", read=reader(Toy(), **options))
+    dataset, _ = encode_clips(
+        many, Toy(), cache_dir=tmp_path / "cache", resolution=16, frames=FRAMES, seed=0, progress=False, **options
+    )
+    expected = {bucket: [dataset[n] for n in numbers] for bucket, numbers in dataset.buckets().items()}
+    sharded = ShardDataset(str(tmp_path / "shards"), Toy(), reader(Toy(), **options), held=1)
+    assert list(expected) == list(sharded.buckets()) == [Bucket(16, 24, 4), Bucket(16, 24, 8), Bucket(24, 16, 8)]
+    assert sum(map(len, sharded.buckets().values())) == len(manifest.shards) > 3
+    for bucket, shards_of in sharded.buckets().items():
+        assert bucket is not None
+        places = [Place(s, n) for s in shards_of for n in range(manifest.shards[s].examples)]
+        found = sharded[places]  # one batch
+        assert sorted(one.flatten().tolist() for one in found.raw) == sorted(map(by_raw, expected[bucket]))
+        assert found.raw.shape[1:] == (bucket.frames, 6, bucket.height // 8, bucket.width // 8)
+    with pytest.raises(InputError, match=r"was encoded with other options .buckets: \[\[16, 24\].*asked for \[\]"):
+        ShardDataset(str(tmp_path / "shards"), Toy(), reader(Toy(), lengths=(8, 4)), held=1)
+
+
+def test_windows_that_follow_each_other_are_kept(many: list[Clip], tmp_path: Path) -> None:
+    frames = replace(FRAMES, offset_std=0.0, windows_per_clip=3)
+    clips = many[:3] + many[4:]
+    write_noise(clips[0].path, frames=15)  # 3 valid frames
+    manifest = write(clips, tmp_path / "shards", read=reader(Toy(), config=frames, following=3))
+    options: dict[str, Any] = {"resolution": 16, "frames": frames, "seed": 0, "following": 3, "progress": False}
+    cached: ExampleDataset = encode_clips(clips, Toy(), cache_dir=tmp_path / "cache", **options)[0]
+    dataset = ShardDataset(str(tmp_path / "shards"), Toy(), reader(Toy(), config=frames, following=2), held=1)
+    assert dataset.deepest == cached.deepest == 4
+    for depth in (1, 2, 3, 4, 5, 9):
+        starts = [example for example in cached.examples if len(example.following) >= depth - 1]
+        assert sum(shard.rollouts(depth) for shard in manifest.shards) == len(starts)
+
+    def rollouts(of: Any, numbers: Any, depth: int) -> set[tuple[Any, ...]]:
+        return {tuple(tuple(of.window(n, after).raw.flatten().tolist()) for after in range(depth)) for n in numbers}
+
+    drawn = {n for seed in range(20) for n in dataset.draw_rollouts(8, 4, torch.Generator().manual_seed(seed))}
+    expected = [n for n, example in enumerate(cached.examples) if len(example.following) == 3]
+    assert rollouts(dataset, drawn, 4) == rollouts(cached, expected, 4)
+    some = dataset.draw_rollouts(8, 4, torch.Generator().manual_seed(0))
+    assert some == dataset.draw_rollouts(8, 4, torch.Generator().manual_seed(0))
+    with pytest.raises(InputError, match="following: 3, asked for 4"):
+        ShardDataset(str(tmp_path / "shards"), Toy(), reader(Toy(), config=frames, following=4), held=1)
 
 
 @pytest.mark.parametrize("window, downscale", [(Window(2), 1), (Window(3, (0, 1), anchor=True), 1), (Window(2), 2)])
@@ -102,31 +164,35 @@ def files(folder: Path) -> dict[str, bytes]:
 
 @pytest.mark.fault(
     "a process that encodes shards is killed between the shard and its journal",
-    "started again it loses one batch of clips, and the shards are bit for bit those of an undisturbed run",
+    "started again it loses one batch of clips of each bucket, and the shards are bit for bit those of an undisturbed "
+    "run",
 )
+@pytest.mark.parametrize("buckets", [(), BUCKETS])
 @pytest.mark.parametrize("stop", [0, 1, 2])
 def test_a_stopped_process_goes_on_and_loses_a_batch_at_most(
-    many: list[Clip], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop: int
+    many: list[Clip], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop: int, buckets: Any
 ) -> None:
-    write(many, tmp_path / "whole")
-    journal_write, batches = _Journal.write, []
+    if buckets:
+        turn(many[1::2])
+    options = {"read": reader(Toy(), buckets=buckets)}
+    write(many, tmp_path / "whole", **options)
+    journal_note, batches = _Journal.note, []
 
-    def dies(self: Any, members: Any, clips: Any, size: int) -> None:
-        if len(batches) == stop:
-            self._append(members)  # members without their line in the journal
+    def dies(self: Any, clips: Any, **where: Any) -> None:
+        if where and len(batches) == stop:  # members without their line in the journal
             with self.path.open("a") as file:
                 file.write('{"shard": 0, "en')
             raise KeyboardInterrupt
-        batches.append(clips)
-        journal_write(self, members, clips, size)
+        batches.extend([clips] if where else [])
+        journal_note(self, clips, **where)
 
     with monkeypatch.context() as patch:
-        patch.setattr(_Journal, "write", dies)
+        patch.setattr(_Journal, "note", dies)
         with pytest.raises(KeyboardInterrupt):
-            write(many, tmp_path / "stopped")
+            write(many, tmp_path / "stopped", **options)
     assert not (tmp_path / "stopped" / MANIFEST).exists()
     system = Toy()
-    write(many, tmp_path / "stopped", system)
+    write(many, tmp_path / "stopped", system, **options)
     assert files(tmp_path / "stopped") == files(tmp_path / "whole")
     seen = {one["clip"] for batch in batches for one in batch}
     assert not any(f"caption {number}" in system.prompts for number in seen)
@@ -147,6 +213,56 @@ def test_processes_share_the_clips_and_may_be_another_number_the_next_time(many:
         assert same(one, other)
     system = Toy()
     assert write(many, output, system) == manifest and not system.prompts  # all is there
+
+
+@pytest.mark.fault(
+    "the disk is full while shards are encoded",
+    "one line; what is encoded stays, and the shards are bit for bit the same",
+)
+@pytest.mark.parametrize("room", [300, 2500, 6500])
+def test_a_full_disk_while_encoding(many: list[Clip], tmp_path: Path, room: int) -> None:
+    write(many, tmp_path / "whole")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (room, limits[1]))  # a real write that fails half-way
+    try:
+        with pytest.raises(InputError, match="shards: can't be written .*free some space .* run again") as raised:
+            write(many, tmp_path / "shards")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert "\n" not in str(raised.value)
+    system = Toy()
+    write(many, tmp_path / "shards", system)
+    assert files(tmp_path / "shards") == files(tmp_path / "whole")
+    assert len(system.prompts) < 6 or room < 6000
+
+
+@pytest.mark.fault(
+    "a process that encodes shards is killed, and fewer processes go on",
+    "the last one to finish closes what it left; nothing is encoded twice",
+)
+def test_shards_under_way_of_a_process_that_is_gone_are_closed(
+    many: list[Clip], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output, journal_close = tmp_path / "shards", _Journal.close_shards
+
+    def dies(self: _Journal) -> None:
+        if self.rank == 2:
+            raise KeyboardInterrupt
+        journal_close(self)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(_Journal, "close_shards", dies)
+        write(many, output, rank=2, ranks=3, shard_bytes=10**6)
+    assert len(list(output.glob("*.part"))) == 1
+    with (output / ".00002" / ".lock").open("w") as lock:  # as another process that is still there
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert write(many, output) is None
+    system = Toy()
+    manifest = write(many, output, system)
+    assert manifest.clips == 6 and not system.prompts and not list(output.glob("*.part"))
+    write(many, tmp_path / "one")
+    for one, other in zip(every_example(output), every_example(tmp_path / "one"), strict=True):
+        assert same(one, other)
 
 
 @pytest.mark.processes
@@ -171,17 +287,31 @@ def test_a_worker_that_dies_is_one_line(many: list[Clip], tmp_path: Path, monkey
     assert 0 < len(system.prompts) < 6
 
 
-@pytest.mark.fault("a shard of latents is gone", "training names it; encode makes it again and nothing else")
-def test_a_shard_that_was_deleted_is_encoded_again(many: list[Clip], tmp_path: Path) -> None:
-    first = write(many, tmp_path / "shards")
-    (tmp_path / "shards" / first.shards[0].name).unlink()
+@pytest.mark.fault(
+    "a shard of latents is gone", "training names it; encode makes it again, bit for bit, and nothing else"
+)
+@pytest.mark.parametrize("buckets", [(), BUCKETS])
+def test_a_shard_that_was_deleted_is_encoded_again(
+    many: list[Clip], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, buckets: Any
+) -> None:
+    if buckets:
+        turn(many[2:])
+    options = {"read": reader(Toy(), buckets=buckets), "shard_bytes": 2000}
+    first = write(many, tmp_path / "shards", **options)
+    whole = files(tmp_path / "shards")
+    assert len(first.shards) > 2
+    for number in (0, len(first.shards) - 2):
+        (tmp_path / "shards" / first.shards[number].name).unlink()
     with pytest.raises(InputError, match="isn't there; copy it anew, or encode again"):
-        every_example(tmp_path / "shards")
-    system = Toy()
-    again = write(many, tmp_path / "shards", system)
-    assert (again.clips, again.examples) == (first.clips, first.examples)
-    assert 0 < len(system.prompts) < 6
-    every_example(tmp_path / "shards")
+        every_example(tmp_path / "shards", buckets=buckets)
+    systems = [Toy(), Toy()]
+    with monkeypatch.context() as patch, pytest.raises(InputError, match="stopped"):  # right after the first of the two
+        patch.setattr(_Journal, "close_shards", lambda self: (_ for _ in ()).throw(InputError("stopped")))
+        write(many, tmp_path / "shards", systems[0], **options)
+    assert write(many, tmp_path / "shards", systems[1], **options) == first
+    assert files(tmp_path / "shards") == whole
+    prompts = [prompt for system in systems for prompt in system.prompts]
+    assert 0 < len(prompts) == len(set(prompts)) < 6
 
 
 def test_other_clips_or_settings_are_refused(many: list[Clip], tmp_path: Path) -> None:

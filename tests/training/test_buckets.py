@@ -11,7 +11,6 @@ import pytest
 import torch
 from runs import assert_same_run, beside, launch, train_until
 
-from contrastive_i2v.cli.encode import Options
 from contrastive_i2v.data.video import write_video
 from contrastive_i2v.errors import InputError
 from contrastive_i2v.training.batches import batch_indices, build_loader
@@ -100,7 +99,6 @@ def test_the_config_keeps_its_buckets(config: TrainConfig, tmp_path: Path) -> No
     [
         ({"max_aspect_ratio": 0.5}, {}, "max_aspect_ratio: expected a number >= 1, got 0.5"),
         ({"max_aspect_ratio": 2.0, "buckets": ((8, 8),)}, {}, "expected one of them"),
-        ({"max_aspect_ratio": 2.0, "shards": "x"}, {}, "shards: are of one size"),
         ({"max_aspect_ratio": 2.0}, {"loss": LossConfig(memory_bank=99)}, "loss.memory_bank: holds latents of one"),
         ({"max_aspect_ratio": 2.0}, {"loss": LossConfig(text_weight=0.1)}, "loss.text_weight: holds latents of one"),
         ({"lengths": (8, 8)}, {}, "lengths: expected numbers >= 1, none twice, got 8 8"),
@@ -117,13 +115,11 @@ def test_what_needs_one_size_is_refused(data: dict[str, Any], options: dict[str,
         TrainConfig(data=DataConfig(**data), **options)
 
 
-def test_a_size_that_the_model_cannot_take_is_refused(config: TrainConfig, tmp_path: Path) -> None:
+def test_a_size_that_the_model_cannot_take_is_refused(config: TrainConfig) -> None:
     with pytest.raises(InputError, match="data.buckets: got 16x25 .* multiples of"):
         Trainer(replace(config, data=replace(config.data, buckets=((16, 24), (16, 25)))))
     with pytest.raises(InputError, match="data.lengths: the windows of instruct-pix2pix have 2 frames"):
         Trainer(replace(config, data=replace(config.data, lengths=(2, 4))))
-    with pytest.raises(InputError, match="shards are of one size"):
-        Options(data=config.data, output=tmp_path)
 
 
 def test_rows_of_one_video_leave_the_noise_loss_alone(config: TrainConfig) -> None:

@@ -3,6 +3,7 @@ they stopped."""
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -12,6 +13,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import disturbed_ranks
 import pytest
 import torch
 import trained_ranks
@@ -170,6 +172,30 @@ def test_a_rank_that_dies_ends_the_others(dead: int, train_config: TrainConfig, 
     assert ranks[1 - dead].returncode == 4 and time.monotonic() - killed < 60
     assert f"error: rank {dead} of 2 died or is out of reach" in said
     ranks[dead].communicate()
+
+
+@pytest.mark.processes
+@pytest.mark.fault("`kill -9` for one rank of four", "the others end; resumed, the run ends with undisturbed bits")
+@pytest.mark.fault(
+    "SIGTERM to all of four ranks", "all save and exit with 143; resumed, the run ends with undisturbed bits"
+)
+@pytest.mark.fault(
+    "the batch of one rank of four is NaN, and the run is stopped later",
+    "all skip the step; resumed, the run ends with the bits of one that wasn't stopped",
+)
+def test_four_disturbed_ranks_go_on_to_the_bits_of_undisturbed_ones(train_config: TrainConfig, tmp_path: Path) -> None:
+    save_config(replace(train_config, batch_size=2), tmp_path / "config.yaml")
+    command = [sys.executable, disturbed_ranks.__file__, str(tmp_path / "config.yaml"), str(tmp_path)]
+    done = subprocess.run(command, env={**os.environ, **ENVIRONMENT}, capture_output=True, text=True, timeout=280)
+    assert done.returncode == 0, done.stderr[-3000:]
+    well, stopped = [0] * 4, [128 + signal.SIGTERM] * 4
+    ended = json.loads((tmp_path / "ended.json").read_text())
+    killed = [[4, 4, -signal.SIGKILL, 4], well]
+    assert ended == {"undisturbed": [well], "killed": killed, "stopped": [stopped, well]}, done.stderr[-3000:]
+    assert "rank 2 of 4 died or is out of reach" in done.stderr
+    assert read_log(tmp_path / "undisturbed" / "log.jsonl")[-1]["nonfinite_steps"] == 1
+    for name in ("killed", "stopped"):
+        assert_same_run(tmp_path / "undisturbed", tmp_path / name)
 
 
 @pytest.mark.processes

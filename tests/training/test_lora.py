@@ -27,6 +27,7 @@ LORA = AdapterConfig(rank=2, alpha=4)
 CONSISTENT = ConsistI2VConfig(frames=4, max_stride=2, start_alpha=0.6)
 IMAGE = EmuVideoConfig(task="image")
 VIDEO = EmuVideoConfig(task="video", frames=4, freeze_spatial=False)
+FROZEN = EmuVideoConfig(task="video", frames=4)
 
 
 @pytest.fixture
@@ -87,7 +88,7 @@ def test_a_run_repeats_itself_and_resumes_bitwise(config: TrainConfig, monkeypat
     assert all(torch.equal(value, ends[1][name]) for name, value in ends[0].items())
 
 
-@pytest.mark.parametrize("kind", ["instruct-pix2pix", "consisti2v", "emu-video"])
+@pytest.mark.parametrize("kind", ["instruct-pix2pix", "consisti2v", "emu-video", "emu-video, frozen"])
 def test_an_adapter_of_every_system_opens_as_it_was_trained(
     kind: str, config: TrainConfig, video_config: TrainConfig, base_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -98,7 +99,8 @@ def test_an_adapter_of_every_system_opens_as_it_was_trained(
         config, new = replace(video_config, system=CONSISTENT), {"temporal", "unet.class_embedding"}
     else:
         image = Trainer(replace(video_config, system=IMAGE, steps=1, lora=AdapterConfig())).run()
-        config, new = beside(video_config, "video", system=VIDEO, model=str(image)), {"temporal"}
+        system = FROZEN if kind.endswith("frozen") else VIDEO
+        config, new = beside(video_config, "video", system=system, model=str(image)), {"temporal"}
     trainer, folder, expected = trained(config)
     opened = load_system(folder, device="cpu")
     torch.testing.assert_close(predict(opened), expected, rtol=1e-4, atol=1e-5)
@@ -115,7 +117,7 @@ def test_an_adapter_of_every_system_opens_as_it_was_trained(
     broken = beside(config, "broken")
     train_until(broken, 2, monkeypatch)
     Trainer(replace(broken, resume=True)).run()
-    for name in (UNET, BESIDE):
+    for name in [BESIDE] if kind.endswith("frozen") else [UNET, BESIDE]:
         first, second = load_file(folder / name), load_file(broken.output / "model" / name)
         assert all(torch.equal(value, second[key]) for key, value in first.items()), name
 
@@ -188,11 +190,30 @@ def test_targets_may_hold_stars(config: TrainConfig) -> None:
     assert any(name.endswith("conv_shortcut") for name in adapted)
 
 
-def test_a_system_that_trains_new_layers_alone_is_refused(video_config: TrainConfig) -> None:
+def test_new_layers_are_adapted_where_nothing_else_is_trained(video_config: TrainConfig) -> None:
+    """Emu Video's video stage as published: the image model's own layers stay."""
     image = Trainer(replace(video_config, system=IMAGE, steps=1, lora=AdapterConfig())).run()
-    frozen = EmuVideoConfig(task="video", frames=4)
-    with pytest.raises(InputError, match="all that emu-video trains from this model is new"):
-        Trainer(beside(video_config, "video", system=frozen, model=str(image)))
+    config = beside(video_config, "video", system=FROZEN, model=str(image))
+    _, folder, expected = trained(config)
+    base = dict(load_system(config.model, config.system, device="cpu").network.named_parameters())
+    opened = load_system(folder, device="cpu")
+    for name, value in opened.network.named_parameters():
+        if name.startswith("unet."):
+            assert torch.equal(value, base[name]), name
+    torch.testing.assert_close(predict(opened), expected, rtol=1e-4, atol=1e-5)
+    files = load_file(folder / BESIDE)
+    adapted = {name.split(".lora_")[0] for name in files if ".lora_" in name}
+    assert {name.partition("attn.")[2] for name in adapted} == {"to_q", "to_k", "to_v", "to_out.0"}
+    assert all(
+        name.startswith("temporal.") and torch.equal(files[f"{name}.weight"], base[f"{name}.weight"])
+        for name in adapted
+    )
+    moved = {name for name, value in files.items() if name in base and not torch.equal(value, base[name])}
+    assert moved and not {name.rpartition(".")[0] for name in moved} & adapted
+    network = Trainer(beside(config, "named", lora=replace(LORA, targets=("conv_condition",)))).system.network
+    assert {name.split(".lora_")[0] for name, _ in network.named_parameters() if ".lora_" in name} == {
+        "temporal.conv_condition"
+    }
 
 
 @pytest.mark.processes

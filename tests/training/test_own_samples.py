@@ -125,7 +125,7 @@ def test_a_record_is_the_window_of_a_rollout(config: TrainConfig) -> None:
 def _after_starts(bank: Any) -> torch.Generator:
     """The refresh's generator after it drew the windows."""
     generator: torch.Generator = own_samples_module.seeded(bank.seed, "own samples", 0)
-    torch.randint(len(bank.starts), (bank.config.clips,), generator=generator)
+    bank.dataset.draw_rollouts(bank.config.clips, bank.config.depth, generator)
     return generator
 
 

@@ -100,6 +100,15 @@ def test_near_duplicates_are_those_of_all_pairs() -> None:
     assert quality.earlier_duplicates([]) == []
 
 
+def test_a_large_cluster_is_not_compared_pair_by_pair(monkeypatch: pytest.MonkeyPatch) -> None:
+    own = random.Random(0).getrandbits(256)
+    hashes = [(own ^ (1 << a) ^ (1 << b)).to_bytes(32, "big") for a in range(0, 256, 8) for b in range(a)]
+    joined, join = [], quality._join
+    monkeypatch.setattr(quality, "_join", lambda *args: joined.append(join(*args)))
+    assert max(quality.earlier_duplicates(hashes)) == len(hashes) - 1 > 3900
+    assert len(joined) < 200  # one for each distance between two hashes of a band
+
+
 def test_spread() -> None:
     assert [quality.spread(*counts) for counts in ((10, 2), (3, 8), (1, 4))] == [[2, 7], [0, 1, 2], [0]]
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from contrastive_i2v.data.cache import clip_key
 from contrastive_i2v.data.sources.folder import read_folder
 from contrastive_i2v.data.types import Clip, NoClipLeft
 from contrastive_i2v.data.video import write_video
@@ -127,10 +128,13 @@ def test_emus_subset_reads_no_video_where_there_are_scores(
     file = tmp_path / "scores.parquet"
     score_clips(clips, CONFIG, file, progress=False)
     monkeypatch.setattr("contrastive_i2v.training.selection.probe_clip", None)
+    looked: list[Clip] = []
+    monkeypatch.setattr(scores, "clip_key", lambda clip: looked.append(clip) or clip_key(clip))
     config = DataConfig(path=clips[0].path.parent, scores=file, keep=0.5)
     kept, _ = read_clips(config, seed=0, skipped_file=tmp_path / "skipped.csv")
     assert [clip.path.stem for clip in kept] == ["moving", "moving2"]
     assert (tmp_path / "scores.csv").read_text().count("\n") == 4
+    assert len(looked) == len(set(looked)) == len(clips)  # each file once
 
 
 @pytest.mark.parametrize(

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import random
 import shutil
 import signal
 import subprocess
 import sys
+import tarfile
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -19,6 +21,7 @@ from runs import assert_same_run, beside, last_step, train_until
 from safetensors.torch import load_file
 
 from contrastive_i2v.data.examples import SKIPPED
+from contrastive_i2v.data.sources import read
 from contrastive_i2v.diffusion import NoiseSchedule
 from contrastive_i2v.errors import DivergedError, InputError, Interrupted
 from contrastive_i2v.models import load_system
@@ -181,6 +184,33 @@ def test_every_step_is_in_training_mode(train_config: TrainConfig) -> None:
         trainer.system.network.eval()  # as previews leave it
         trainer._train_step([batch])
         assert all(module.training for module in trainer.system.network.modules())
+
+
+@pytest.mark.fault(
+    "a dataset's tar is cut off",
+    "what comes before the cut is trained on, the rest named; a resumed run ends with the bits of an undisturbed one",
+)
+def test_a_tar_that_is_cut_off_is_trained_on_as_far_as_it_goes(
+    train_config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "set").mkdir()
+    path = tmp_path / "set" / "00000.tar"
+    with tarfile.open(path, "w") as tar:
+        for number, clip in enumerate(read(train_config.data.path).clips):
+            for suffix, content in ((".mp4", clip.path.read_bytes()), (".txt", clip.caption.encode())):
+                header = tarfile.TarInfo(f"{number:09d}{suffix}")
+                header.size = len(content)
+                tar.addfile(header, io.BytesIO(content))
+    with tarfile.open(path) as tar:
+        member = tar.getmembers()[-2]  # the last video
+    path.write_bytes(path.read_bytes()[: member.offset_data + member.size // 2])
+    config = replace(train_config, data=replace(train_config.data, path=tmp_path / "set"))
+    Trainer(config).run()
+    assert path.name in (config.output / "skipped.csv").read_text()
+    broken = beside(config, "broken")
+    train_until(broken, 5, monkeypatch)
+    Trainer(replace(broken, resume=True)).run()
+    assert_same_run(config.output, broken.output)
 
 
 def poison(monkeypatch: pytest.MonkeyPatch, steps: Callable[[int], bool]) -> None:

@@ -55,30 +55,31 @@ def read_folder(root: str | Path, *, outside: bool = False) -> tuple[list[Clip],
         raise InputError(f"{root}: is a file; expected the folder that holds the videos and their captions")
 
     files = _walk(root)
-    videos = [f for f in files if f.suffix.lower() in VIDEO_EXTENSIONS]
-    present = set(videos)
+    videos = {file for file in files if file.lower().endswith(VIDEO_EXTENSIONS)}
     clips: list[Clip] = []
     skipped: list[Skipped] = []
-    described: set[Path] = set()
-    for metadata in (f for f in files if f.name in METADATA_NAMES):
-        for path, where, row in _rows(metadata, root, outside):
-            described.add(path)
-            if path not in present and not is_file(path):
+    described: set[str] = set()
+    for metadata in sorted(Path(file) for file in files if file.endswith(METADATA_NAMES)):
+        if metadata.name not in METADATA_NAMES:
+            continue
+        for name, where, row in _rows(metadata, root, outside):
+            described.add(name)
+            path = Path(name)
+            if name not in videos and not is_file(path):
                 skipped.append(Skipped(path, f"{NO_FILE}; {where} names it, relative to the metadata file"))
             elif caption := _caption(row, where):
-                start, end = (_seconds(row, key, where) for key in ("start", "end"))
+                start, end = _seconds(row, "start", where), _seconds(row, "end", where)
                 if start is not None and end is not None and start >= end:
                     raise InputError(f"{where}: start = {start:g} s is not before end = {end:g} s")
                 clips.append(Clip(path, caption, start, end))
             else:
                 skipped.append(Skipped(path, f"no caption: {where} has no text"))
-    for path in videos:
-        if path not in described:
-            caption, reason = _caption_beside(path)
-            if caption:
-                clips.append(Clip(path, caption))
-            else:
-                skipped.append(Skipped(path, reason))
+    for path in map(Path, sorted(videos - described)):
+        caption, reason = _caption_beside(path)
+        if caption:
+            clips.append(Clip(path, caption))
+        else:
+            skipped.append(Skipped(path, reason))
 
     if not clips and not skipped:
         raise NoVideos(f"{root}: holds no videos; looked in it and below for {', '.join(VIDEO_EXTENSIONS)}")
@@ -93,25 +94,29 @@ def read_folder(root: str | Path, *, outside: bool = False) -> tuple[list[Clip],
     return sorted(clips, key=lambda c: c.path.as_posix()), sorted(skipped, key=lambda s: s.path.as_posix())
 
 
-def _walk(root: Path) -> list[Path]:
-    """Files below `root` that aren't hidden, sorted; linked folders are followed, each real folder once."""
+def _walk(root: Path) -> list[str]:
+    """Files below `root` that aren't hidden; linked folders are followed, each real folder once. Texts, since a million
+    paths would take most of the time."""
 
     def refuse(error: OSError) -> None:
         raise InputError(f"{error.filename}: can't be listed ({error.strerror})") from error
 
-    files: list[Path] = []
+    files: list[str] = []
     seen: set[str] = set()
     for folder, subfolders, names in os.walk(root, followlinks=True, onerror=refuse):
         real = os.path.realpath(folder)
         subfolders[:] = [] if real in seen else sorted(s for s in subfolders if not s.startswith("."))
         if real not in seen:
-            files += [Path(folder, n) for n in names if not n.startswith(".")]
+            inside = os.path.join(folder, "")
+            files += [inside + n for n in names if not n.startswith(".")]
         seen.add(real)
-    return sorted(files)
+    return files
 
 
-def _rows(metadata: Path, root: Path, outside: bool) -> Iterator[tuple[Path, str, Mapping[str, object]]]:
+def _rows(metadata: Path, root: Path, outside: bool) -> Iterator[tuple[str, str, Mapping[str, object]]]:
     """The rows of a metadata file as (video, "file, line n", row)."""
+    folder, inside = os.path.abspath(metadata.parent), os.path.join(root, "")
+    within = os.path.join(os.path.abspath(root), "")
     for line, row in read_rows(metadata, captions=True):
         where = f"{metadata}, line {line}"
         name = row.get("file_name")
@@ -119,11 +124,12 @@ def _rows(metadata: Path, root: Path, outside: bool) -> Iterator[tuple[Path, str
             raise InputError(f"{where}: expected the name of a video as file_name, got {_short(name)}")
         if not any(key in row for key in CAPTION_COLUMNS):
             raise InputError(f"{where}: expected the key text (or caption), got {_some(list(row))}")
-        path = Path(os.path.normpath(metadata.parent / name.strip()))
-        below = os.path.relpath(path, root)
-        if below.partition(os.sep)[0] != os.pardir:
-            path = root / below  # as a walk names it, also where the row has an absolute path
-        elif not outside:
+        path = os.path.normpath(os.path.join(folder, name.strip()))
+        if path.startswith(within) or path == within[:-1]:
+            path = inside + path[len(within) :]  # as a walk names it
+        elif outside:
+            path = os.path.normpath(metadata.parent / name.strip())
+        else:
             raise InputError(
                 f"{where}: file_name is {_short(name)}, which lies outside of {root}; expected a file in it: move or "
                 "link the video into the folder, or allow it by source.outside"
@@ -131,7 +137,7 @@ def _rows(metadata: Path, root: Path, outside: bool) -> Iterator[tuple[Path, str
         yield path, where, row
 
 
-def read_rows(metadata: Path, *, captions: bool = False) -> list[tuple[int, Mapping[str, object]]]:
+def read_rows(metadata: Path, *, captions: bool = False) -> Iterator[tuple[int, Mapping[str, object]]]:
     """The rows of a metadata file with the line each ends on, or its number; blank lines are left out.
 
     Args:
@@ -144,12 +150,14 @@ def read_rows(metadata: Path, *, captions: bool = False) -> list[tuple[int, Mapp
         raise InputError(f"{metadata}: is no regular file; expected rows of captions")
     if metadata.suffix == ".parquet":
         columns = [name for name in parquet_columns(metadata) if name in COLUMNS]
-        return [(number, cells) for number, (_, _, cells) in enumerate(parquet_rows(metadata, columns), 1)]
+        yield from ((number, cells) for number, (_, _, cells) in enumerate(parquet_rows(metadata, columns), 1))
+        return
     if metadata.suffix == ".json":
         rows = read_json(metadata)
         if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
             raise InputError(f"{metadata}: expected a list of objects with file_name and text")
-        return list(enumerate(rows, 1))
+        yield from enumerate(rows, 1)
+        return
     try:
         content = metadata.read_bytes()
         text = content.decode("utf-8-sig")
@@ -160,38 +168,44 @@ def read_rows(metadata: Path, *, captions: bool = False) -> list[tuple[int, Mapp
         ) from error
     except OSError as error:
         raise InputError(f"{metadata}: can't be read ({error.strerror or error})") from error
-    return _parse_csv(metadata, text, captions) if metadata.suffix == ".csv" else _parse_jsonl(metadata, text)
+    yield from _parse_csv(metadata, text, captions) if metadata.suffix == ".csv" else _parse_jsonl(metadata, text)
 
 
-def _parse_csv(metadata: Path, text: str, captions: bool) -> list[tuple[int, Mapping[str, object]]]:
+def _csv_lines(metadata: Path, text: str) -> Iterator[tuple[int, list[str]]]:
+    """The line each row ends on, and its cells."""
     reader = csv.reader(io.StringIO(text, newline=""), skipinitialspace=True, strict=True)
-    before = csv.field_size_limit(MAX_CELL)  # of the whole process
-    try:
-        lines = [(reader.line_num, cells) for cells in reader if any(map(str.strip, cells)) or len(cells) > 1]
-    except csv.Error as error:
-        raise InputError(f"{metadata}, line {reader.line_num}: can't be read as UTF-8 CSV ({error})") from error
-    finally:
-        csv.field_size_limit(before)
-    columns = lines[0][1] if lines else []
+    cells: list[str] | None = []
+    while cells is not None:
+        if len(cells) > 1 or any(map(str.strip, cells)):
+            yield reader.line_num, cells
+        before = csv.field_size_limit(MAX_CELL)  # of the whole process, so never while others run
+        try:
+            cells = next(reader, None)
+        except csv.Error as error:
+            raise InputError(f"{metadata}, line {reader.line_num}: can't be read as UTF-8 CSV ({error})") from error
+        finally:
+            csv.field_size_limit(before)
+
+
+def _parse_csv(metadata: Path, text: str, captions: bool) -> Iterator[tuple[int, Mapping[str, object]]]:
+    lines = _csv_lines(metadata, text)
+    _, columns = next(lines, (0, []))
     if captions and ("file_name" not in columns or not set(columns) & set(CAPTION_COLUMNS)):
         raise InputError(
             f"{metadata}: expected the columns file_name and text (or caption), got {_some(columns) or 'none'}"
         )
     if twice := [name for name in columns if name and columns.count(name) > 1]:
         raise InputError(f"{metadata}: has the column {_short(twice[0])} twice; expected each once: rename one")
-    rows: list[tuple[int, Mapping[str, object]]] = []
-    for number, cells in lines[1:]:
+    for number, cells in lines:
         if len(cells) > len(columns):
             raise InputError(
                 f"{metadata}, line {number}: has more cells than the header; "
                 f'a text with a comma goes in double quotes: clip.mp4,"a dog, running"'
             )
-        rows.append((number, dict(zip_longest(columns, cells))))
-    return rows
+        yield number, dict(zip_longest(columns, cells))
 
 
-def _parse_jsonl(metadata: Path, text: str) -> list[tuple[int, Mapping[str, object]]]:
-    rows: list[tuple[int, Mapping[str, object]]] = []
+def _parse_jsonl(metadata: Path, text: str) -> Iterator[tuple[int, Mapping[str, object]]]:
     for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
             continue
@@ -207,8 +221,7 @@ def _parse_jsonl(metadata: Path, text: str) -> list[tuple[int, Mapping[str, obje
             raise InputError(
                 f"{metadata}, line {number}: expected an object with file_name and text, got {_short(row)}"
             )
-        rows.append((number, row))
-    return rows
+        yield number, row
 
 
 def is_file(path: Path) -> bool:

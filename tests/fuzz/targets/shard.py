@@ -32,12 +32,14 @@ class Target:
         with tarfile.TarFile(fileobj=file, mode="w") as tar:
             for number, raw in enumerate(self.raw):
                 cached = CachedClip([0, 5, 10], raw, {"prompt_embeds": torch.ones(3, 2)}, VideoInfo(60, 25.0, 32, 48))
-                windows = [[[0, 5], [True, True], 5.0], [[5, 10], [True, True], 5.0]]
+                after = [[5, 10], [True, True], 5.0, []]
+                windows = [[[0, 5], [True, True], 5.0, [after]], after]
                 data = pack_clip(cached, Clip(Path(f"{number}.mp4"), "a dog"), examples=windows)
                 header = tarfile.TarInfo(f"{number:09d}.safetensors")
                 header.size = len(data)
                 tar.addfile(header, io.BytesIO(data))
         shard = {"name": "00000-00000.tar", "bytes": len(file.getvalue()), "clips": 3, "examples": 6}
+        shard |= {"bucket": [16, 16, 2], "followed": [3]}
         manifest = {"version": VERSION, "fingerprint": "a", "windows": {}, "clips": 3, "examples": 6, "rates": [5.0]}
         self.seeds = [
             json.dumps(manifest | {"skipped": [["b.mp4", "why"]], "shards": [shard]}).encode(),
@@ -59,6 +61,8 @@ class Target:
             for info in manifest.shards:
                 shard = Shard(f"{self.folder}/{info.name}", info)
                 found = [shard[number].raw for number in range(info.examples)]
+                followed = [shard.read(one).raw for first in shard.examples for one in first.following]
+                assert all(map(torch.equal, followed, found[1::2]))
                 assert len(found) == 6, len(found)
                 for number, one in enumerate(found):
                     rows = self.raw[number // 2][number % 2 : number % 2 + 2]
