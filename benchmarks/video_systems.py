@@ -65,6 +65,8 @@ RUNS: dict[str, Run] = {
     "emu-image-signal": Run(f"{STAGE}/image", 500, options=NO_ZERO_SNR),
     "emu-low-signal": Run(f"{STAGE}/low", 250, "emu-image-signal", NO_ZERO_SNR),
     "emu-signal": Run(f"{STAGE}/high", 350, "emu-low-signal", NO_ZERO_SNR),
+    "ltx-base": Run("tiny-ltx-base", 2500),
+    "ltx-video": Run("tiny-ltx-video", 3000, "ltx-base"),
     "emu-interpolation": Run(f"{STAGE}/interpolation", 150, "emu"),
 }
 SYSTEMS = {
@@ -78,6 +80,7 @@ SYSTEMS = {
     "consisti2v-seed2-no-frameinit": "consisti2v-seed2?frame_init=false",
     "consisti2v-contrastive": "consisti2v-contrastive",
     "emu-video": "emu-long",
+    "ltx-video": "ltx-video",
 }
 EMU = {
     "emu-video": "emu",
@@ -105,6 +108,8 @@ def train(work: Path, name: str) -> None:
         return
     if run.start:
         train(work, run.start)
+    if run.recipe == "tiny-ltx-base":  # it makes clips of its own
+        return call("train", "--recipe", run.recipe, "--steps", run.steps, "--output", output)
     data = ["--data.path", work / "clips/train", "--data.cache-dir", work / "latents"]
     data += ["--data.validation-path", work / "clips/test", "--preview.every", 500, "--preview.frames", FRAMES]
     start = ["--model", work / "runs" / run.start] if run.start else []

@@ -31,7 +31,7 @@ class TinyLTXConfig:
     """Folder of everything; `output/model` is the model."""
     clips: ShapesConfig = field(default_factory=lambda: ShapesConfig(train_clips=800, seed=1))
     """The clips it learns from."""
-    steps: int = 1500
+    steps: int = 2500
     """Of the autoencoder."""
     seed: int = 1
 
@@ -46,7 +46,7 @@ def make_tiny_ltx(config: TinyLTXConfig) -> Path:
     frames, _ = load_frames(clips, per_clip=FRAMES, step=5, size=SIZE)
     torch.manual_seed(config.seed)
     tokenizer = tiny_tokenizer(clip.caption for clip in clips)
-    parts = tiny_parts(tokenizer=tokenizer, channels=16, width=16, heads=8, layers=6, text_width=64)
+    parts = tiny_parts(tokenizer=tokenizer, channels=32, width=16, heads=8, layers=6, text_width=64)
     mean, std = train_video_autoencoder(
         parts.vae, frames, folder=config.output / "stage", steps=config.steps, batch_size=8, seed=config.seed
     )
