@@ -3,8 +3,9 @@
 Same random weights, latents, batch size and precision, in turns, LoRA and full fine-tuning. The step of finetrainers
 0.2.0's SFT trainer is written anew here from what it does with its defaults on latents that it encoded before: one file
 an item, posterior moments normalised and sampled at every step, uniform timesteps, Adam. In bf16 its weights, gradients
-and moments are bfloat16, adapters float32; ours are float32 under autocast. It doesn't know a clean first latent:
-beside that form it trains the same transformer as text-to-video. Ours is the Trainer's own step, loading included.
+and moments are bfloat16, adapters float32; ours are float32 under autocast, frozen ones bfloat16. It doesn't know a
+clean first latent: beside that form it trains the same transformer as text-to-video. Ours is the Trainer's own step,
+loading included.
 
 A figure is the median over the rounds; the ratio is taken round by round. Both steps are taken apart. Memory is that of
 a process of its own: the tensors that stay, and how far a step raises the resident memory and that of tensors.
@@ -174,7 +175,9 @@ class Ours:
             RECIPES["wan"],
             output=Path(tempfile.mkdtemp(dir=work)) / "run",
             model=str(work / "model"),
-            lora=AdapterConfig(rank=case.rank),
+            lora=AdapterConfig(
+                rank=case.rank, base_dtype="bfloat16" if case.rank and case.precision == "bf16" else "float32"
+            ),
             steps=100_000,
             batch_size=case.batch_size,
             mixed_precision=case.precision,

@@ -178,8 +178,8 @@ class VideoTransformer(System):
 
     pipeline: str
     """The class of diffusers' image-to-video pipeline."""
-    patches: tuple[int, int] = (1, 1)
-    """Latent frames, and latent pixels along each side, of a token."""
+    patch: int = 1
+    """Latent pixels along each side of a token."""
     lora_module = "transformer"
     any_length = True
     drops_absent = True
@@ -215,7 +215,7 @@ class VideoTransformer(System):
 
     @property
     def size_step(self) -> int:
-        return self.codec.downscale * self.patches[1]
+        return self.codec.downscale * self.patch
 
     def parts(self) -> dict[str, nn.Module]:
         return {"text_encoder": self.text_encoder, "network": self.network, "vae": self.vae}

@@ -166,7 +166,7 @@ class Wan(VideoTransformer):
         sampler = Sampler(steps=50, guidance_scale=5.0, image_guidance_scale=1.0)
         super().__init__(parts, network, scheduler, codec, config, sampler, regenerates=channels)
         self.sees_pixels = channels
-        self.patches = (parts.transformer.config.patch_size[0], parts.transformer.config.patch_size[1])
+        self.patch = int(parts.transformer.config.patch_size[1])
         self.size: Size = (704, 1280) if codec.downscale == 16 else (480, 832)
         if codec.downscale == 16:
             self.fps = 24.0
@@ -380,15 +380,18 @@ def _form(source: str, parts: Parts) -> ImageCondition | None:
     """
     config, channels = parts.transformer.config, int(parts.vae.config.z_dim)
     known = int(parts.vae.config.scale_factor_temporal) + channels
+    inputs, patch = (config.in_channels, config.out_channels), config.patch_size
     index = Path(source) / "model_index.json"
-    if config.in_channels == channels + known:
-        return "channels"
-    if config.in_channels != channels or config.out_channels != channels or config.patch_size[0] != 1:
+    fits = inputs in ((channels, channels), (channels + known, channels))
+    if not fits or patch[0] != 1 or patch[1] != patch[2] or config.pos_embed_seq_len is not None:
         raise InputError(
-            f"the transformer of model {source!r} has in_channels={config.in_channels}, out_channels="
-            f"{config.out_channels}, patch_size={tuple(config.patch_size)}; expected in_channels {channels} or "
-            f"{channels + known}, out_channels {channels} and patches of one latent frame: use another base model"
+            f"the transformer of model {source!r} has in_channels={inputs[0]}, out_channels={inputs[1]}, patch_size="
+            f"{tuple(patch)}, pos_embed_seq_len={config.pos_embed_seq_len}; expected in_channels {channels} or "
+            f"{channels + known}, out_channels {channels}, square patches of one latent frame, and None (a model of "
+            "first and last frames has a number): use another base model"
         )
+    if inputs[0] == channels + known:
+        return "channels"
     expands = index.is_file() and read_object(index).get("expand_timesteps")
     return "clean-latent" if expands else None
 

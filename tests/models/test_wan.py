@@ -258,3 +258,12 @@ def test_bad_input_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "transformer_2").mkdir()
     with pytest.raises(InputError, match="two transformers"):
         load_system(tmp_path)
+
+
+def test_a_transformer_of_other_inputs_is_refused(tmp_path: Path) -> None:
+    system = wan("channels")
+    other = {**system.transformer.config, "pos_embed_seq_len": 10}
+    system.transformer = diffusers.WanTransformer3DModel.from_config(other)
+    system.save(tmp_path)
+    with pytest.raises(InputError, match="expected in_channels 4 or 12, out_channels 4, square patches .* None"):
+        load_system(tmp_path)
