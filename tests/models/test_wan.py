@@ -262,7 +262,7 @@ def test_bad_input_is_one_line(tmp_path: Path) -> None:
 
 def test_a_transformer_of_other_inputs_is_refused(tmp_path: Path) -> None:
     system = wan("channels")
-    other = {**system.transformer.config, "pos_embed_seq_len": 10}
+    other = {**system.transformer.config, "pos_embed_seq_len": 10, "_use_default_values": []}
     system.transformer = diffusers.WanTransformer3DModel.from_config(other)
     system.save(tmp_path)
     with pytest.raises(InputError, match="expected in_channels 4 or 12, out_channels 4, square patches .* None"):
