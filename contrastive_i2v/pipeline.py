@@ -171,6 +171,18 @@ class ImageToVideoPipeline:
         size = system.check_size((height or system.size[0], width or system.size[1]), "height, width")
         seeds = _seeds(generator, count) if seeds is None else seeds
 
+        options = SamplerOptions(
+            steps=num_inference_steps,
+            guidance_scale=guidance_scale,
+            image_guidance_scale=image_guidance_scale,
+            guidance_interval=guidance_interval,
+            history_level=history_level,
+            prediction_scale=prediction_scale,
+            prediction_slope=prediction_slope,
+        )
+        sampler = options.over(system.sampler)
+        if any(negatives) and sampler.guidance_scale == 1:
+            raise InputError("negative_prompt: guidance towards the prompt is off; expected a guidance_scale above 1")
         text = _expand(system.encode_text(prompts), count)
         negative = _expand(system.encode_text(negatives), count) if any(negatives) else None
         layout = pixels = None
@@ -186,17 +198,9 @@ class ImageToVideoPipeline:
             pixels = each.expand(count, -1, -1, -1)
         else:
             still = SamplerOptions(steps=num_inference_steps, guidance_scale=guidance_scale)
-            own = first_frames(system, text, size=size, seeds=seeds, sampler=_over_still(still, system))
+            image_sampler = _over_still(still, system)
+            own = first_frames(system, text, size=size, seeds=seeds, sampler=image_sampler, negative=negative)
         self._offload()
-        options = SamplerOptions(
-            steps=num_inference_steps,
-            guidance_scale=guidance_scale,
-            image_guidance_scale=image_guidance_scale,
-            guidance_interval=guidance_interval,
-            history_level=history_level,
-            prediction_scale=prediction_scale,
-            prediction_slope=prediction_slope,
-        )
         latent_frames = -(-(num_frames - 1) // codec.temporal_downscale) + 1
         with tqdm(total=latent_frames, initial=1, unit="frame", **{"desc": "sampling"} | self._progress) as bar:
 
@@ -211,7 +215,7 @@ class ImageToVideoPipeline:
                 text,
                 frames=latent_frames,
                 seeds=seeds,
-                sampler=options.over(system.sampler),
+                sampler=sampler,
                 fps=fps,
                 layout=layout,
                 pixels=pixels,

@@ -97,6 +97,22 @@ def test_its_latents_are_the_rollout_s(pipeline: ImageToVideoPipeline, image: Im
     assert torch.equal(latents, expected)
 
 
+def test_negative_prompts_stand_in_for_no_prompt(pipeline: ImageToVideoPipeline, image: Image.Image) -> None:
+    options = {"output_type": "latent", "guidance_scale": 3.0, "seeds": [7, 8], "prompt": ["a", "b"]}
+    plain, empty = (call(pipeline, image, **options, **more) for more in ({}, {"negative_prompt": ""}))
+    assert torch.equal(plain, empty)
+    each = call(pipeline, image, **options, negative_prompt=["ugly", "b"])
+    one = call(pipeline, image, **options, negative_prompt="ugly")
+    assert torch.equal(each[0], one[0]) and not torch.allclose(each[1], one[1]) and not torch.allclose(one, plain)
+    # led away from its own prompt, a video is that of the prompt without guidance, where none is towards the image
+    options |= {"image_guidance_scale": 1.0}
+    same = call(pipeline, image, **options, negative_prompt=["ugly", "b"])
+    unguided = call(pipeline, image, **options | {"guidance_scale": 1.0})
+    torch.testing.assert_close(same[1], unguided[1], rtol=1e-4, atol=1e-4)
+    with pytest.raises(InputError, match="negative_prompt: guidance towards the prompt is off"):
+        call(pipeline, image, **options | {"guidance_scale": 1.0}, negative_prompt="ugly")
+
+
 def test_the_output_types_say_the_same(pipeline: ImageToVideoPipeline, image: Image.Image) -> None:
     pt, array, pil = (call(pipeline, image, output_type=kind) for kind in ("pt", "np", "pil"))
     assert pt.shape == (1, 3, 3, 16, 16) and array.shape == (1, 3, 16, 16, 3)

@@ -107,7 +107,13 @@ def rollout(
 
 @torch.no_grad()
 def first_frames(
-    system: System, text: Text, *, size: Size, seeds: Sequence[int], sampler: Sampler | None = None
+    system: System,
+    text: Text,
+    *,
+    size: Size,
+    seeds: Sequence[int],
+    sampler: Sampler | None = None,
+    negative: Text | None = None,
 ) -> Tensor:
     """Still frames from text alone, by the system's own image model.
 
@@ -117,6 +123,7 @@ def first_frames(
         size: height and width in pixels.
         seeds: B integers.
         sampler: None = the image model's own.
+        negative: as for `rollout`.
 
     Returns:
         [B, C, h, w] float32, the autoencoder's own latents, as `rollout` takes its first frames.
@@ -127,7 +134,7 @@ def first_frames(
     image = system.still()
     if image is None:
         raise InputError(f"{system.config.kind} makes no image from text; expected an image to begin with")
-    sample = _Windows(image, text, len(seeds), seeds, sampler, None, None)
+    sample = _Windows(image, text, len(seeds), seeds, sampler, None, None, negative)
     codec = image.codec
     none = torch.zeros(len(seeds), 0, codec.channels, *(side // codec.downscale for side in size), device=image.device)
     return codec.denormalize(sample(none, 0)[:, 0])
