@@ -66,7 +66,7 @@ RUNS: dict[str, Run] = {
     "emu-low-signal": Run(f"{STAGE}/low", 250, "emu-image-signal", NO_ZERO_SNR),
     "emu-signal": Run(f"{STAGE}/high", 350, "emu-low-signal", NO_ZERO_SNR),
     "ltx-base": Run("tiny-ltx-base", 2500),
-    "ltx-video": Run("tiny-ltx-video", 3000, "ltx-base"),
+    "ltx-video": Run("tiny-ltx-video", 1500, "ltx-base"),
     "emu-interpolation": Run(f"{STAGE}/interpolation", 150, "emu"),
 }
 SYSTEMS = {
