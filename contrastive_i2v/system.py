@@ -305,7 +305,7 @@ class System(ABC):
     def random(cls: type[S], config: SystemConfig) -> S:
         """A tiny system with random weights, of PyTorch's default generator: to try a family's every path on, without
         meaning. Raises InputError where there is none."""
-        raise InputError(f"{config.kind}: has no tiny random form; expected wan or ltx-video, or the model 'tiny'")
+        raise InputError(f"{config.kind}: has no tiny random form; expected a family that has, or the model 'tiny'")
 
     @property
     @abstractmethod

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import torch
 import tyro
@@ -20,8 +19,8 @@ class Options:
     """Write a tiny model with random weights, to try a family's training, sampling and evaluation on before its real
     weights are downloaded. Its videos are noise."""
 
-    kind: Literal["wan", "ltx-video"] = "wan"
-    """The family."""
+    kind: str = "wan"
+    """The family: wan or ltx-video."""
     output: Path
     """Folder of the model."""
     seed: int = 0
@@ -33,6 +32,8 @@ def run(arguments: Sequence[str]) -> None:
     options = tyro.cli(Options, prog="contrastive-i2v random-model", args=arguments)
     if (options.output / DESCRIPTION).exists():
         raise InputError(f"--output {options.output}: holds a model already; give another folder, or delete that")
+    if options.kind not in SYSTEMS:
+        raise InputError(f"--kind {options.kind}: expected one of {', '.join(SYSTEMS)}")
     cls = SYSTEMS[options.kind]
     torch.manual_seed(options.seed)
     cls.random(cls.Config()).save(options.output)

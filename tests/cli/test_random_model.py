@@ -23,6 +23,9 @@ def test_the_same_seed_writes_the_same_bytes(kind: str, tmp_path: Path, capsys: 
     assert load_system(tmp_path / "a").fingerprint != load_system(tmp_path / "c").fingerprint
     assert main(["random-model", "--output", str(tmp_path / "a")]) == 2
     assert "holds a model already" in capsys.readouterr().err
+    for kind, said in (("none", "expected one of"), ("consisti2v", "has no tiny random form")):
+        assert main(["random-model", "--kind", kind, "--output", str(tmp_path / "d")]) == 2
+        assert said in capsys.readouterr().err
 
 
 def test_an_experiment_starts_from_a_folder(tmp_path: Path) -> None:
