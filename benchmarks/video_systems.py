@@ -113,6 +113,7 @@ def train(work: Path, name: str) -> None:
     data = ["--data.path", work / "clips/train", "--data.cache-dir", work / "latents"]
     data += ["--data.validation-path", work / "clips/test", "--preview.every", 500, "--preview.frames", FRAMES]
     start = ["--model", work / "runs" / run.start] if run.start else []
+    data += ["--no-calibration"]  # the clips that are reported on choose nothing
     resume = ["--resume"] if (output / "checkpoints").exists() else []
     call(
         "train", "--recipe", run.recipe, "--steps", run.steps, "--output", output, *data, *start, *run.options, *resume
