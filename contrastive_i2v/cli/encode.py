@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import torch
 import tyro
 
 from contrastive_i2v.data.examples import SKIPPED, WindowReader, none_left_in
@@ -15,6 +16,7 @@ from contrastive_i2v.data.types import NoClipLeft, Skipped
 from contrastive_i2v.errors import InputError, check_fields
 from contrastive_i2v.models import load_system
 from contrastive_i2v.models.instruct_pix2pix import InstructPix2PixConfig
+from contrastive_i2v.models.offloading import offload_encoders
 from contrastive_i2v.system import System, SystemConfig, default_device
 from contrastive_i2v.training.config import DataConfig
 
@@ -39,6 +41,9 @@ class Options:
     one."""
     output: Path | None = None
     """Folder of the shards. Run again, it goes on where it was stopped."""
+    offload_encoders: bool = False
+    """Bring the weights of the autoencoder and the text encoder to the GPU a layer at a time: much less memory for more
+    copying."""
     workers: int = max(1, (os.cpu_count() or 1) - 1)
     """Processes that decode videos ahead of the encoder, for shards."""
     frames_at_once: int = 64
@@ -60,7 +65,7 @@ def run(arguments: Sequence[str]) -> None:
     if options.output is not None:
         write_shards(options, options.output)
         return
-    data, system = options.data, load_system(options.model, options.system)
+    data, system = options.data, _load(options, default_device())
     dataset = encode_dataset(
         data,
         system,
@@ -76,7 +81,10 @@ def write_shards(options: Options, output: Path) -> None:
     from contrastive_i2v.training.batches import bucket_sizes, read_clips, say_skipped
 
     rank, ranks = (int(os.environ.get(name, default)) for name, default in (("RANK", 0), ("WORLD_SIZE", 1)))
-    data, system = options.data, _load(options)
+    device = default_device()
+    if device.type == "cuda":  # this process's own, where there are several
+        device = type(device)("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+    data, system = options.data, _load(options, device)
     read = WindowReader.of(
         system,
         data.resolution,
@@ -109,9 +117,8 @@ def write_shards(options: Options, output: Path) -> None:
         print(f"{manifest.examples} windows of {manifest.clips} clips in {len(manifest.shards)} shards in {output}")
 
 
-def _load(options: Options) -> System:
-    """On this process's own device where there are several."""
-    device = default_device()
-    if device.type == "cuda":
-        device = type(device)("cuda", int(os.environ.get("LOCAL_RANK", 0)))
-    return load_system(options.model, options.system, device=device)
+def _load(options: Options, device: torch.device) -> System:
+    """With its network in the host's memory, and the other parts on a device while they encode."""
+    system = load_system(options.model, options.system, device="cpu")
+    offload_encoders(system, device, layers=options.offload_encoders)
+    return system

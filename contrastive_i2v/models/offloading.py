@@ -16,6 +16,17 @@ from contrastive_i2v.system import System
 Level: TypeAlias = Literal["block", "leaf"]
 
 
+def offload_encoders(system: System, device: torch.device, *, layers: bool = False) -> Callable[[], None]:
+    """Keep every part but the network on the CPU until it encodes or decodes on `device`, and leave it there, or with
+    `layers` bring one layer's weights at a time; returns what takes all of them back."""
+    parts = [part for part in system.parts().values() if part is not system.network]
+    if not layers:
+        return offload_parts(parts, device)
+    for part in parts:
+        _offload_group(part, device, "leaf")
+    return lambda: None
+
+
 def offload_parts(parts: Collection[nn.Module], device: torch.device) -> Callable[[], None]:
     """Keep modules on the CPU until each is called, which leaves it on `device`; returns what takes all of them back.
 
@@ -95,25 +106,26 @@ def offload_groups(system: System, device: torch.device, *, level: Level = "bloc
     Raises:
         InputError: a network without repeated blocks.
     """
-    from diffusers.hooks import apply_group_offloading
-
-    def group(module: nn.Module, level: Level) -> None:
-        kind: dict[str, Any] = {"offload_type": f"{level}_level"}
-        if level == "block":
-            kind["num_blocks_per_group"] = 1
-        apply_group_offloading(nn.Module.to(module, "cpu"), device, use_stream=stream, **kind)
-        setattr(module, ONLOAD_DEVICE, device)
-
     repeated_blocks(system.network)  # are there any?
     for part in system.parts().values():
         if part is not system.network:
-            group(part, "leaf")
+            _offload_group(part, device, "leaf", stream=stream)
     models = [module for module in system.network.modules() if getattr(module, "_repeated_blocks", None)]
     for model in models:
-        group(model, level)
+        _offload_group(model, device, level, stream=stream)
     _move(
         system.network, device, but=(tensor for model in models for tensor in (*model.parameters(), *model.buffers()))
     )
+
+
+def _offload_group(module: nn.Module, device: torch.device, level: Level, *, stream: bool = False) -> None:
+    from diffusers.hooks import apply_group_offloading
+
+    kind: dict[str, Any] = {"offload_type": f"{level}_level"}
+    if level == "block":
+        kind["num_blocks_per_group"] = 1
+    apply_group_offloading(nn.Module.to(module, "cpu"), device, use_stream=stream, **kind)
+    setattr(module, ONLOAD_DEVICE, device)
 
 
 def _move(network: nn.Module, device: torch.device, *, but: Iterable[Tensor]) -> None:
