@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -19,15 +20,19 @@ from contrastive_i2v.models.instruct_pix2pix import InstructPix2PixConfig
 from contrastive_i2v.models.offloading import offload_encoders
 from contrastive_i2v.system import System, SystemConfig, default_device
 from contrastive_i2v.training.config import DataConfig
+from contrastive_i2v.training.recipes import RECIPES
+
+DESCRIPTION = """Encode the latents and prompt embeddings that training with the same model, data options and seed will
+read. Without --output the cache is filled. With it, shards are written, by as many processes as torchrun or accelerate
+launch start, none of which waits for another; training reads them with --data.shards.
+
+--recipe NAME   start from the model, system, data and seed of one of train's
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """Encode the latents and prompt embeddings that training with the same model, data options and seed will read.
-
-    Without `output` the cache is filled. With it, shards are written, by as many processes as torchrun or accelerate
-    launch start, none of which waits for another; training reads them with --data.shards.
-    """
+    """What is encoded, and where to."""
 
     model: str = "stable-diffusion-v1-5/stable-diffusion-v1-5"
     """"tiny", a diffusers folder, or a hub id: its autoencoder and text encoder are used."""
@@ -59,7 +64,12 @@ class Options:
 
 def run(arguments: Sequence[str]) -> None:
     """Parse the options and encode."""
-    options = tyro.cli(Options, prog="contrastive-i2v encode", args=arguments)
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first.add_argument("--recipe")
+    own, rest = first.parse_known_args(list(arguments))
+    options = tyro.cli(
+        Options, default=_of(own.recipe), prog="contrastive-i2v encode", description=DESCRIPTION, args=rest
+    )
     from contrastive_i2v.training.batches import encode_dataset  # takes seconds
 
     if options.output is not None:
@@ -74,6 +84,16 @@ def run(arguments: Sequence[str]) -> None:
         following=options.following,
     )
     print(f"{len(dataset)} windows of {len(dataset.clips)} clips in {data.cache_dir}")
+
+
+def _of(recipe: str | None) -> Options:
+    """The options that a recipe starts with. Raises InputError."""
+    if recipe is None:
+        return Options()
+    if recipe not in RECIPES:
+        raise InputError(f"--recipe {recipe}: no such recipe; expected one of {', '.join(RECIPES)}")
+    config = RECIPES[recipe]
+    return Options(model=config.model, system=config.system, data=config.data, seed=config.seed)
 
 
 def write_shards(options: Options, output: Path) -> None:

@@ -121,7 +121,8 @@ class Planner:
     ) -> None:
         self.device, self.processes = device, processes
         self.build = build or (lambda config: load_shapes(config.model, config.system))
-        self._known: dict[TrainConfig, tuple[int, int, int]] = {}
+        self._known: dict[TrainConfig, tuple[int, int]] = {}
+        self._encoding: dict[TrainConfig, int] = {}
 
     def needs(self, config: TrainConfig) -> Needs:
         """What a config needs. Raises InputError as a training would."""
@@ -164,11 +165,10 @@ class Planner:
 
     def _measured(self, config: TrainConfig, step: Step) -> tuple[int, int, int]:
         """What the forward pass keeps, the step's peak, and what encoding computes beside weights."""
+        data = replace(TrainConfig().data, resolution=config.data.resolution)
+        encoded = replace(TrainConfig(), model=config.model, system=config.system, data=data)
         key = replace(
-            TrainConfig(),
-            model=config.model,
-            system=config.system,
-            data=replace(TrainConfig().data, resolution=config.data.resolution),
+            encoded,
             batch_size=config.batch_size,
             gradient_accumulation=min(config.gradient_accumulation, 2),
             gradient_cache=config.gradient_cache,
@@ -186,14 +186,15 @@ class Planner:
                     for tensor in (*part.parameters(), *part.buffers()):
                         memory.add(tensor)
                 before, kept = memory.live, []
-                step.encode()
-                encoding = memory.peak - before
+                if encoded not in self._encoding:
+                    step.encode()
+                    self._encoding[encoded] = memory.peak - before
                 assert step.inputs  # made here, so that its own peak isn't the step's
                 memory.peak = memory.live
                 # more micro-batches than two are like the second
                 step.run(min(config.gradient_accumulation, 2), lambda: kept.append(memory.live - before))
-                self._known[key] = kept[0], memory.peak - before, encoding
-        return self._known[key]
+                self._known[key] = kept[0], memory.peak - before
+        return *self._known[key], self._encoding[encoded]
 
     def fitting(self, config: TrainConfig, limit: float) -> tuple[list[tuple[Change, Needs]], bool]:
         """The smallest changes after which a config needs at most `limit` bytes, with what is needed after each; and
@@ -209,7 +210,7 @@ class Planner:
                     needs = self.needs(change.apply(current))
                 except InputError:  # this model or this loss can't
                     continue
-                if needs.total < before:
+                if needs.total < 0.999 * before:  # less of more than inputs
                     found, fits = change, needs.total <= limit
                 if fits:
                     break
@@ -281,12 +282,11 @@ class Step:
 
     @torch.no_grad()
     def encode(self) -> None:
-        """What is made of a window and its prompt before training: for a system that sees pixels its image as well."""
+        """What is made of a window and its prompt before training."""
         system = self.system
         system.encode_text([""])
         frames = 1 + (system.window.length + system.window.anchor - 1) * system.codec.temporal_downscale
         system.codec.encode(torch.zeros(1, frames, 3, *system.size, device=system.device))
-        blank_image(system, 1, system.device)
 
     @cached_property
     def inputs(self) -> Inputs:
