@@ -279,6 +279,8 @@ class System(ABC):
     quantized: str | None = None
     """What the weights were rounded to after they were opened (`models.quantization`): they are to be sampled with, and
     neither trained nor saved. None = they are as the files hold them."""
+    offloaded: str | None = None
+    """The level at which weights come to the device and go (`models.offloading`), for sampling; None = they stay."""
     precisions: Mapping[str, torch.dtype] = {}
     """Parts, by name, that `to` keeps in a dtype of their own unless it is told theirs."""
     added: tuple[str, ...] = ()
@@ -499,6 +501,8 @@ class System(ABC):
 
         Raises InputError where no code can be built.
         """
+        if self.offloaded:
+            raise InputError(f"offload={self.offloaded}: compiled code brings no weights; expected no compile")
         check_compiler(self.device)
         self.network.compile()
         return self

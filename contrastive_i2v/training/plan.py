@@ -33,7 +33,7 @@ from contrastive_i2v.models.lora import AdapterConfig
 from contrastive_i2v.models.offloading import offload_parts
 from contrastive_i2v.models.quantization import Storage, repeated_blocks
 from contrastive_i2v.randomness import seeded
-from contrastive_i2v.system import System, Text
+from contrastive_i2v.system import ImageEmbeds, System, Text
 from contrastive_i2v.training.config import TrainConfig
 from contrastive_i2v.training.inputs import Inputs, blank_image, make_inputs
 from contrastive_i2v.training.live_bytes import LiveBytes
@@ -367,13 +367,18 @@ def cache_bytes(config: TrainConfig, system: System) -> tuple[int, int]:
     the others taken to be like these. Raises InputError for a folder that can't be read."""
     clips = read(config.data.path, config.data.source, seed=config.seed).clips
     system.size = as_size(config.data.resolution)
-    shape, text = raw_shape(system), system.encode_text([""])
+    with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
+        for part in system.parts().values():
+            part._apply(lambda tensor: torch.empty(tensor.shape, dtype=tensor.dtype))  # type: ignore[no-untyped-call]
+        shape, text, image = raw_shape(system), system.encode_text([""]), blank_image(system, 1, system.device)
     probed = clips[:: max(1, len(clips) // PROBED)]
-    sizes = [_clip_bytes(clip, config, system, shape, text) for clip in probed]
+    sizes = [_clip_bytes(clip, config, system, shape, text, image) for clip in probed]
     return len(clips), round(config.data.keep * len(clips) * sum(sizes) / len(sizes))
 
 
-def _clip_bytes(clip: Clip, config: TrainConfig, system: System, shape: torch.Size, text: Text) -> int:
+def _clip_bytes(
+    clip: Clip, config: TrainConfig, system: System, shape: torch.Size, text: Text, image: ImageEmbeds
+) -> int:
     """Of the file in the cache; 0 for a clip that gives none."""
     following = windows_after(config.own_samples, system)
     read = WindowReader.of(system, config.data.resolution, config.data.frames, seed=config.seed, following=following)
@@ -384,9 +389,14 @@ def _clip_bytes(clip: Clip, config: TrainConfig, system: System, shape: torch.Si
     drawn = read.draw(clip, info)
     if isinstance(drawn, Skipped):
         return 0
-    rows = sorted({row for window in drawn.every for row in read.index(window, 0, 1.0).rows})
-    one = {name: torch.zeros(value.shape[1:], dtype=value.dtype) for name, value in text.items()}
-    return len(pack_clip(CachedClip(rows, torch.zeros(len(rows), *shape), one, info), clip))
+    windows = [read.index(window, 0, 1.0).rows for window in drawn.every]
+    rows = sorted({row for window in windows for row in window})
+
+    def zeros(some: Text) -> Text:
+        return {name: torch.zeros(value.shape[1:], dtype=value.dtype) for name, value in some.items()}
+
+    images = {window[-1]: zeros(image) for window in windows} if image else {}
+    return len(pack_clip(CachedClip(rows, torch.zeros(len(rows), *shape), zeros(text), info, images), clip))
 
 
 def _changes(config: TrainConfig, device: Device) -> Iterator[list[Change]]:

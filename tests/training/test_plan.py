@@ -14,12 +14,13 @@ import torch
 from accelerate.state import AcceleratorState, GradientState
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from contrastive_i2v.data.frames import FramesConfig
 from contrastive_i2v.errors import InputError
 from contrastive_i2v.models import load_shapes, load_system
 from contrastive_i2v.models.lora import AdapterConfig
 from contrastive_i2v.models.quantization import repeated_blocks
-from contrastive_i2v.models.wan import WanConfig
-from contrastive_i2v.training.batches import build_loader
+from contrastive_i2v.models.wan import Wan, WanConfig
+from contrastive_i2v.training.batches import build_loader, encode_dataset
 from contrastive_i2v.training.config import LossConfig, OptimizerConfig, OwnSamplesConfig, TrainConfig
 from contrastive_i2v.training.live_bytes import LiveBytes
 from contrastive_i2v.training.plan import Needs, Planner, cache_bytes, seconds_a_step
@@ -303,6 +304,20 @@ def test_the_cache_is_as_large_as_its_files_will_be(train_config: TrainConfig) -
     files = list(train_config.data.cache_dir.rglob("*.safetensors"))
     assert count == len(files) == 6
     assert planned == pytest.approx(sum(file.stat().st_size for file in files), rel=0.01)
+
+
+def test_the_cache_of_a_system_that_sees_pixels_holds_its_images_too(train_config: TrainConfig, tmp_path: Path) -> None:
+    Wan.random(WanConfig()).save(tmp_path / "wan")
+    frames = FramesConfig(frame_rate=12.0, offset_std=0.0)
+    data = replace(train_config.data, resolution=32, frames=frames, cache_dir=tmp_path / "latents")
+    for dtype in (None, "bfloat16"):
+        system = WanConfig(text_dtype=dtype)  # type: ignore[arg-type]
+        config = replace(train_config, model=str(tmp_path / "wan"), system=system, data=data)
+        shutil.rmtree(data.cache_dir, ignore_errors=True)
+        _, planned = cache_bytes(config, load_shapes(config.model, config.system))
+        encode_dataset(data, load_system(config.model, system, device="cpu"), seed=0, skipped_file=tmp_path / "skipped")
+        sizes = [file.stat().st_size for file in data.cache_dir.rglob("*.safetensors")]
+        assert len(sizes) == 6 and planned == pytest.approx(sum(sizes), rel=0.01)
 
 
 def test_a_probe_times_real_steps(train_config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
