@@ -1,5 +1,5 @@
-"""The sizes of the published video transformers, as folders of configs without weights, which `contrastive-i2v plan` and
-`load_shapes` open:
+"""The sizes of the published video transformers, as folders of configs without weights, which `plan` and `load_shapes`
+open:
 
     python -m benchmarks.published wan-2.1-1.3b FOLDER
 

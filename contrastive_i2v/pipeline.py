@@ -59,8 +59,8 @@ class ImageToVideoPipeline:
         system = load_system(name, device="cpu", dtype=dtype)
         if system.offloaded:
             raise InputError(
-                f"model {str(name)!r}: offload is said after opening it; expected the model without it, and --offload or "
-                "enable_group_offload"
+                f"model {str(name)!r}: offload is said after opening it; expected the model without it, and --offload "
+                "or enable_group_offload"
             )
         return cls(system)
 

@@ -205,7 +205,7 @@ class ShardDataset(Dataset[Example]):
         self.root, self.manifest, self.windows = root.rstrip("/"), read_manifest(root), read
         if self.manifest.fingerprint != system.fingerprint:
             raise InputError(
-                f"{root}: was encoded with another autoencoder or text encoder than the model's, or in another precision"
+                f"{root}: was encoded with another autoencoder or text encoder than the model's, or another precision"
             )
         asked, has = json.loads(json.dumps(asdict(read))), self.manifest.windows
         differ = [name for name in asked if name != "following" and asked[name] != has.get(name)]

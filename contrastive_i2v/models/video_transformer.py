@@ -228,8 +228,8 @@ class VideoTransformer(System):
 
     @cached_property
     def fingerprint(self) -> str:
-        """sha256 over the frozen parts' weights and buffers (as float32), the tokenizer's vocabulary, the prompts' length
-        and the text encoder's precision."""
+        """sha256 over the frozen parts' weights and buffers (as float32), the tokenizer's vocabulary, the prompts'
+        length and the text encoder's precision."""
         total = hashlib.sha256()
         for name, module in self.parts().items():
             tensors = [*module.named_parameters(), *module.named_buffers()]

@@ -133,10 +133,10 @@ class Planner:
         trained = [parameter.numel() for parameter in step.trainable]
         average = 4 * sum(trained) if config.ema_decay else 0
         away = config.ema_on_cpu and self.device == "cuda"
-        kept, peak, encoding = self._measured(config, step)
         network, on_gpu = step.system.network, self.device == "cuda"
         parts = {name: part for name, part in step.system.parts().items() if part is not network}
         encoders = {name: _bytes(part) for name, part in parts.items()}
+        kept, peak, encoding = self._measured(config, step)  # after it, weights that were one are several
         layers = on_gpu and config.offload_encoders
         stay = sum(encoders.values())
         if on_gpu:  # back in the host's memory, but for the autoencoder of a loss on pixels
@@ -403,10 +403,12 @@ def _changes(config: TrainConfig, device: Device) -> Iterator[list[Change]]:
     """What makes a config need less, that which costs least first; of alternatives the first is the smallest.
 
     What encoding needs comes first and last: it counts where it is more than the step, which the others make less."""
-    encoding = [_change("--offload-encoders", offload_encoders=True)] * (device == "cuda" and not config.offload_encoders)
+    encoding = [_change("--offload-encoders", offload_encoders=True)] * (
+        device == "cuda" and not config.offload_encoders
+    )
     if encoding and getattr(config.system, "text_dtype", "float32") is None:
-        smaller = {"system": replace(config.system, text_dtype="bfloat16")}
-        encoding.insert(0, _change("--system.text-dtype bfloat16", **smaller))
+        half: dict[str, Any] = {"text_dtype": "bfloat16"}
+        encoding.insert(0, _change("--system.text-dtype bfloat16", system=replace(config.system, **half)))
     yield encoding
     if precision_on(device, config) == "no":
         yield [_change("--mixed-precision bf16", mixed_precision="bf16")]

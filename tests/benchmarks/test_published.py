@@ -1,5 +1,5 @@
-"""The published video transformers' configs, and what `plan` says of them beside a count that shares no code with it:
-diffusers' transformer alone, adapters by PEFT, tensors without contents, and every storage from its birth to its end."""
+"""The published video transformers' configs, and what `plan` says of them beside a count that shares no code with
+it: diffusers' transformer alone, adapters by PEFT, tensors without contents, and storages from birth to end."""
 
 from __future__ import annotations
 
@@ -21,8 +21,7 @@ from torch.utils._pytree import tree_map_only
 from benchmarks.published import PUBLISHED, write_configs
 from contrastive_i2v.models import load_shapes
 from contrastive_i2v.models.lora import AdapterConfig
-from contrastive_i2v.training.config import TrainConfig
-from contrastive_i2v.training.plan import Planner, Step
+from contrastive_i2v.training.plan import Needs, Planner, Step
 from contrastive_i2v.training.recipes import RECIPES
 
 MODELS = {"wan-2.1-1.3b": (480, 832), "wan-2.1-14b": (480, 832), "ltx-video": (480, 704)}
@@ -119,8 +118,8 @@ def counted(folder: Path, frames: int, size: tuple[int, int]) -> int:
     return storages.peak
 
 
-def planned(folder: Path, name: str, frames: int, size: tuple[int, int]) -> tuple[TrainConfig, int]:
-    """The config, and bytes at the peak once everything is encoded."""
+def planned(folder: Path, name: str, frames: int, size: tuple[int, int]) -> Needs:
+    """Of LoRA as in `counted`."""
     config = RECIPES["ltx-video" if name == "ltx-video" else "wan"]
     config = replace(
         config,
@@ -130,18 +129,23 @@ def planned(folder: Path, name: str, frames: int, size: tuple[int, int]) -> tupl
         lora=AdapterConfig(rank=RANK),
         gradient_accumulation=1,
     )
-    return config, replace(Planner("cuda").needs(config), encoders=0).total
+    return Planner("cuda").needs(config)
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_a_plan_is_what_is_counted_beside_it(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Step, "encode", lambda self: None)
     folder = write_configs(tmp_path, name, num_layers=2)
-    assert planned(folder, name, 9, (96, 160))[1] == pytest.approx(counted(folder, 9, (96, 160)), rel=0.02)
+    needs = planned(folder, name, 9, (96, 160))
+    assert replace(needs, encoders=0).total == pytest.approx(counted(folder, 9, (96, 160)), rel=0.02)
+    parts = load_shapes(folder).parts()
+    frozen = [one for part in parts if part != "network" for one in (*parts[part].parameters(), *parts[part].buffers())]
+    assert needs.encoders == needs.offloaded == sum(one.nbytes for one in frozen)  # an embedding is there once
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
 def test_a_plan_of_the_whole_model_is_what_is_counted_beside_it(name: str, tmp_path: Path) -> None:
     folder, size = write_configs(tmp_path, name), MODELS[name]
-    assert planned(folder, name, FRAMES, size)[1] == pytest.approx(counted(folder, FRAMES, size), rel=0.1)
+    needs = planned(folder, name, FRAMES, size)
+    assert replace(needs, encoders=0).total == pytest.approx(counted(folder, FRAMES, size), rel=0.1)
