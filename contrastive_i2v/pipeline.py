@@ -56,7 +56,13 @@ class ImageToVideoPipeline:
             name: options may follow, as `load_system` has them: "runs/mine?quantize=int8".
             dtype: of every part, or by part: {"default": torch.bfloat16, "vae": torch.float32}.
         """
-        return cls(load_system(name, device="cpu", dtype=dtype))
+        system = load_system(name, device="cpu", dtype=dtype)
+        if system.offloaded:
+            raise InputError(
+                f"model {str(name)!r}: offload is said after opening it; expected the model without it, and --offload "
+                "or enable_group_offload"
+            )
+        return cls(system)
 
     @property
     def scheduler(self) -> Any:

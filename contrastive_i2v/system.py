@@ -279,6 +279,10 @@ class System(ABC):
     quantized: str | None = None
     """What the weights were rounded to after they were opened (`models.quantization`): they are to be sampled with, and
     neither trained nor saved. None = they are as the files hold them."""
+    offloaded: str | None = None
+    """The level at which weights come to the device and go (`models.offloading`), for sampling; None = they stay."""
+    precisions: Mapping[str, torch.dtype] = {}
+    """Parts, by name, that `to` keeps in a dtype of their own unless it is told theirs."""
     added: tuple[str, ...] = ()
     """Modules of the network, by name, that the weights which `load` read don't have: LoRA trains them in full."""
 
@@ -487,7 +491,7 @@ class System(ABC):
         if unknown := by_part.keys() - self.parts().keys() - {"default"}:
             raise InputError(f"dtype of {min(unknown)}: {self.config.kind} has {', '.join(self.parts())}")
         for name, module in self.parts().items():
-            own = by_part.get(name, by_part.get("default"))
+            own = by_part.get(name, self.precisions.get(name, by_part.get("default")))
             nn.Module.to(module, device=device, dtype=own).eval()  # diffusers' own warns of a cast that is meant
         return self
 
@@ -497,6 +501,8 @@ class System(ABC):
 
         Raises InputError where no code can be built.
         """
+        if self.offloaded:
+            raise InputError(f"offload={self.offloaded}: compiled code brings no weights; expected no compile")
         check_compiler(self.device)
         self.network.compile()
         return self

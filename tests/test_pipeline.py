@@ -14,8 +14,9 @@ from PIL import Image
 import contrastive_i2v
 from contrastive_i2v.data.video import probe, resize_frames
 from contrastive_i2v.errors import InputError
-from contrastive_i2v.models import load_system
+from contrastive_i2v.models import load_shapes, load_system
 from contrastive_i2v.models.autoencoder import ONLOAD_DEVICE, device_of
+from contrastive_i2v.models.offloading import offload_encoders
 from contrastive_i2v.pipeline import ImageToVideoPipeline
 from contrastive_i2v.sampling import rollout
 
@@ -240,6 +241,26 @@ def test_group_offloading_gives_the_same_frames(
     for part in (system.vae, system.text_encoder, system.unet):
         setattr(part, ONLOAD_DEVICE, torch.device("meta"))
         assert device_of(part).type == "meta", "the codec takes its inputs to where weights come"
+
+
+def test_offload_in_a_models_name(
+    pipeline: ImageToVideoPipeline, pipeline_folder: Path, image: Image.Image, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    system = load_system(f"{pipeline_folder}?offload=leaf", device="cpu")
+    offloaded = ImageToVideoPipeline(system)
+    offloaded.set_progress_bar_config(disable=True)
+    assert system.offloaded == "leaf" and getattr(system.parts()["vae"], ONLOAD_DEVICE) == torch.device("cpu")
+    assert np.array_equal(call(offloaded, image, output_type="np"), call(pipeline, image, output_type="np"))
+    with pytest.raises(InputError, match="offload=leaf: compiled code"):
+        system.compile()
+    with pytest.raises(InputError, match="offload=leaf: is for sampling"):
+        offload_encoders(system, torch.device("cpu"))
+    with pytest.raises(InputError, match="offload is said after opening it"):
+        ImageToVideoPipeline.from_pretrained(f"{pipeline_folder}?offload=leaf")
+    with pytest.raises(InputError, match="offload=layer: expected one of block, leaf"):
+        load_system(f"{pipeline_folder}?offload=layer")
+    with pytest.raises(InputError, match="offload is for sampling"):
+        load_shapes(f"{pipeline_folder}?offload=leaf")
 
 
 def test_parts_compute_in_their_own_precision(pipeline_folder: Path, image: Image.Image) -> None:

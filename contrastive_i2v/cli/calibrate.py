@@ -19,7 +19,7 @@ from contrastive_i2v.evaluation.report.calibration import write_page
 from contrastive_i2v.evaluation.videos import read_reference_set
 from contrastive_i2v.files import locked_folder, write_whole
 from contrastive_i2v.models import load_system, read_description
-from contrastive_i2v.models.loading import locate
+from contrastive_i2v.models.loading import locate, split_options
 from contrastive_i2v.processes import process_state
 from contrastive_i2v.system import DESCRIPTION, System
 
@@ -54,7 +54,8 @@ class Options(CalibrationConfig):
     """
 
     model: str
-    """A folder that train wrote, or with --save any model that sample takes."""
+    """A folder that train wrote, or with --save any model that sample takes; FOLDER?offload=leaf keeps its weights in
+    the host's memory, but for a layer's at a time."""
     data: ClipsOptions
     save: Path | None = None
     """Folder for a copy of the model with the result; None = the model's own folder."""
@@ -65,7 +66,10 @@ class Options(CalibrationConfig):
 def run(arguments: Sequence[str]) -> None:
     """Parse the options, calibrate, and print what was found."""
     options = tyro.cli(Options, prog="contrastive-i2v calibrate", args=arguments)
-    folder = Path(locate(options.model))
+    name, given = split_options(options.model)
+    if other := given.keys() - {"offload"}:
+        raise InputError(f"--model {options.model}: expected no option of the model's but offload, got {min(other)}")
+    folder = Path(locate(name))
     if options.save is None and (options.model == "tiny" or not (folder / DESCRIPTION).exists()):
         raise InputError(
             f"--model {options.model}: isn't a folder that this library wrote, so its sampler's defaults can't be kept "

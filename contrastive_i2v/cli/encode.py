@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import torch
 import tyro
 
 from contrastive_i2v.data.examples import SKIPPED, WindowReader, none_left_in
@@ -15,17 +17,22 @@ from contrastive_i2v.data.types import NoClipLeft, Skipped
 from contrastive_i2v.errors import InputError, check_fields
 from contrastive_i2v.models import load_system
 from contrastive_i2v.models.instruct_pix2pix import InstructPix2PixConfig
+from contrastive_i2v.models.offloading import offload_encoders
 from contrastive_i2v.system import System, SystemConfig, default_device
 from contrastive_i2v.training.config import DataConfig
+from contrastive_i2v.training.recipes import RECIPES
+
+DESCRIPTION = """Encode the latents and prompt embeddings that training with the same model, data options and seed will
+read. Without --output the cache is filled. With it, shards are written, by as many processes as torchrun or accelerate
+launch start, none of which waits for another; training reads them with --data.shards.
+
+--recipe NAME   start from the model, system, data and seed of one of train's
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """Encode the latents and prompt embeddings that training with the same model, data options and seed will read.
-
-    Without `output` the cache is filled. With it, shards are written, by as many processes as torchrun or accelerate
-    launch start, none of which waits for another; training reads them with --data.shards.
-    """
+    """What is encoded, and where to."""
 
     model: str = "stable-diffusion-v1-5/stable-diffusion-v1-5"
     """"tiny", a diffusers folder, or a hub id: its autoencoder and text encoder are used."""
@@ -39,6 +46,9 @@ class Options:
     one."""
     output: Path | None = None
     """Folder of the shards. Run again, it goes on where it was stopped."""
+    offload_encoders: bool = False
+    """Bring the weights of the autoencoder and the text encoder to the GPU a layer at a time: much less memory for more
+    copying."""
     workers: int = max(1, (os.cpu_count() or 1) - 1)
     """Processes that decode videos ahead of the encoder, for shards."""
     frames_at_once: int = 64
@@ -54,13 +64,18 @@ class Options:
 
 def run(arguments: Sequence[str]) -> None:
     """Parse the options and encode."""
-    options = tyro.cli(Options, prog="contrastive-i2v encode", args=arguments)
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first.add_argument("--recipe")
+    own, rest = first.parse_known_args(list(arguments))
+    options = tyro.cli(
+        Options, default=_of(own.recipe), prog="contrastive-i2v encode", description=DESCRIPTION, args=rest
+    )
     from contrastive_i2v.training.batches import encode_dataset  # takes seconds
 
     if options.output is not None:
         write_shards(options, options.output)
         return
-    data, system = options.data, load_system(options.model, options.system)
+    data, system = options.data, _load(options, default_device())
     dataset = encode_dataset(
         data,
         system,
@@ -71,12 +86,25 @@ def run(arguments: Sequence[str]) -> None:
     print(f"{len(dataset)} windows of {len(dataset.clips)} clips in {data.cache_dir}")
 
 
+def _of(recipe: str | None) -> Options:
+    """The options that a recipe starts with. Raises InputError."""
+    if recipe is None:
+        return Options()
+    if recipe not in RECIPES:
+        raise InputError(f"--recipe {recipe}: no such recipe; expected one of {', '.join(RECIPES)}")
+    config = RECIPES[recipe]
+    return Options(model=config.model, system=config.system, data=config.data, seed=config.seed)
+
+
 def write_shards(options: Options, output: Path) -> None:
     """This process's part; the last one to end says what there is."""
     from contrastive_i2v.training.batches import bucket_sizes, read_clips, say_skipped
 
     rank, ranks = (int(os.environ.get(name, default)) for name, default in (("RANK", 0), ("WORLD_SIZE", 1)))
-    data, system = options.data, _load(options)
+    device = default_device()
+    if device.type == "cuda":  # this process's own, where there are several
+        device = type(device)("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+    data, system = options.data, _load(options, device)
     read = WindowReader.of(
         system,
         data.resolution,
@@ -109,9 +137,8 @@ def write_shards(options: Options, output: Path) -> None:
         print(f"{manifest.examples} windows of {manifest.clips} clips in {len(manifest.shards)} shards in {output}")
 
 
-def _load(options: Options) -> System:
-    """On this process's own device where there are several."""
-    device = default_device()
-    if device.type == "cuda":
-        device = type(device)("cuda", int(os.environ.get("LOCAL_RANK", 0)))
-    return load_system(options.model, options.system, device=device)
+def _load(options: Options, device: torch.device) -> System:
+    """With its network in the host's memory, and the other parts on a device while they encode."""
+    system = load_system(options.model, options.system, device="cpu")
+    offload_encoders(system, device, layers=options.offload_encoders)
+    return system

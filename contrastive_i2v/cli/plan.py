@@ -87,7 +87,8 @@ def format_needs(needs: Needs, config: TrainConfig, device: Device) -> str:
         (
             "autoencoder, text encoder",
             needs.frozen,
-            f"{_size(needs.encoders)} while they encode, before the network comes",
+            f"{_size(needs.encoders)} while they encode, before the network comes"
+            + ", a layer at a time" * (config.offload_encoders and device == "cuda"),
         ),
         ("AdamW's moments", needs.optimizer, "8-bit" if config.optimizer.eight_bit else "float32"),
         ("moving average", needs.average, _average(needs, config)),
@@ -124,8 +125,9 @@ def _average(needs: Needs, config: TrainConfig) -> str:
 
 
 def _activations(needs: Needs, config: TrainConfig) -> str:
-    said = f"autocast's copies of weights, {_size(needs.copies)}, included" if needs.copies else "float32"
-    return said + (", gradient checkpointing" if config.gradient_checkpointing else "")
+    if config.gradient_checkpointing:
+        return "gradient checkpointing"
+    return f"autocast's copies of weights, {_size(needs.copies)}, included" if needs.copies else "float32"
 
 
 def _not_counted(config: TrainConfig) -> list[str]:

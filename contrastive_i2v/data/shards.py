@@ -204,7 +204,9 @@ class ShardDataset(Dataset[Example]):
     def __init__(self, root: str, system: System, read: WindowReader, *, held: int) -> None:
         self.root, self.manifest, self.windows = root.rstrip("/"), read_manifest(root), read
         if self.manifest.fingerprint != system.fingerprint:
-            raise InputError(f"{root}: was encoded with another autoencoder or text encoder than the model's")
+            raise InputError(
+                f"{root}: was encoded with another autoencoder or text encoder than the model's, or another precision"
+            )
         asked, has = json.loads(json.dumps(asdict(read))), self.manifest.windows
         differ = [name for name in asked if name != "following" and asked[name] != has.get(name)]
         if read.following > has.get("following", 0):

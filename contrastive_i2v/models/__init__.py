@@ -21,6 +21,7 @@ from contrastive_i2v.models.instruct_pix2pix import InstructPix2Pix
 from contrastive_i2v.models.loading import locate, reach, split_options, split_weight, without_weights
 from contrastive_i2v.models.lora import merge_adapters
 from contrastive_i2v.models.ltx_video import LTXVideo
+from contrastive_i2v.models.offloading import check_level, offload_groups
 from contrastive_i2v.models.quantization import check_storage, quantize
 from contrastive_i2v.models.wan import Wan
 from contrastive_i2v.system import DESCRIPTION, Adapter, Description, Dtypes, System, SystemConfig, default_device
@@ -46,8 +47,9 @@ def load_system(
 
     Args:
         name: "tiny" (packaged, no download), a folder that training wrote, a diffusers folder, or a hub id; then
-            options of the system, adapters with weights, and `quantize`, what the network's linear weights are kept in,
-            as "runs/mine?frame_init=false&lora=runs/other=0.5&quantize=int8".
+            options of the system, adapters with weights, and for sampling `quantize`, what the network's linear weights
+            are kept in, and `offload`, whether a block's or a leaf's weights are on the device at a time, as
+            "runs/mine?frame_init=false&lora=runs/other=0.5&quantize=int8&offload=leaf".
         config: the kind of system and its options, say for training; None = what the folder says, or the first system
             that opens it.
         device: None = CUDA where there is one, else the CPU.
@@ -59,7 +61,7 @@ def load_system(
     """
     name, options = split_options(name)
     adapters = [split_weight(adapter) for adapter in options.pop("lora", ())]
-    storage = check_storage(options.pop("quantize", None))
+    storage, level = check_storage(options.pop("quantize", None)), check_level(options.pop("offload", None))
     source = reach(locate(name))
     saved = read_description(source)
     if not adapters and not (saved and saved.adapter):
@@ -73,7 +75,11 @@ def load_system(
     if storage:
         quantize(system.network, storage)
         system.quantized = storage
-    return system.to(default_device() if device is None else device, dtype)
+    where = default_device() if device is None else torch.device(device)
+    if level is None:
+        return system.to(where, dtype)
+    offload_groups(system.to("cpu", dtype), where, level=level)
+    return system
 
 
 def load_shapes(name: str | Path, config: SystemConfig | None = None) -> System:
@@ -85,6 +91,8 @@ def load_shapes(name: str | Path, config: SystemConfig | None = None) -> System:
     saved, options = read_description(source), split_options(name)[1]
     if "lora" in options or (saved and saved.adapter):
         raise InputError(f"model {str(name)!r}: an adapter's shapes are those of its base; expected that model")
+    if "offload" in options:
+        raise InputError(f"model {str(name)!r}: offload is for sampling; expected the model without it")
     with without_weights():
         return load_system(name, config, device="meta")
 

@@ -4,16 +4,35 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable
 from functools import partial
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, get_args
 
 import torch
 from torch import Tensor, nn
 
+from contrastive_i2v.errors import InputError
 from contrastive_i2v.models.autoencoder import ONLOAD_DEVICE
 from contrastive_i2v.models.quantization import repeated_blocks
 from contrastive_i2v.system import System
 
 Level: TypeAlias = Literal["block", "leaf"]
+
+
+def offload_encoders(system: System, device: torch.device, *, layers: bool = False) -> Callable[[], None]:
+    """Keep every part but the network on the CPU until it encodes or decodes on `device`, and leave it there, or with
+    `layers` bring one layer's weights at a time; returns what takes all of them back.
+
+    Raises InputError for a system that was opened with offload."""
+    if system.offloaded:
+        raise InputError(
+            f"offload={system.offloaded}: is for sampling; expected the model without it (training and encoding have "
+            "offload_blocks and offload_encoders)"
+        )
+    parts = [part for part in system.parts().values() if part is not system.network]
+    if not layers:
+        return offload_parts(parts, device)
+    for part in parts:
+        _offload_group(part, device, "leaf")
+    return lambda: None
 
 
 def offload_parts(parts: Collection[nn.Module], device: torch.device) -> Callable[[], None]:
@@ -83,6 +102,14 @@ class OffloadedBlocks:
         return host.to(self.device, non_blocking=True)
 
 
+def check_level(value: Any) -> Level | None:
+    """The value of an option, or None where it is None. Raises InputError for another one."""
+    if value is not None and value not in get_args(Level):
+        raise InputError(f"offload={value}: expected one of {', '.join(get_args(Level))}")
+    found: Level | None = value
+    return found
+
+
 def offload_groups(system: System, device: torch.device, *, level: Level = "block", stream: bool = False) -> None:
     """Group offloading for sampling, by diffusers: weights come to `device` block by block, or layer by layer, and go.
 
@@ -95,25 +122,27 @@ def offload_groups(system: System, device: torch.device, *, level: Level = "bloc
     Raises:
         InputError: a network without repeated blocks.
     """
-    from diffusers.hooks import apply_group_offloading
-
-    def group(module: nn.Module, level: Level) -> None:
-        kind: dict[str, Any] = {"offload_type": f"{level}_level"}
-        if level == "block":
-            kind["num_blocks_per_group"] = 1
-        apply_group_offloading(nn.Module.to(module, "cpu"), device, use_stream=stream, **kind)
-        setattr(module, ONLOAD_DEVICE, device)
-
     repeated_blocks(system.network)  # are there any?
     for part in system.parts().values():
         if part is not system.network:
-            group(part, "leaf")
+            _offload_group(part, device, "leaf", stream=stream)
     models = [module for module in system.network.modules() if getattr(module, "_repeated_blocks", None)]
     for model in models:
-        group(model, level)
+        _offload_group(model, device, level, stream=stream)
     _move(
         system.network, device, but=(tensor for model in models for tensor in (*model.parameters(), *model.buffers()))
     )
+    system.offloaded = level
+
+
+def _offload_group(module: nn.Module, device: torch.device, level: Level, *, stream: bool = False) -> None:
+    from diffusers.hooks import apply_group_offloading
+
+    kind: dict[str, Any] = {"offload_type": f"{level}_level"}
+    if level == "block":
+        kind["num_blocks_per_group"] = 1
+    apply_group_offloading(nn.Module.to(module, "cpu"), device, use_stream=stream, **kind)
+    setattr(module, ONLOAD_DEVICE, device)
 
 
 def _move(network: nn.Module, device: torch.device, *, but: Iterable[Tensor]) -> None:

@@ -22,7 +22,7 @@ from contrastive_i2v.diffusion import NoiseSchedule
 from contrastive_i2v.errors import InputError, check_fields
 from contrastive_i2v.models.autoencoder import device_of, like
 from contrastive_i2v.models.loading import load_tokenizer, load_weights, read_object, save_pipeline
-from contrastive_i2v.system import Condition, ImageEmbeds, Sampler, System, SystemConfig, Text, Window, dropped
+from contrastive_i2v.system import Condition, Dtype, ImageEmbeds, Sampler, System, SystemConfig, Text, Window, dropped
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +38,9 @@ class VideoTransformerConfig(SystemConfig):
     """Train every frame at a timestep of its own, given ones too: for history guidance; the family's: False."""
     text_length: int | None = None
     """Tokens of a prompt."""
+    text_dtype: Dtype | None = None
+    """What the text encoder is kept in and computes in, for latents' cache, training and sampling alike; None = as the
+    rest of the model, which is float32 for training."""
 
     def __post_init__(self) -> None:
         check_fields(self, {"frames": 1, "past_frames": 1, "text_length": 1})
@@ -200,6 +203,9 @@ class VideoTransformer(System):
         self.vae, self.text_encoder, self.tokenizer, self.transformer = parts
         for module in (self.vae, self.text_encoder):
             module.requires_grad_(False)
+        if config.text_dtype is not None:
+            self.precisions = {"text_encoder": getattr(torch, config.text_dtype)}
+            self.text_encoder.to(dtype=self.precisions["text_encoder"])
         self.network, self.scheduler, self.codec = network, scheduler, codec
         self.config, self.sampler = config, sampler
         self.frame_timesteps = bool(config.frame_timesteps)
@@ -222,8 +228,8 @@ class VideoTransformer(System):
 
     @cached_property
     def fingerprint(self) -> str:
-        """sha256 over the frozen parts' weights and buffers (as float32), the tokenizer's vocabulary and the prompts'
-        length."""
+        """sha256 over the frozen parts' weights and buffers (as float32), the tokenizer's vocabulary, the prompts'
+        length and the text encoder's precision."""
         total = hashlib.sha256()
         for name, module in self.parts().items():
             tensors = [*module.named_parameters(), *module.named_buffers()]
@@ -232,6 +238,7 @@ class VideoTransformer(System):
                 total.update(value.detach().to("cpu", torch.float32).contiguous().numpy().data)
         total.update(repr(sorted(self.tokenizer.get_vocab().items())).encode())
         total.update(repr((self.config.text_length, self.sees_pixels)).encode())
+        total.update((self.config.text_dtype or "").encode())
         return total.hexdigest()
 
     @cached_property

@@ -358,6 +358,9 @@ class TrainConfig:
     offload_blocks: bool = False
     """Keep the frozen weights of the network's repeated blocks in the host's memory, but for those of the block that
     computes. For LoRA with gradient_checkpointing, in one process."""
+    offload_encoders: bool = False
+    """Bring the weights of the autoencoder and the text encoder to the GPU a layer at a time while they encode, and for
+    previews: much less memory for more copying."""
     ema_decay: float = 0.0
     """Moving average of the weights, used for previews and the saved model; 0 = off."""
     ema_on_cpu: bool = False
@@ -465,6 +468,7 @@ _FREE = {
     "preview",
     "validation",
     "data.cache_dir",
+    "offload_encoders",
 }
 
 

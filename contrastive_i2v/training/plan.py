@@ -33,7 +33,7 @@ from contrastive_i2v.models.lora import AdapterConfig
 from contrastive_i2v.models.offloading import offload_parts
 from contrastive_i2v.models.quantization import Storage, repeated_blocks
 from contrastive_i2v.randomness import seeded
-from contrastive_i2v.system import System, Text
+from contrastive_i2v.system import ImageEmbeds, System, Text
 from contrastive_i2v.training.config import TrainConfig
 from contrastive_i2v.training.inputs import Inputs, blank_image, make_inputs
 from contrastive_i2v.training.live_bytes import LiveBytes
@@ -65,7 +65,7 @@ class Needs:
     """Of the autoencoder and the text encoder, where they stay while training: on a CPU, and the autoencoder of
     `loss.alignment_weight`."""
     encoders: int
-    """Of both, while they encode, before the network comes."""
+    """Of both and of what they compute, while they encode a window, before the network comes."""
     optimizer: int
     average: int
     """The moving average, where the network is."""
@@ -122,6 +122,7 @@ class Planner:
         self.device, self.processes = device, processes
         self.build = build or (lambda config: load_shapes(config.model, config.system))
         self._known: dict[TrainConfig, tuple[int, int]] = {}
+        self._encoding: dict[TrainConfig, int] = {}
 
     def needs(self, config: TrainConfig) -> Needs:
         """What a config needs. Raises InputError as a training would."""
@@ -132,12 +133,14 @@ class Planner:
         trained = [parameter.numel() for parameter in step.trainable]
         average = 4 * sum(trained) if config.ema_decay else 0
         away = config.ema_on_cpu and self.device == "cuda"
-        kept, peak = self._measured(config, step)
         network, on_gpu = step.system.network, self.device == "cuda"
-        encoders = {name: _bytes(part) for name, part in step.system.parts().items() if part is not network}
+        parts = {name: part for name, part in step.system.parts().items() if part is not network}
+        encoders = {name: _bytes(part) for name, part in parts.items()}
+        kept, peak, encoding = self._measured(config, step)  # after it, weights that were one are several
+        layers = on_gpu and config.offload_encoders
         stay = sum(encoders.values())
         if on_gpu:  # back in the host's memory, but for the autoencoder of a loss on pixels
-            stay = encoders.get("vae", 0) if config.loss.alignment_weight else 0
+            stay = encoders.get("vae", 0) if config.loss.alignment_weight and not layers else 0
         blocks = step.block_bytes if config.offload_blocks and on_gpu else [0]
         return Needs(
             parameters=step.parameters,
@@ -145,7 +148,7 @@ class Planner:
             weights=_bytes(network) - sum(blocks) + max(blocks),
             reference=step.base_bytes if config.loss.own_weight else 0,
             frozen=stay,
-            encoders=sum(encoders.values()),
+            encoders=encoding + (max(map(_layer_bytes, parts.values())) if layers else sum(encoders.values())),
             optimizer=sum(map(_eight_bit, trained)) if config.optimizer.eight_bit else 8 * sum(trained),
             # on a CPU the host's average has the weights' copies beside it
             average=0 if away else average * (1 + config.ema_on_cpu),
@@ -153,19 +156,19 @@ class Planner:
             gradients=4 * sum(trained),
             buckets=4 * sum(trained) if self.processes > 1 and not config.shard else 0,
             kept=kept,
-            copies=step.copies if config.mixed_precision != "no" else 0,
+            # of blocks that are computed again they end with each
+            copies=step.copies if config.mixed_precision != "no" and not config.gradient_checkpointing else 0,
             step=peak,
             host=2 * average if away else 0,
             offloaded=sum(blocks) + sum(encoders.values()) - stay,
         )
 
-    def _measured(self, config: TrainConfig, step: Step) -> tuple[int, int]:
-        """What the forward pass keeps, and the step's peak."""
+    def _measured(self, config: TrainConfig, step: Step) -> tuple[int, int, int]:
+        """What the forward pass keeps, the step's peak, and what encoding computes beside weights."""
+        data = replace(TrainConfig().data, resolution=config.data.resolution)
+        encoded = replace(TrainConfig(), model=config.model, system=config.system, data=data)
         key = replace(
-            TrainConfig(),
-            model=config.model,
-            system=config.system,
-            data=replace(TrainConfig().data, resolution=config.data.resolution),
+            encoded,
             batch_size=config.batch_size,
             gradient_accumulation=min(config.gradient_accumulation, 2),
             gradient_cache=config.gradient_cache,
@@ -183,12 +186,15 @@ class Planner:
                     for tensor in (*part.parameters(), *part.buffers()):
                         memory.add(tensor)
                 before, kept = memory.live, []
+                if encoded not in self._encoding:
+                    step.encode()
+                    self._encoding[encoded] = memory.peak - before
                 assert step.inputs  # made here, so that its own peak isn't the step's
                 memory.peak = memory.live
                 # more micro-batches than two are like the second
                 step.run(min(config.gradient_accumulation, 2), lambda: kept.append(memory.live - before))
                 self._known[key] = kept[0], memory.peak - before
-        return self._known[key]
+        return *self._known[key], self._encoding[encoded]
 
     def fitting(self, config: TrainConfig, limit: float) -> tuple[list[tuple[Change, Needs]], bool]:
         """The smallest changes after which a config needs at most `limit` bytes, with what is needed after each; and
@@ -204,7 +210,7 @@ class Planner:
                     needs = self.needs(change.apply(current))
                 except InputError:  # this model or this loss can't
                     continue
-                if needs.total < before:
+                if needs.total < 0.999 * before:  # less of more than inputs
                     found, fits = change, needs.total <= limit
                 if fits:
                     break
@@ -273,6 +279,14 @@ class Step:
         for module in self.system.network.modules():
             if isinstance(module, (nn.GroupNorm, nn.LayerNorm)):
                 module.register_forward_pre_hook(lambda _, args: (args[0].float(), *args[1:]))
+
+    @torch.no_grad()
+    def encode(self) -> None:
+        """What is made of a window and its prompt before training."""
+        system = self.system
+        system.encode_text([""])
+        frames = 1 + (system.window.length + system.window.anchor - 1) * system.codec.temporal_downscale
+        system.codec.encode(torch.zeros(1, frames, 3, *system.size, device=system.device))
 
     @cached_property
     def inputs(self) -> Inputs:
@@ -353,13 +367,18 @@ def cache_bytes(config: TrainConfig, system: System) -> tuple[int, int]:
     the others taken to be like these. Raises InputError for a folder that can't be read."""
     clips = read(config.data.path, config.data.source, seed=config.seed).clips
     system.size = as_size(config.data.resolution)
-    shape, text = raw_shape(system), system.encode_text([""])
+    with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
+        for part in system.parts().values():
+            part._apply(lambda tensor: torch.empty(tensor.shape, dtype=tensor.dtype))  # type: ignore[no-untyped-call]
+        shape, text, image = raw_shape(system), system.encode_text([""]), blank_image(system, 1, system.device)
     probed = clips[:: max(1, len(clips) // PROBED)]
-    sizes = [_clip_bytes(clip, config, system, shape, text) for clip in probed]
+    sizes = [_clip_bytes(clip, config, system, shape, text, image) for clip in probed]
     return len(clips), round(config.data.keep * len(clips) * sum(sizes) / len(sizes))
 
 
-def _clip_bytes(clip: Clip, config: TrainConfig, system: System, shape: torch.Size, text: Text) -> int:
+def _clip_bytes(
+    clip: Clip, config: TrainConfig, system: System, shape: torch.Size, text: Text, image: ImageEmbeds
+) -> int:
     """Of the file in the cache; 0 for a clip that gives none."""
     following = windows_after(config.own_samples, system)
     read = WindowReader.of(system, config.data.resolution, config.data.frames, seed=config.seed, following=following)
@@ -370,13 +389,27 @@ def _clip_bytes(clip: Clip, config: TrainConfig, system: System, shape: torch.Si
     drawn = read.draw(clip, info)
     if isinstance(drawn, Skipped):
         return 0
-    rows = sorted({row for window in drawn.every for row in read.index(window, 0, 1.0).rows})
-    one = {name: torch.zeros(value.shape[1:], dtype=value.dtype) for name, value in text.items()}
-    return len(pack_clip(CachedClip(rows, torch.zeros(len(rows), *shape), one, info), clip))
+    windows = [read.index(window, 0, 1.0).rows for window in drawn.every]
+    rows = sorted({row for window in windows for row in window})
+
+    def zeros(some: Text) -> Text:
+        return {name: torch.zeros(value.shape[1:], dtype=value.dtype) for name, value in some.items()}
+
+    images = {window[-1]: zeros(image) for window in windows} if image else {}
+    return len(pack_clip(CachedClip(rows, torch.zeros(len(rows), *shape), zeros(text), info, images), clip))
 
 
 def _changes(config: TrainConfig, device: Device) -> Iterator[list[Change]]:
-    """What makes a config need less, that which costs least first; of alternatives the first is the smallest."""
+    """What makes a config need less, that which costs least first; of alternatives the first is the smallest.
+
+    What encoding needs comes first and last: it counts where it is more than the step, which the others make less."""
+    encoding = [_change("--offload-encoders", offload_encoders=True)] * (
+        device == "cuda" and not config.offload_encoders
+    )
+    if encoding and getattr(config.system, "text_dtype", "float32") is None:
+        half: dict[str, Any] = {"text_dtype": "bfloat16"}
+        encoding.insert(0, _change("--system.text-dtype bfloat16", system=replace(config.system, **half)))
+    yield encoding
     if precision_on(device, config) == "no":
         yield [_change("--mixed-precision bf16", mixed_precision="bf16")]
     if device == "cuda" and not config.optimizer.eight_bit:
@@ -413,6 +446,7 @@ def _changes(config: TrainConfig, device: Device) -> Iterator[list[Change]]:
     ]
     if device == "cuda" and not config.offload_blocks:
         yield [_change("--offload-blocks", offload_blocks=True)]
+    yield encoding
 
 
 def _keep_base(config: TrainConfig, dtype: Storage) -> TrainConfig:
@@ -433,6 +467,11 @@ def _count(module: nn.Module) -> int:
 
 def _bytes(module: nn.Module) -> int:
     return sum(tensor.nbytes for tensor in (*module.parameters(), *module.buffers()))
+
+
+def _layer_bytes(module: nn.Module) -> int:
+    """Of its largest layer."""
+    return max(sum(tensor.nbytes for tensor in layer.parameters(recurse=False)) for layer in module.modules())
 
 
 def _eight_bit(numbers: int) -> int:

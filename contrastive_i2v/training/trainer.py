@@ -38,7 +38,7 @@ from contrastive_i2v.losses import (
 from contrastive_i2v.models import load_system, read_description
 from contrastive_i2v.models.loading import locate, split_options
 from contrastive_i2v.models.lora import LoraTraining
-from contrastive_i2v.models.offloading import OffloadedBlocks, offload_parts
+from contrastive_i2v.models.offloading import OffloadedBlocks, offload_encoders
 from contrastive_i2v.processes import process_state, restarted, watched_ranks
 from contrastive_i2v.randomness import seeded
 from contrastive_i2v.system import DESCRIPTION, System, check_compiler
@@ -99,8 +99,7 @@ class Trainer:
                 f"model {config.model!r}: its weights are rounded to {self.system.quantized} and can't be trained; "
                 f"expected it without quantize, and --lora.base-dtype {self.system.quantized}"
             )
-        encoders = [part for part in self.system.parts().values() if part is not self.system.network]
-        self.offload_encoders = offload_parts(encoders, device)
+        self.offload_encoders = offload_encoders(self.system, device, layers=config.offload_encoders)
         self.system.size, self.system.fps = _check_size(config, self.system), config.data.frames.frame_rate
         self.loss = build_loss(self.system.schedule, config.loss).to(device)
         if "input" in self.loss.banks and not self.system.window.given:

@@ -150,6 +150,17 @@ def test_a_copy_is_saved_where_the_model_cant_keep_it(
     assert copy.sampler.steps in (1, 2) and (tmp_path / "copy" / "calibration.json").is_file()
 
 
+def test_weights_may_come_and_go_and_other_options_are_refused(model: Path, clips: Path, tmp_path: Path) -> None:
+    def run(name: str) -> None:
+        given = arguments(model, clips, tmp_path / "out")
+        calibrate.run([name if one == str(model) else one for one in given])
+
+    with pytest.raises(InputError, match="expected no option of the model's but offload, got steps"):
+        run(f"{model}?steps=2")
+    run(f"{model}?offload=leaf")
+    assert (model / "calibration.json").exists() and load_system(model, device="cpu").offloaded is None
+
+
 def test_too_short_clips_are_said(model: Path, clips: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="none of its 4 clips can be evaluated"):
         calibrate.run([*arguments(model, clips, tmp_path / "out"), "--data.frames", "30"])

@@ -123,6 +123,33 @@ def test_bad_input_is_one_line(
     assert not list(tmp_path.glob("out/[!.]*"))
 
 
+def test_latents_are_encoded_ahead_as_a_recipe_trains(
+    tmp_path: Path, clips: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["random-model", "--kind", "wan", "--output", str(tmp_path / "wan")]) == 0
+    options = ["--recipe", "wan", "--model", str(tmp_path / "wan"), "--data.path", str(clips / "train")]
+    options += [
+        "--data.resolution",
+        "32",
+        "--data.frames.frame-rate",
+        "12",
+        "--data.cache-dir",
+        str(tmp_path / "cache"),
+    ]
+    options += ["--system.frames", "9", "--system.text-dtype", "bfloat16"]
+    assert main(["encode", *options, "--offload-encoders"]) == 0
+    files = {file: file.stat().st_mtime_ns for file in tmp_path.glob("cache/*/*.safetensors")}
+    assert len(files) == 6
+    assert {load_file(file)["prompt_embeds"].dtype for file in files} == {torch.bfloat16}
+    more = ["--steps", "1", "--lora.rank", "2", "--output", str(tmp_path / "run"), "--no-gradient-checkpointing"]
+    assert main(["train", *options, *more]) == 0
+    assert files == {file: file.stat().st_mtime_ns for file in tmp_path.glob("cache/*/*.safetensors")}
+    opened = load_system(tmp_path / "run", device="cpu")
+    assert next(opened.parts()["text_encoder"].parameters()).dtype == torch.bfloat16
+    assert main(["encode", "--recipe", "best"]) == 2
+    assert "--recipe best: no such recipe; expected one of contrastive" in capsys.readouterr().err
+
+
 def test_options_in_a_name(folders: dict[str, Path]) -> None:
     system = load_system(f"{folders['consisti2v']}?frame_init=false&cutoff=0.5&max-stride=3")
     assert system.config == ConsistI2VConfig(

@@ -173,6 +173,20 @@ def test_saved_and_loaded_it_is_the_same(form: str, tmp_path: Path, image: Image
     assert bare.config == system.config
 
 
+def test_the_text_encoder_keeps_a_precision_of_its_own(tmp_path: Path) -> None:
+    whole, system = wan("channels"), wan("channels", text_dtype="bfloat16")
+    system.save(tmp_path)
+    loaded = load_system(tmp_path, device="cpu", dtype=torch.float32)
+    assert loaded.config == system.config and loaded.fingerprint == system.fingerprint != whole.fingerprint
+    dtypes = {name: next(part.parameters()).dtype for name, part in loaded.parts().items()}
+    assert dtypes.pop("text_encoder") == torch.bfloat16 and set(dtypes.values()) == {torch.float32}
+    text, exact = loaded.encode_text(PROMPTS[:1])["prompt_embeds"], whole.encode_text(PROMPTS[:1])["prompt_embeds"]
+    assert text.dtype == torch.bfloat16
+    assert 0 < (text.float() - exact).norm() < 0.02 * exact.norm()
+    told = load_system(tmp_path, device="cpu", dtype={"text_encoder": torch.float32})
+    assert told.encode_text(PROMPTS[:1])["prompt_embeds"].dtype == torch.float32
+
+
 @torch.no_grad()
 @pytest.mark.parametrize("form", FORMS)
 def test_windows_follow_each_other_through_the_last_frames_encoded_anew(form: str) -> None:

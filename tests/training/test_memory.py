@@ -11,12 +11,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from runs import assert_same_run, beside, train_until
+from runs import assert_same_run, beside, last_tensors, train_until
 from torch import Tensor
 from watched import Watched
 
 from contrastive_i2v.errors import InputError
 from contrastive_i2v.models import load_system
+from contrastive_i2v.models.autoencoder import ONLOAD_DEVICE
 from contrastive_i2v.models.lora import AdapterConfig
 from contrastive_i2v.models.offloading import OffloadedBlocks
 from contrastive_i2v.models.quantization import QuantizedLinear
@@ -121,6 +122,25 @@ def test_one_block_is_on_the_device_at_a_time(
     assert trainer.blocks is not None
     trainer.run()
     assert most[0] == max(sum(host.nbytes for _, host in block) for block in trainer.blocks.host.values())
+
+
+def test_encoders_that_come_layer_by_layer_encode_the_same_bits(
+    config: TrainConfig, clips: Path, tmp_path: Path
+) -> None:
+    data = replace(config.data, validation_path=clips / "test")
+    config = replace(config, data=data, preview=PreviewConfig(every=2, clips=1, frames=2, steps=1))
+    Trainer(config).run()
+    away = beside(config, "away", offload_encoders=True)
+    trainer = Trainer(replace(away, data=replace(data, cache_dir=tmp_path / "anew")))
+    assert hasattr(trainer.system.parts()["text_encoder"], ONLOAD_DEVICE)
+    trainer.run()
+    torch.testing.assert_close(last_tensors(away), last_tensors(config), rtol=0, atol=0)
+    shown = [[file.read_bytes() for file in run.output.rglob("*.mp4")] for run in (config, away)]
+    assert shown[0] and shown[0] == shown[1]
+    anew = list((tmp_path / "anew").rglob("*.safetensors"))
+    assert anew and all(
+        file.read_bytes() == (data.cache_dir / file.relative_to(tmp_path / "anew")).read_bytes() for file in anew
+    )
 
 
 def test_what_cannot_be_offloaded_is_refused(config: TrainConfig) -> None:

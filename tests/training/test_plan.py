@@ -12,12 +12,15 @@ from typing import Any
 import pytest
 import torch
 from accelerate.state import AcceleratorState, GradientState
+from torch._subclasses.fake_tensor import FakeTensorMode
 
+from contrastive_i2v.data.frames import FramesConfig
 from contrastive_i2v.errors import InputError
 from contrastive_i2v.models import load_shapes, load_system
 from contrastive_i2v.models.lora import AdapterConfig
 from contrastive_i2v.models.quantization import repeated_blocks
-from contrastive_i2v.training.batches import build_loader
+from contrastive_i2v.models.wan import Wan, WanConfig
+from contrastive_i2v.training.batches import build_loader, encode_dataset
 from contrastive_i2v.training.config import LossConfig, OptimizerConfig, OwnSamplesConfig, TrainConfig
 from contrastive_i2v.training.live_bytes import LiveBytes
 from contrastive_i2v.training.plan import Needs, Planner, cache_bytes, seconds_a_step
@@ -126,7 +129,7 @@ def test_what_stays_is_arithmetic() -> None:
     assert 2 * plain.trained < eight.optimizer < 2.3 * plain.trained and eight.step == plain.step
     lora = needs(lora=AdapterConfig(rank=4))
     assert lora.trained == lora.gradients / 4 < plain.trained / 50 and lora.weights > plain.weights
-    assert (plain.frozen, plain.reference, plain.buckets) == (0, 0, 0) and plain.offloaded == plain.encoders > 0
+    assert (plain.frozen, plain.reference, plain.buckets) == (0, 0, 0) and 0 < plain.offloaded < plain.encoders
     own = needs(loss=LossConfig(own_weight=0.3), own_samples=OwnSamplesConfig(contrast_share=0.5))
     assert own.reference == plain.weights and own.total == plain.total + plain.weights
     plan.processes = 2
@@ -140,7 +143,7 @@ def test_rounded_and_offloaded_weights_are_arithmetic(
 ) -> None:
     if storage == "nf4":
         pytest.importorskip("bitsandbytes")
-    monkeypatch.setattr(Planner, "_measured", lambda *_: (0, 0))
+    monkeypatch.setattr(Planner, "_measured", lambda *_: (0, 0, 0))
     plan = Planner("cuda")
 
     def needs(**changes: Any) -> Needs:
@@ -165,6 +168,42 @@ def test_rounded_and_offloaded_weights_are_arithmetic(
         Planner("cuda", processes=2).needs(
             replace(TINY, gradient_checkpointing=True, lora=AdapterConfig(rank=4), offload_blocks=True)
         )
+
+
+def test_encoders_count_while_they_encode_and_layer_by_layer_count_less() -> None:
+    plan = Planner("cuda")
+    system = load_system("tiny", device="cpu")
+    layers = [layer for part in (system.text_encoder, system.vae) for layer in part.modules()]  # type: ignore[attr-defined]
+    largest = max(sum(one.nbytes for one in layer.parameters(recurse=False)) for layer in layers)
+    config = replace(TINY, batch_size=1)
+    with FakeTensorMode(allow_non_fake_inputs=True), LiveBytes() as memory:
+        for part in system.parts().values():
+            part._apply(torch.empty_like)
+        before = memory.peak = memory.live
+        with torch.no_grad():
+            system.codec.encode(torch.empty(1, 2, 3, 64, 64))
+    whole, away = plan.needs(config), plan.needs(replace(config, offload_encoders=True))
+    assert whole.encoders == pytest.approx(whole.offloaded + memory.peak - before, rel=0.01)
+    assert away == replace(whole, encoders=whole.encoders - whole.offloaded + largest)
+
+
+def test_what_encoding_needs_is_made_less_first_and_last() -> None:
+    class Encoding(Arithmetic):
+        def needs(self, config: TrainConfig) -> Needs:
+            half = getattr(config.system, "text_dtype", None)
+            return replace(super().needs(config), encoders=300 if config.offload_encoders else 700 if half else 1300)
+
+    plan, wan = Encoding("cuda"), replace(BATCHES, batch_size=1, loss=LossConfig(target_weight=0.0))
+    for config, limit, expected in (
+        (replace(wan, system=WanConfig()), 700, ["--system.text-dtype bfloat16"]),
+        (replace(wan, system=WanConfig()), 600, ["--offload-encoders"]),
+        (replace(wan, system=WanConfig(text_dtype="bfloat16")), 600, ["--offload-encoders"]),
+        (wan, 700, ["--offload-encoders"]),  # a system without that option
+        (FULL, 1200, ["--optimizer.eight-bit", "--gradient-checkpointing", "--lora.rank 16", "--offload-encoders"]),
+    ):
+        changes, fits = plan.fitting(config, limit)
+        assert fits and [change.options for change, _ in changes][-1] == expected[-1]
+        assert config is FULL or [change.options for change, _ in changes] == expected
 
 
 def test_autocast_on_cuda_normalises_in_float32_and_keeps_copies() -> None:
@@ -265,6 +304,20 @@ def test_the_cache_is_as_large_as_its_files_will_be(train_config: TrainConfig) -
     files = list(train_config.data.cache_dir.rglob("*.safetensors"))
     assert count == len(files) == 6
     assert planned == pytest.approx(sum(file.stat().st_size for file in files), rel=0.01)
+
+
+def test_the_cache_of_a_system_that_sees_pixels_holds_its_images_too(train_config: TrainConfig, tmp_path: Path) -> None:
+    Wan.random(WanConfig()).save(tmp_path / "wan")
+    frames = FramesConfig(frame_rate=12.0, offset_std=0.0)
+    data = replace(train_config.data, resolution=32, frames=frames, cache_dir=tmp_path / "latents")
+    for dtype in (None, "bfloat16"):
+        system = WanConfig(text_dtype=dtype)  # type: ignore[arg-type]
+        config = replace(train_config, model=str(tmp_path / "wan"), system=system, data=data)
+        shutil.rmtree(data.cache_dir, ignore_errors=True)
+        _, planned = cache_bytes(config, load_shapes(config.model, config.system))
+        encode_dataset(data, load_system(config.model, system, device="cpu"), seed=0, skipped_file=tmp_path / "skipped")
+        sizes = [file.stat().st_size for file in data.cache_dir.rglob("*.safetensors")]
+        assert len(sizes) == 6 and planned == pytest.approx(sum(sizes), rel=0.01)
 
 
 def test_a_probe_times_real_steps(train_config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
