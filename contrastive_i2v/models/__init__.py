@@ -101,7 +101,9 @@ def _open(
     source: str, saved: Description | None, config: SystemConfig | None, options: dict[str, Any], name: str
 ) -> System:
     """The system of a whole model's folder or hub id, in float32 on the CPU."""
-    kind = config.kind if config else saved.system.kind if saved else _opens(Path(source)) or next(iter(SYSTEMS))
+    kind = (
+        config.kind if config else saved.system.kind if saved else _opens(_looked_into(source)) or next(iter(SYSTEMS))
+    )
     if saved and saved.system.kind not in (kind, *SYSTEMS[kind].starts_from):
         raise InputError(f"model {str(name)!r} is of kind {saved.system.kind}; expected {kind}: give another --model")
     wanted = config or (saved.system if saved else SYSTEMS[kind].Config())
@@ -181,6 +183,16 @@ def read_description(source: str | Path) -> Description | None:
         raise InputError(
             f"{file}: can't be read ({one_line(error)}); expected what save() of a system writes"
         ) from error
+
+
+def _looked_into(source: str) -> Path:
+    """A folder; of a hub id that with the config of its transformer, by which video transformers are told apart."""
+    if Path(source).is_dir():
+        return Path(source)
+    try:
+        return Path(huggingface_hub.hf_hub_download(source, "transformer/config.json")).parents[1]
+    except (EntryNotFoundError, HfHubHTTPError, HFValidationError, OSError):
+        return Path(source)
 
 
 def opening_kind(folder: Path) -> str | None:

@@ -125,6 +125,19 @@ def reach(source: str) -> str:
     return source
 
 
+def downloaded(source: str, parts: Sequence[str]) -> str:
+    """The folder of what `reach` found, a hub id's with these parts, or files PART/NAME; within `without_weights` with
+    their configs alone. Raises InputError."""
+    if Path(source).is_dir():
+        return source
+    files = "*.json" if _WITHOUT_WEIGHTS.get() else "*"
+    wanted = ["model_index.json", *(part if "/" in part else f"{part}/{files}" for part in parts)]
+    try:
+        return str(huggingface_hub.snapshot_download(source, allow_patterns=wanted))
+    except Exception as error:  # of whichever library the hub's connections are made with
+        raise not_fetched(" and ".join(parts), source, error) from error
+
+
 def not_fetched(what: str, source: str, error: Exception) -> InputError:
     """The error of a hub id."""
     return InputError(

@@ -22,8 +22,10 @@ from torch import Tensor, nn
 from contrastive_i2v.diffusion import NoiseSchedule
 from contrastive_i2v.errors import InputError
 from contrastive_i2v.models.autoencoder import device_of, like
+from contrastive_i2v.models.loading import downloaded
 from contrastive_i2v.models.stable_diffusion import load_scheduler
 from contrastive_i2v.models.video_transformer import (
+    PARTS,
     Parts,
     VideoCodec,
     VideoTransformer,
@@ -139,6 +141,7 @@ class LTXVideo(VideoTransformer):
 
         Raises InputError for a transformer that doesn't take a token a latent pixel of its autoencoder.
         """
+        source = downloaded(source, PARTS)
         parts = load_parts(
             source,
             vae=diffusers.AutoencoderKLLTXVideo,

@@ -329,8 +329,11 @@ def is_transformer(folder: Path, name: str) -> bool:
     return file.is_file() and read_object(file).get("_class_name") == name
 
 
+PARTS = ("vae", "text_encoder", "tokenizer", "transformer", "scheduler")
+
+
 def load_parts(source: str, *, vae: Any, text_encoder: Any, tokenizer: Any, transformer: Any) -> Parts:
-    """The parts of a folder or hub id, of these classes.
+    """The parts of a folder, of these classes.
 
     Raises InputError for missing ones, and for a transformer of another family.
     """

@@ -24,9 +24,10 @@ from torch import Tensor, nn
 from contrastive_i2v.diffusion import NoiseSchedule
 from contrastive_i2v.errors import InputError
 from contrastive_i2v.models.autoencoder import like
-from contrastive_i2v.models.loading import load_part, load_weights, read_object, save_pipeline
+from contrastive_i2v.models.loading import downloaded, load_part, load_weights, read_object, save_pipeline
 from contrastive_i2v.models.stable_diffusion import load_scheduler
 from contrastive_i2v.models.video_transformer import (
+    PARTS,
     Parts,
     VideoCodec,
     VideoTransformer,
@@ -184,6 +185,7 @@ class Wan(VideoTransformer):
         Raises InputError for a folder of two transformers (Wan 2.2's A14B) and for an `image_condition` that the
         weights can't have.
         """
+        source = downloaded(source, [*PARTS, "image_encoder", "image_processor", "transformer_2/config*"])
         if (Path(source) / "transformer_2").is_dir():
             raise InputError(
                 f"model folder {source!r} has two transformers, each for a part of the timesteps (Wan 2.2 A14B); "

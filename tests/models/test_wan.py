@@ -15,7 +15,7 @@ from torch import Tensor
 from video_models import randn, stir
 
 from contrastive_i2v.errors import InputError
-from contrastive_i2v.models import load_system
+from contrastive_i2v.models import load_shapes, load_system
 from contrastive_i2v.models.wan import Wan, WanConfig
 from contrastive_i2v.pipeline import ImageToVideoPipeline
 from contrastive_i2v.sampling import rollout
@@ -281,3 +281,36 @@ def test_a_transformer_of_other_inputs_is_refused(tmp_path: Path) -> None:
     system.save(tmp_path)
     with pytest.raises(InputError, match="expected in_channels 4 or 12, out_channels 4, square patches .* None"):
         load_system(tmp_path)
+
+
+def test_a_hub_id_is_known_by_its_transformer_and_its_index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The hub's functions are replaced by ones that serve a folder; patterns are the hub's own."""
+    import huggingface_hub
+    from huggingface_hub.errors import EntryNotFoundError
+    from huggingface_hub.utils import filter_repo_objects
+
+    wan("clean-latent").save(tmp_path / "there")
+    (tmp_path / "there" / "system.json").unlink()
+    (tmp_path / "there" / "another-size.safetensors").write_bytes(b"gigabytes")
+
+    def snapshot(repo: str, *, allow_patterns: list[str]) -> str:
+        assert repo == "owner/wan"
+        files = [str(one.relative_to(tmp_path / "there")) for one in (tmp_path / "there").rglob("*") if one.is_file()]
+        for file in filter_repo_objects(files, allow_patterns=allow_patterns):
+            (tmp_path / "cache" / file).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / "cache" / file).write_bytes((tmp_path / "there" / file).read_bytes())
+        return str(tmp_path / "cache")
+
+    def download(repo: str, file: str) -> str:
+        if not (tmp_path / "there" / file).exists():
+            raise EntryNotFoundError("not there")
+        return str(tmp_path / "there" / file)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+    monkeypatch.setattr("contrastive_i2v.models.reach", lambda source: source)
+    shapes = load_shapes("owner/wan", WanConfig(frames=9))
+    assert not list((tmp_path / "cache").rglob("*.safetensors")) and shapes.config.kind == "wan"
+    system = load_system("owner/wan", device="cpu")
+    assert isinstance(system, Wan) and not system.sees_pixels
+    assert not (tmp_path / "cache" / "another-size.safetensors").exists()
