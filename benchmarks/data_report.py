@@ -101,7 +101,8 @@ def transformer_steps(steps: dict[str, dict[str, Any]]) -> str:
             "turns; of one thread, processor time. Memory is of a process of its own: tensors that stay (weights and "
             "moments; of ours the frozen autoencoder and encoders too), how far a step raises that, and how far it "
             "raises the resident memory. The goal is the same time or less, and less memory. In bf16 finetrainers "
-            "keeps weights, gradients and moments in bfloat16, ours float32, frozen ones bfloat16. With a clean first latent each token has "
+            "keeps weights, gradients and moments in bfloat16, ours float32, frozen ones bfloat16. With a clean first "
+            "latent each token has "
             "a timestep of its own; finetrainers trains the same weights as text-to-video, with one for all.",
             table(header, rows),
         ]
