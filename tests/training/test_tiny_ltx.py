@@ -25,7 +25,7 @@ def test_it_is_made_once_and_trained_from(tmp_path: Path) -> None:
     assert isinstance(system, LTXVideo) and (system.size, system.fps, system.window.length) == ((64, 64), 5.0, 3)
     pixels = torch.rand(1, 9, 3, 64, 64) * 2 - 1
     raw = system.codec.encode(pixels)
-    assert raw.shape == (1, 3, 32, 8, 8)
+    assert raw.shape == (1, 3, 64, 8, 8)
     before = (folder / "system.json").stat().st_mtime_ns
     make_tiny_ltx(TinyLTXConfig(output=tmp_path / "base", clips=clips, steps=20))
     assert (folder / "system.json").stat().st_mtime_ns == before

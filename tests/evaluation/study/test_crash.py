@@ -27,7 +27,14 @@ def start(folders: tuple[Path, Path], path: Path) -> tuple[subprocess.Popen[str]
     code = "import sys; from contrastive_i2v.cli.study import run; run(sys.argv[1:])"
     command = [sys.executable, "-c", code, "serve", "--a", str(folders[0]), "--b", str(folders[1])]
     command += ["--output", str(path), "--port", "0"]
-    server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=path.parent)
+    server = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=path.parent,
+        # a shell lets what it starts in the background ignore it, and that is inherited
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
     assert server.stdout
     for line in server.stdout:
         if line.startswith("open:"):
