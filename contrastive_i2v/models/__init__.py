@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, get_args
 
 import dacite
 import huggingface_hub
@@ -18,11 +18,11 @@ from contrastive_i2v.errors import InputError, one_line
 from contrastive_i2v.models.consisti2v import ConsistI2V
 from contrastive_i2v.models.emu_video import EmuVideo
 from contrastive_i2v.models.instruct_pix2pix import InstructPix2Pix
-from contrastive_i2v.models.loading import locate, reach, split_options, split_weight, without_weights
+from contrastive_i2v.models.loading import check_choice, locate, reach, split_options, split_weight, without_weights
 from contrastive_i2v.models.lora import merge_adapters
 from contrastive_i2v.models.ltx_video import LTXVideo
-from contrastive_i2v.models.offloading import check_level, offload_groups
-from contrastive_i2v.models.quantization import check_storage, quantize
+from contrastive_i2v.models.offloading import Level, offload_groups
+from contrastive_i2v.models.quantization import Storage, quantize
 from contrastive_i2v.models.wan import Wan
 from contrastive_i2v.system import DESCRIPTION, Adapter, Description, Dtypes, System, SystemConfig, default_device
 
@@ -61,7 +61,8 @@ def load_system(
     """
     name, options = split_options(name)
     adapters = [split_weight(adapter) for adapter in options.pop("lora", ())]
-    storage, level = check_storage(options.pop("quantize", None)), check_level(options.pop("offload", None))
+    storage: Storage | None = check_choice("quantize", options.pop("quantize", None), get_args(Storage))
+    level: Level | None = check_choice("offload", options.pop("offload", None), get_args(Level))
     source = reach(locate(name))
     saved = read_description(source)
     if not adapters and not (saved and saved.adapter):

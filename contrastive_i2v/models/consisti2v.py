@@ -24,6 +24,7 @@ from torch import Tensor
 from contrastive_i2v.diffusion import NoiseSchedule
 from contrastive_i2v.diffusion.frame_init import Filter, frame_init, low_pass_filter
 from contrastive_i2v.errors import InputError, check_fields, one_line
+from contrastive_i2v.models.history import drop_history, noise_history
 from contrastive_i2v.models.loading import read_object
 from contrastive_i2v.models.stable_diffusion import (
     Parts,
@@ -44,7 +45,7 @@ from contrastive_i2v.models.temporal import (
     spatial_layers,
 )
 from contrastive_i2v.randomness import draw
-from contrastive_i2v.system import Condition, ImageEmbeds, Sampler, SystemConfig, Text, Window, dropped
+from contrastive_i2v.system import Condition, ImageEmbeds, Sampler, SystemConfig, Text, Window
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -272,18 +273,11 @@ class ConsistI2V(VideoStableDiffusion):
     def drop(self, condition: Condition, *, image: Tensor, text: Tensor, negative: Text | None = None) -> Condition:
         """The given latents noised at t, or with frame_timesteps to the noisiest timestep, in place of the image; the
         embedding of "" in place of the prompt."""
-        null = negative["prompt_embeds"] if negative else self.null_embeds
-        changed = {"prompt_embeds": dropped(condition["prompt_embeds"], text, null)}
-        if self.frame_timesteps:
-            noisiest = self.network.schedule.timesteps_at(torch.tensor(1.0)).item()
-            changed["history_timesteps"] = dropped(condition["history_timesteps"], image, noisiest)
-        else:
-            changed["without_image"] = condition["without_image"] | image
-        return condition | changed
+        without = drop_history(condition, image, self.network.schedule)
+        return condition | without | self.drop_text(condition, text, negative)
 
     def noise_history(self, condition: Condition, timesteps: Tensor | float) -> Condition:
-        least: Any = timesteps
-        return condition | {"history_timesteps": condition["history_timesteps"].clamp(min=least)}
+        return noise_history(condition, timesteps)
 
     def noise(
         self,

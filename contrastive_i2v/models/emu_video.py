@@ -207,8 +207,7 @@ class EmuVideo(VideoStableDiffusion):
 
     def drop(self, condition: Condition, *, image: Tensor, text: Tensor, negative: Text | None = None) -> Condition:
         """Zeros in place of the image and of its mask; the embedding of "" in place of the prompt."""
-        null = negative["prompt_embeds"] if negative else self.null_embeds
-        changed = {"prompt_embeds": dropped(condition["prompt_embeds"], text, null)}
+        changed = self.drop_text(condition, text, negative)
         if "known" in condition:  # not of an image model
             changed["known"] = dropped(condition["known"], image)
         return changed

@@ -26,7 +26,7 @@ from contrastive_i2v.models.stable_diffusion import (
     Parts,
     StableDiffusion,
     embed_number,
-    grow_conv_in,
+    grow_inputs,
     is_stable_diffusion,
     load_parts,
     load_scheduler,
@@ -152,7 +152,7 @@ class InstructPix2Pix(StableDiffusion):
         has = cast(InstructPix2PixConfig, saved or PLAIN)
         config = cast(InstructPix2PixConfig, config).over(has)
         before, after = {"noisy": channels} if is_base else _inputs(has, channels), _inputs(config, channels)
-        grow_conv_in(unet, before, after)
+        grow_inputs(unet, "conv_in", before, after)
         added = ["unet.conv_in"] * (before != after)
         if config.noise_level and not has.noise_level:
             embed_number(unet)
@@ -202,11 +202,10 @@ class InstructPix2Pix(StableDiffusion):
 
     def drop(self, condition: Condition, *, image: Tensor, text: Tensor, negative: Text | None = None) -> Condition:
         """Zeros in place of the image, and of its noise level; the embedding of "" in place of the prompt."""
-        null = negative["prompt_embeds"] if negative else self.null_embeds
         changed = {
             name: dropped(condition[name], image) for name in ("image_latents", "noise_level") if name in condition
         }
-        return changed | {"prompt_embeds": dropped(condition["prompt_embeds"], text, null)}
+        return changed | self.drop_text(condition, text, negative)
 
 
 def _inputs(config: InstructPix2PixConfig, channels: int) -> dict[str, int]:

@@ -223,6 +223,19 @@ def load_weights(cls: Any, source: str, part: str, variant: str | None) -> Any:
     return module
 
 
+def hash_tensor(total: Any, name: str, value: torch.Tensor) -> None:
+    """Add a tensor's name, shape and values, as float32, to a hash."""
+    total.update(f"{name}{tuple(value.shape)}".encode())
+    total.update(value.detach().to("cpu", torch.float32).contiguous().numpy().data)
+
+
+def check_choice(name: str, value: Any, choices: Sequence[str]) -> Any:
+    """The value of an option, or None where it is None. Raises InputError for none of the choices."""
+    if value is not None and value not in choices:
+        raise InputError(f"{name}={value}: expected one of {', '.join(choices)}")
+    return value
+
+
 def save_pipeline(folder: Path, name: str, parts: Mapping[str, Any], **settings: Any) -> None:
     """Write a diffusers pipeline's folder: `model_index.json` of that class, and its parts, None = absent.
 

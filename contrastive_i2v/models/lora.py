@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from contrastive_i2v.errors import InputError, check_fields, one_line
 from contrastive_i2v.files import file_hash
-from contrastive_i2v.models.loading import TINY, locate
+from contrastive_i2v.models.loading import TINY, hash_tensor, locate
 from contrastive_i2v.models.quantization import Storage, quantize
 from contrastive_i2v.randomness import seeded
 from contrastive_i2v.system import Adapter, System, write_model
@@ -204,8 +204,7 @@ def base_hash(system: System) -> str:
     total = hashlib.sha256(system.fingerprint.encode())
     for name, value in sorted(system.network.named_parameters()):
         if not _is_added(system, name):
-            total.update(f"{name}{tuple(value.shape)}".encode())
-            total.update(value.detach().to("cpu", torch.float32).contiguous().numpy().data)
+            hash_tensor(total, name, value)
     return total.hexdigest()
 
 

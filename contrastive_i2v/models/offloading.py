@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable
 from functools import partial
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -100,14 +100,6 @@ class OffloadedBlocks:
 
     def _copied(self, host: Tensor) -> Tensor:
         return host.to(self.device, non_blocking=True)
-
-
-def check_level(value: Any) -> Level | None:
-    """The value of an option, or None where it is None. Raises InputError for another one."""
-    if value is not None and value not in get_args(Level):
-        raise InputError(f"offload={value}: expected one of {', '.join(get_args(Level))}")
-    found: Level | None = value
-    return found
 
 
 def offload_groups(system: System, device: torch.device, *, level: Level = "block", stream: bool = False) -> None:

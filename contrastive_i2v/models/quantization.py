@@ -10,7 +10,7 @@ The rest of a network (embeddings, norms, convolutions, biases) stays as it is.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -134,14 +134,6 @@ def quantize(network: nn.Module, storage: Storage, *, but: Callable[[str], bool]
         for name, layer in list(module.named_modules()):
             if type(layer) is nn.Linear and not but(f"{block}.{name}"):
                 module.set_submodule(name, QuantizedLinear(layer, storage))
-
-
-def check_storage(value: Any) -> Storage | None:
-    """The value of an option, or None where it is None. Raises InputError for another one."""
-    if value is not None and value not in get_args(Storage):
-        raise InputError(f"quantize={value}: expected one of {', '.join(get_args(Storage))}")
-    found: Storage | None = value
-    return found
 
 
 def _bitsandbytes() -> Any:

@@ -18,6 +18,7 @@ from contrastive_i2v.diffusion.schedule import read_steps
 from contrastive_i2v.errors import InputError, one_line
 from contrastive_i2v.models.autoencoder import ImageCodec, device_of
 from contrastive_i2v.models.loading import (
+    hash_tensor,
     load_part,
     load_tokenizer,
     load_weights,
@@ -27,7 +28,7 @@ from contrastive_i2v.models.loading import (
     variants,
 )
 from contrastive_i2v.models.temporal import TemporalLayers, VideoUNet
-from contrastive_i2v.system import Sampler, System, Text
+from contrastive_i2v.system import Condition, Sampler, System, Text, dropped
 
 
 class Parts(NamedTuple):
@@ -78,8 +79,7 @@ class StableDiffusion(System):
         total = hashlib.sha256()
         for module in (self.vae, self.text_encoder):
             for key, value in sorted(module.named_parameters()):
-                total.update(f"{key}{tuple(value.shape)}".encode())
-                total.update(value.detach().to("cpu", torch.float32).contiguous().numpy())
+                hash_tensor(total, key, value)
         total.update(repr(sorted(self.tokenizer.get_vocab().items())).encode())
         total.update(repr(self._prompt_length).encode())
         return total.hexdigest()
@@ -107,6 +107,11 @@ class StableDiffusion(System):
     def null_embeds(self) -> Tensor:
         """The prompt embedding of "", [1, L, E]."""
         return self.encode_text([""])["prompt_embeds"]
+
+    def drop_text(self, condition: Condition, text: Tensor, negative: Text | None) -> Condition:
+        """What of the condition differs without the text of some samples: the prompt's embeddings."""
+        null = negative["prompt_embeds"] if negative else self.null_embeds
+        return {"prompt_embeds": dropped(condition["prompt_embeds"], text, null)}
 
     @property
     def _prompt_length(self) -> int:
@@ -191,27 +196,29 @@ def keep_noisy_inputs(source: str, unet: Any, channels: int) -> None:
             f"{2 * channels} (InstructPix2Pix) and out_channels {channels}: use another base model"
         )
     noisy = {"noisy": channels}
-    grow_conv_in(unet, noisy if unet.config.in_channels == channels else noisy | {"image": channels}, noisy)
+    before = noisy if unet.config.in_channels == channels else noisy | {"image": channels}
+    grow_inputs(unet, "conv_in", before, noisy)
 
 
-def grow_conv_in(unet: Any, before: Mapping[str, int], after: Mapping[str, int]) -> None:
-    """Let a UNet's first convolution take other inputs, in place; with more of them its output stays the same.
+def grow_inputs(model: Any, layer: str, before: Mapping[str, int], after: Mapping[str, int]) -> None:
+    """Let a model's first convolution take other inputs, in place; with more of them its output stays the same.
 
     The weights of an input that was there before move with it, those of a new one are zero, those of one that is left
     out go, and the bias is kept: new inputs have no say until training gives them one.
 
     Args:
+        layer: the convolution's name in the model, a diffusers model with in_channels.
         before, after: channels of each input by its name, in order.
     """
     if before == after:
         return
-    old: nn.Conv2d = unet.conv_in
-    new = nn.Conv2d(
+    old: Any = getattr(model, layer)
+    new = type(old)(
         sum(after.values()),
         old.out_channels,
-        kernel_size=old.kernel_size,  # type: ignore[arg-type]
-        stride=old.stride,  # type: ignore[arg-type]
-        padding=old.padding,  # type: ignore[arg-type]
+        kernel_size=old.kernel_size,
+        stride=old.stride,
+        padding=old.padding,
         bias=old.bias is not None,
     ).to(old.weight)
     known = dict(zip(before, torch.split(old.weight.detach(), list(before.values()), dim=1), strict=True))
@@ -220,10 +227,10 @@ def grow_conv_in(unet: Any, before: Mapping[str, int], after: Mapping[str, int])
         for name, weight in zip(after, torch.split(new.weight, list(after.values()), dim=1), strict=True):
             if name in known:
                 weight.copy_(known[name])
-        if old.bias is not None and new.bias is not None:
+        if old.bias is not None:
             new.bias.copy_(old.bias)
-    unet.conv_in = new
-    unet.register_to_config(in_channels=new.in_channels)
+    setattr(model, layer, new)
+    model.register_to_config(in_channels=new.in_channels)
 
 
 def embed_number(unet: Any) -> None:

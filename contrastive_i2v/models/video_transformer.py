@@ -21,7 +21,8 @@ from torch import Tensor, nn
 from contrastive_i2v.diffusion import NoiseSchedule
 from contrastive_i2v.errors import InputError, check_fields
 from contrastive_i2v.models.autoencoder import device_of, like
-from contrastive_i2v.models.loading import load_tokenizer, load_weights, read_object, save_pipeline
+from contrastive_i2v.models.history import drop_history, noise_history
+from contrastive_i2v.models.loading import hash_tensor, load_tokenizer, load_weights, read_object, save_pipeline
 from contrastive_i2v.system import Condition, Dtype, ImageEmbeds, Sampler, System, SystemConfig, Text, Window, dropped
 
 
@@ -234,8 +235,7 @@ class VideoTransformer(System):
         for name, module in self.parts().items():
             tensors = [*module.named_parameters(), *module.named_buffers()]
             for key, value in sorted(tensors) if module is not self.network else ():
-                total.update(f"{name}.{key}{tuple(value.shape)}".encode())
-                total.update(value.detach().to("cpu", torch.float32).contiguous().numpy().data)
+                hash_tensor(total, f"{name}.{key}", value)
         total.update(repr(sorted(self.tokenizer.get_vocab().items())).encode())
         total.update(repr((self.config.text_length, self.sees_pixels)).encode())
         total.update((self.config.text_dtype or "").encode())
@@ -245,6 +245,10 @@ class VideoTransformer(System):
     def null_text(self) -> Text:
         """The text of "", [1, *] each."""
         return self.encode_text([""])
+
+    def drop_text(self, condition: Condition, text: Tensor, negative: Text | None) -> Condition:
+        """What of the condition differs without the text of some samples."""
+        return {name: dropped(condition[name], text, null) for name, null in (negative or self.null_text).items()}
 
     @torch.no_grad()
     def caption_features(self, text: Text) -> Tensor:
@@ -287,17 +291,11 @@ class VideoTransformer(System):
     def drop(self, condition: Condition, *, image: Tensor, text: Tensor, negative: Text | None = None) -> Condition:
         """The given latents noised to t, or with frame_timesteps to the noisiest timestep, in place of the image; the
         text of "" in place of the prompt."""
-        changed = {name: dropped(condition[name], text, null) for name, null in (negative or self.null_text).items()}
-        if self.frame_timesteps:
-            noisiest = self.schedule.timesteps_at(torch.tensor(1.0)).item()
-            changed["history_timesteps"] = dropped(condition["history_timesteps"], image, noisiest)
-        else:
-            changed["without_image"] = condition["without_image"] | image
-        return condition | changed
+        without = drop_history(condition, image, self.schedule)
+        return condition | without | self.drop_text(condition, text, negative)
 
     def noise_history(self, condition: Condition, timesteps: Tensor | float) -> Condition:
-        least: Any = timesteps
-        return condition | {"history_timesteps": condition["history_timesteps"].clamp(min=least)}
+        return noise_history(condition, timesteps)
 
     def noise(
         self,
@@ -341,12 +339,12 @@ def load_parts(source: str, *, vae: Any, text_encoder: Any, tokenizer: Any, tran
     needed = {"vae": "config.json", "text_encoder": "config.json", "transformer": "config.json"}
     needed |= {"scheduler": "scheduler_config.json", "tokenizer": ""}
     missing = [f"{part}/{file}" for part, file in needed.items() if not (folder / part / file).exists()]
-    if folder.is_dir() and missing:
+    if missing:
         raise InputError(
             f"model folder {source!r} lacks {', '.join(missing)}; expected what save_pretrained of a "
             f"{transformer.__name__}'s pipeline writes: vae/, text_encoder/, tokenizer/, transformer/ and scheduler/"
         )
-    if folder.is_dir() and not is_transformer(folder, transformer.__name__):
+    if not is_transformer(folder, transformer.__name__):
         found = read_object(folder / "transformer" / "config.json").get("_class_name")
         raise InputError(
             f"model folder {source!r} has a transformer of class {found}; expected {transformer.__name__}: give the "

@@ -25,7 +25,7 @@ from contrastive_i2v.diffusion import NoiseSchedule
 from contrastive_i2v.errors import InputError
 from contrastive_i2v.models.autoencoder import like
 from contrastive_i2v.models.loading import downloaded, load_part, load_weights, read_object, save_pipeline
-from contrastive_i2v.models.stable_diffusion import load_scheduler
+from contrastive_i2v.models.stable_diffusion import grow_inputs, load_scheduler
 from contrastive_i2v.models.video_transformer import (
     PARTS,
     Parts,
@@ -215,8 +215,9 @@ class Wan(VideoTransformer):
             processor = load_part(transformers.CLIPImageProcessorPil.from_pretrained, source, "image_processor")
         added: tuple[str, ...] = ()
         if form is None and merged.image_condition == "channels":
-            mask = int(parts.vae.config.scale_factor_temporal)
-            _grow_patches(parts.transformer, mask + int(parts.vae.config.z_dim))
+            noisy = {"noisy": int(parts.vae.config.z_dim)}
+            known = {"mask": int(parts.vae.config.scale_factor_temporal), "video": int(parts.vae.config.z_dim)}
+            grow_inputs(parts.transformer, "patch_embedding", noisy, noisy | known)
             added = ("transformer.patch_embedding",)
         scheduler = load_scheduler(source, is_base=False)
         system = cls(parts, scheduler, merged, image_encoder=encoder, image_processor=processor)
@@ -336,9 +337,8 @@ class Wan(VideoTransformer):
         """With channels: zeros in place of mask, encoded video and embedding."""
         if not self.sees_pixels:
             return super().drop(condition, image=image, text=text, negative=negative)
-        changed = {name: dropped(condition[name], text, null) for name, null in (negative or self.null_text).items()}
-        seen = [name for name in ("known", "image_embeds") if name in condition]
-        return condition | changed | {name: dropped(condition[name], image) for name in seen}
+        seen = {name: dropped(condition[name], image) for name in ("known", "image_embeds") if name in condition}
+        return condition | seen | self.drop_text(condition, text, negative)
 
     def noise(
         self,
@@ -396,16 +396,3 @@ def _form(source: str, parts: Parts) -> ImageCondition | None:
         return "channels"
     expands = index.is_file() and read_object(index).get("expand_timesteps")
     return "clean-latent" if expands else None
-
-
-def _grow_patches(transformer: Any, channels: int) -> None:
-    """Let the first layer take so many channels more, in place, whose weights are zero: the output stays the same."""
-    old: nn.Conv3d = transformer.patch_embedding
-    new: Any = nn.Conv3d(old.in_channels + channels, old.out_channels, old.kernel_size, old.stride)  # type: ignore[arg-type]
-    new = new.to(old.weight)
-    with torch.no_grad():
-        new.weight.zero_()
-        new.weight[:, : old.in_channels] = old.weight
-        new.bias.copy_(old.bias)
-    transformer.patch_embedding = new
-    transformer.register_to_config(in_channels=new.in_channels)
