@@ -42,13 +42,20 @@ class Run:
 
 
 STAGE, NO_ZERO_SNR = "tiny-emu-video", ("--system.zero-terminal-snr", "False")
+CONTRASTIVE = ("--loss.target-weight", "0.2")
+FORCING = ("--system.frame-timesteps", "True", "--system.past-frames", "3")
 RUNS: dict[str, Run] = {
     "baseline": Run("tiny-baseline", 400),
     "contrastive": Run("tiny-contrastive", 400),
     "consisti2v": Run("tiny-consisti2v", 700),
     "consisti2v-seed1": Run("tiny-consisti2v", 700, options=("--seed", "1")),
     "consisti2v-seed2": Run("tiny-consisti2v", 700, options=("--seed", "2")),
-    "consisti2v-contrastive": Run("tiny-consisti2v", 700, options=("--loss.target-weight", "0.2")),
+    "consisti2v-contrastive": Run("tiny-consisti2v", 700, options=CONTRASTIVE),
+    "consisti2v-contrastive-seed1": Run("tiny-consisti2v", 700, options=(*CONTRASTIVE, "--seed", "1")),
+    "consisti2v-contrastive-seed2": Run("tiny-consisti2v", 700, options=(*CONTRASTIVE, "--seed", "2")),
+    "consisti2v-forcing": Run("tiny-consisti2v", 700, options=FORCING),
+    "consisti2v-forcing-seed1": Run("tiny-consisti2v", 700, options=(*FORCING, "--seed", "1")),
+    "consisti2v-forcing-seed2": Run("tiny-consisti2v", 700, options=(*FORCING, "--seed", "2")),
     "emu-image": Run(f"{STAGE}/image", 500),
     "emu-low": Run(f"{STAGE}/low", 250, "emu-image"),
     "emu": Run(f"{STAGE}/high", 350, "emu-low"),

@@ -28,8 +28,9 @@ from contrastive_i2v.data.frames import FramesConfig
 from contrastive_i2v.errors import InputError, check_fields
 from contrastive_i2v.evaluation.results import Report
 from contrastive_i2v.evaluation.suite import Known, Networks
-from contrastive_i2v.files import locked_folder
-from contrastive_i2v.models import tiny
+from contrastive_i2v.files import locked_folder, write_whole
+from contrastive_i2v.models import load_system, tiny
+from contrastive_i2v.models.lora import base_hash
 from contrastive_i2v.system import DESCRIPTION
 from contrastive_i2v.training.config import DataConfig, OptimizerConfig, PreviewConfig, TrainConfig
 from contrastive_i2v.training.forms import FORMS
@@ -154,6 +155,7 @@ def make_experiment(options: Options, command: str, networks: Networks, warnings
     )
     start = find_start(options.start)
     model = start.make(train_config(options, "start", 0), options.start_steps, options.widths)
+    check_start(options.output, model)
     jobs = [(form, seed) for seed in options.seeds for form in options.chosen]
     configs = [form_config(options, form, seed, model) for form, seed in jobs]
     known: Known = {}
@@ -169,6 +171,15 @@ def make_experiment(options: Options, command: str, networks: Networks, warnings
             so_far = f"{missing} of {len(jobs)} trainings are still to come: the same command goes on."
             evaluate_experiment(options, command, networks, [so_far, *warnings], known)
     return evaluate_experiment(options, command, networks, warnings, known)
+
+
+def check_start(folder: Path, model: Path) -> None:
+    """Write the hash of the start's weights to `folder/start.sha256`. Raises InputError where the folder's trainings
+    began with others: those of a newer packaged model, say."""
+    saved, own = folder / "start.sha256", base_hash(load_system(str(model)))
+    if saved.exists() and saved.read_text().strip() != own:
+        raise InputError(f"{folder}: its trainings began with other weights than {model} has now; give another --output")
+    write_whole(saved, lambda part: part.write_text(own + "\n"))
 
 
 def evaluate_experiment(

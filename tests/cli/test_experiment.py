@@ -17,6 +17,7 @@ from contrastive_i2v.cli.experiment import Options, find_runs, form_config
 from contrastive_i2v.errors import InputError
 from contrastive_i2v.evaluation import generators
 from contrastive_i2v.evaluation.results import load_report
+from contrastive_i2v.models import load_system
 from contrastive_i2v.training import trainer
 from contrastive_i2v.training.forms import FORMS
 from contrastive_i2v.training.logs import read_log
@@ -74,7 +75,7 @@ def test_what_is_written(folder: Path) -> None:
 
 
 def test_goes_on_without_repeating_and_refuses_other_options(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = load_report(folder / "report.json")
     with monkeypatch.context() as patch:
@@ -86,6 +87,11 @@ def test_goes_on_without_repeating_and_refuses_other_options(
     assert load_report(folder / "report.json").over_seeds == before.over_seeds
     with pytest.raises(InputError, match="steps: 2 -> 3"):
         experiment.run(["--output", str(folder), *shlex.split(SMALL), "--steps", "3"])
+    start = load_system(folder / "runs/start")
+    next(start.network.parameters()).data.add_(1)
+    start.save(tmp_path)
+    with pytest.raises(InputError, match="other weights"):
+        experiment.check_start(folder, tmp_path)
 
 
 @pytest.mark.fault("an experiment is interrupted", "its report has what was measured, and the same command goes on")
