@@ -129,6 +129,7 @@ class ImageToVideoPipeline:
         image_guidance_scale: float | None = None,
         guidance_interval: tuple[float, float] | None = None,
         history_level: float | None = None,
+        keyframe_stride: int | None = None,
         prediction_scale: float | None = None,
         prediction_slope: float | None = None,
         fps: float | None = None,
@@ -150,14 +151,15 @@ class ImageToVideoPipeline:
             num_frames: length of the video, the given image included.
             height, width: in pixels; None = what the model was trained at.
             num_inference_steps, guidance_scale, image_guidance_scale, guidance_interval, history_level,
-                prediction_scale, prediction_slope: as `Sampler` has them; None = what suits the model, or was
-                calibrated for it.
+                keyframe_stride, prediction_scale, prediction_slope: as `Sampler` has them; None = what suits the model,
+                or was calibrated for it.
             fps: frames a second, for models that are told; None = what the model was trained at.
             camera: how the camera moves over the image, for models with FrameInit; None = as the model likes.
             generator: one for all videos, or one a video; None = a random one. Its state moves on.
             seeds: one integer a video in place of a generator: a video is then the same alone and in a batch.
             output_type: "pil", "np", "pt" or "latent".
-            callback: called with (index of the last finished latent frame, its window's latents) while it goes on.
+            callback: called with (how many latent frames after the first are finished, those that just were) while it
+                goes on.
 
         Raises:
             InputError: counts that disagree, a size that isn't a multiple of the codec's, frames that hold NaN.
@@ -183,6 +185,7 @@ class ImageToVideoPipeline:
             image_guidance_scale=image_guidance_scale,
             guidance_interval=guidance_interval,
             history_level=history_level,
+            keyframe_stride=keyframe_stride,
             prediction_scale=prediction_scale,
             prediction_slope=prediction_slope,
         )

@@ -59,6 +59,9 @@ class Window:
     """Positions of the frames that are known, rising; the network generates the others."""
     anchor: bool = False
     """Whether the video's first frame is given beside the window, before its other frames."""
+    ahead: bool = False
+    """Whether the frame after the window's last, as far from it as all its frames are apart, may be given as well: a
+    keyframe. It comes last; where there is none it is marked as absent."""
     regenerates: bool = False
     """Whether the network makes the given frames as well, which it is then told by the condition alone."""
 
@@ -74,6 +77,11 @@ class Window:
     def generated(self) -> tuple[int, ...]:
         """Positions of the frames that the network makes."""
         return tuple(i for i in range(self.length) if self.regenerates or i not in self.given)
+
+    @property
+    def frames(self) -> int:
+        """Latent frames of an example: the anchor and the frame ahead, if the window has them, and the window."""
+        return self.anchor + self.length + self.ahead
 
     @property
     def past(self) -> int:
@@ -97,6 +105,10 @@ class Sampler:
 
     steps: int = 20
     """Scheduler steps a window."""
+    keyframe_stride: int = 1
+    """K: every K-th frame is generated first, each from the one before it, then the frames halfway between two that are
+    there, until all are; a power of two. 1 = one frame after the other. Above 1 it needs a model that was trained with
+    `--system.max-stride` K or more."""
     guidance_scale: float = 7.5
     """s_T, towards the prompt; 1 = off."""
     image_guidance_scale: float = 1.5
@@ -135,6 +147,8 @@ class Sampler:
 
     def __str__(self) -> str:
         said = f"{self.steps} steps, guidance text {self.guidance_scale:g}, image {self.image_guidance_scale:g}"
+        if self.keyframe_stride > 1:
+            said = f"keyframes {self.keyframe_stride} apart, {said}"
         if self.guidance_interval != (0, 1):
             said += " at {:g} to {:g}".format(*self.guidance_interval)
         if self.history_level:
@@ -150,6 +164,9 @@ class SamplerOptions:
 
     steps: int | None = None
     """Scheduler steps a window."""
+    keyframe_stride: int | None = None
+    """Every so many frames a keyframe is generated first, then the frames between; a power of two, 1 = one frame after
+    the other. For models trained with --system.max-stride."""
     guidance_scale: float | None = None
     """Towards the prompt; 1 = off."""
     image_guidance_scale: float | None = None
@@ -177,6 +194,9 @@ class SamplerOptions:
 def _check_sampler(sampler: Sampler | SamplerOptions) -> None:
     finite = ("guidance_scale", "image_guidance_scale")
     check_fields(sampler, {"history_level": 0}, positive=("prediction_scale",), finite=finite)
+    stride = sampler.keyframe_stride
+    if stride is not None and (stride < 1 or stride & (stride - 1)):
+        raise InputError(f"keyframe_stride: expected a power of two (1, 2, 4, ...), got {stride}")
     if sampler.history_level is not None and sampler.history_level >= 1:
         raise InputError(f"history_level: expected below 1, which is no history, got {sampler.history_level}")
     interval = sampler.guidance_interval
@@ -258,6 +278,9 @@ class System(ABC):
     """Pixels the model was trained at."""
     fps: float = 5.0
     """Frames a second the model was trained at."""
+    max_stride: int | None = None
+    """The network is told the stride of a window, `fps` over the window's own frames a second, and was trained with 1
+    to this; None = it isn't told."""
     frame_timesteps: bool = False
     """Whether every frame of a window, given or generated, has a timestep of its own: training draws all of them
     independently, and `noise_history` says those of the given frames, the cleanest otherwise."""
@@ -348,10 +371,10 @@ class System(ABC):
         """What the network is told.
 
         Args:
-            given: `[B, n, C, h, w]`, the autoencoder's own latents of the anchor, if the window has one, and of the
-                window's given frames, in order of time.
+            given: `[B, n, C, h, w]`, the autoencoder's own latents of the anchor, if the window has one, of the
+                window's given frames, in order of time, and of the frame ahead, if it takes one.
             text: `[B, *]` each.
-            present: bool `[B, n]`; False where a frame before the video's first is stood in for by a repeated one.
+            present: bool `[B, n]`; False where a frame that isn't there is stood in for by another one.
                 None = all are there.
             fps: `[B]` frames a second of the window; None = `self.fps`.
             noise_level: `[B]`, standard deviation of the noise that was added to the given frames, in units of
@@ -418,11 +441,27 @@ class System(ABC):
         return
 
     def check_fps(self, fps: float) -> None:
-        """Raises InputError for frames a second that the network was not trained to be told."""
-        return
+        """Raises InputError for a stride, `self.fps / fps`, that the network was not trained to be told."""
+        most = self.max_stride
+        if most is not None and not 0.99 <= (stride := self.fps / fps) <= 1.01 * most:
+            rates = ", ".join(f"{self.fps / k:g}" for k in range(1, most + 1))
+            raise InputError(
+                f"fps={fps:g} is a stride of {stride:.3g} frames, and the model was trained with 1 to {most}; expected "
+                f"fps of {rates}, or between them"
+            )
+
+    def strides(self, given: Tensor, fps: Tensor | None) -> Tensor:
+        """`[B]`, the windows' strides at `fps [B]` frames a second; None = 1."""
+        return given.new_ones(len(given)) if fps is None else self.fps / fps.to(given.dtype)
 
     def check_sampler(self, sampler: Sampler | SamplerOptions) -> None:
-        """Raises InputError for a history level of a system without `frame_timesteps`."""
+        """Raises InputError for a history level of a system without `frame_timesteps`, or keyframes of one whose
+        windows take no frame ahead."""
+        if (sampler.keyframe_stride or 1) > 1 and not self.window.ahead:
+            raise InputError(
+                f"keyframe_stride={sampler.keyframe_stride}: the model takes no frame ahead; expected 1, or a model "
+                "trained with --system.max-stride above 1 (instruct-pix2pix)"
+            )
         if sampler.history_level and not self.frame_timesteps:
             raise InputError(
                 f"history_level={sampler.history_level:g}: {self.config.kind} isn't told how noisy a given frame is; "

@@ -73,7 +73,7 @@ class Toy(System):
 
     def __init__(self, window: Window = Window(2), codec: BlockMeans | None = None) -> None:  # noqa: B008
         self.config, self.window, self.codec = SystemConfig(kind="toy"), window, codec or BlockMeans()
-        self.network = Linear(len(window.generated), len(window.given) + window.anchor)
+        self.network = Linear(len(window.generated), window.anchor + len(window.given) + window.ahead)
         self.scheduler = DDIMScheduler(**NOISE, clip_sample=False)
         self.sampler, self.size = Sampler(steps=3, guidance_scale=2.0, image_guidance_scale=1.5), (16, 16)
         self.prompts: list[str] = []

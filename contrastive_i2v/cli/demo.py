@@ -124,6 +124,7 @@ def make_demo(options: Options, command: str) -> Path:
         steps=options.sampler_steps,
         guidance_scale=options.guidance_scale,
         image_guidance_scale=options.image_guidance_scale,
+        keyframe_stride=1,
         prediction_scale=1.0,
         prediction_slope=0.0,
     )

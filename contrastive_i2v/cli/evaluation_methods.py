@@ -145,7 +145,7 @@ def common_settings(options: SuiteOptions, specs: Sequence[str], warnings: list[
     if len(samplers) > 1:
         folder = Path(locate(split_options(models[0])[0]))
         before = read_default(folder / CALIBRATION) or replace(
-            _system(models[0]).sampler, prediction_scale=1.0, prediction_slope=0.0
+            _system(models[0]).sampler, keyframe_stride=1, prediction_scale=1.0, prediction_slope=0.0
         )
         return replace(options, **{item.name: getattr(before, item.name) for item in fields(before)})
     if len(models) > 1:

@@ -178,7 +178,9 @@ def check_start(folder: Path, model: Path) -> None:
     began with others: those of a newer packaged model, say."""
     saved, own = folder / "start.sha256", base_hash(load_system(str(model)))
     if saved.exists() and saved.read_text().strip() != own:
-        raise InputError(f"{folder}: its trainings began with other weights than {model} has now; give another --output")
+        raise InputError(
+            f"{folder}: its trainings began with other weights than {model} has now; give another --output"
+        )
     write_whole(saved, lambda part: part.write_text(own + "\n"))
 
 
@@ -212,6 +214,7 @@ def common_options(options: Options) -> SuiteOptions:
         steps=options.sampler_steps,
         guidance_scale=1.0,
         image_guidance_scale=1.0,
+        keyframe_stride=1,
         prediction_scale=1.0,
         prediction_slope=0.0,
     )

@@ -145,6 +145,7 @@ def run(arguments: Sequence[str]) -> None:
                 image_guidance_scale=options.image_guidance_scale,
                 guidance_interval=options.guidance_interval,
                 history_level=options.history_level,
+                keyframe_stride=options.keyframe_stride,
                 prediction_scale=options.prediction_scale,
                 prediction_slope=options.prediction_slope,
                 fps=options.fps,

@@ -20,7 +20,7 @@ class Bucket(NamedTuple):
     height: int
     width: int
     frames: int
-    """Latent frames of an example: the anchor, if the window has one, and the window."""
+    """Latent frames of an example: a window's `frames`."""
 
     def __str__(self) -> str:
         return f"{self.height}x{self.width}, {self.frames} frames"

@@ -45,9 +45,9 @@ class Example(NamedTuple):
     """One training example, or a batch of them (a leading B everywhere), as a DataLoader collates and pins it."""
 
     raw: Tensor
-    """What the codec encoded of each frame, `[frames, R, h, w]`: the anchor, if the window has one, and the window."""
+    """What the codec encoded of each frame, `[frames, R, h, w]`: a window's `frames`."""
     present: Tensor
-    """bool `[frames]`; False where a frame before the clip's first is stood in for by a repeated one."""
+    """bool `[frames]`; False where a frame before the clip's first, or after its last, is stood in for."""
     text: Text
     """The prompt's tensors, `[*]` each."""
     fps: Tensor
@@ -368,7 +368,7 @@ def encode_clips(
         )
     if not kept:
         raise NoClipLeft(skipped)
-    own = system.window.length + system.window.anchor
+    own = system.window.frames
     return ExampleDataset(kept, files, indices, size_of if buckets or lengths else None, frames=own), skipped
 
 

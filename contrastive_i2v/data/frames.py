@@ -31,6 +31,8 @@ class FramesConfig:
     """A window's frames are |N(0, offset_std)| valid frames apart, at least one; 0 = always neighbours."""
     max_offset: int | None = None
     """None, or: a window's frames are 1 to this many valid frames apart, each as likely, whatever offset_std says."""
+    offsets: tuple[int, ...] = ()
+    """Or: a window's frames are one of these numbers of valid frames apart, each as likely; rising from 1."""
     max_seconds: float = 30.0
     """Longer clips are left out."""
     windows_per_clip: int = 2
@@ -39,17 +41,21 @@ class FramesConfig:
     def __post_init__(self) -> None:
         check_fields(self, {"offset_std": 0, "max_offset": 1, "windows_per_clip": 1})
         check_rate("frame_rate", self.frame_rate)
+        if self.offsets and (self.offsets[0] != 1 or list(self.offsets) != sorted(set(self.offsets))):
+            raise InputError(f"offsets: expected rising numbers, the first of them 1, got {self.offsets}")
+        if self.offsets and self.max_offset is not None:
+            raise InputError("offsets, max_offset: expected one of them")
         if not self.max_seconds > 0:  # it may be infinite
             raise InputError(f"max_seconds: expected a number > 0, got {self.max_seconds}")
 
 
 class SampledWindow(NamedTuple):
-    """The frames of one training example, the anchor first where the window has one."""
+    """The frames of one training example, the anchor first and the frame ahead last where the window has them."""
 
     frames: tuple[int, ...]
-    """Native frame indices; a missing frame repeats the window's earliest."""
+    """Native frame indices; a missing frame repeats the window's earliest, the frame ahead the clip's last."""
     present: tuple[bool, ...]
-    """One a latent frame; False where it would lie before the clip's start."""
+    """One a latent frame; False where it would lie before the clip's start or after its end."""
     offset: int
     """Valid frames between neighbours."""
     following: tuple[SampledWindow, ...] = ()
@@ -136,13 +142,13 @@ def sample_windows(
         source = rng.randrange(len(valid) - after)
         room = (len(valid) - 1 - source) // span
         offset = rng.choices(range(1, room + 1), cum_weights=cumulative[:room])[0] if after else 1
-        places = [source + step * offset for step in range(-before, after + 1)]
+        places = [source + step * offset for step in range(-before, after + 1 + window.ahead)]
         stride = (window.length - window.past) * offset
         later = [[place + stride * number for place in places] for number in range(1, following + 1)]
         first, *others = (
-            _window(valid, ahead, window, offset, temporal_downscale)
-            for ahead in [places, *later]
-            if ahead[-1] < len(valid)
+            _window(valid, one, window, offset, temporal_downscale)
+            for one in [places, *later]
+            if one[-1 - window.ahead] < len(valid)
         )
         drawn[first._replace(following=tuple(others))] = None
     return list(drawn)
@@ -152,10 +158,10 @@ def _window(
     valid: Sequence[int], places: Sequence[int], window: Window, offset: int, temporal_downscale: int
 ) -> SampledWindow:
     """The window of frames at these places among the valid ones."""
-    earliest = min(place for place in places if place >= 0)
-    frames = tuple(valid[place if place >= 0 else earliest] for place in places)
+    earliest, last = min(place for place in places if place >= 0), len(valid) - 1
+    frames = tuple(valid[min(place, last) if place >= 0 else earliest] for place in places)
     anchor = (valid[0],) * window.anchor
-    present = (True,) * window.anchor + tuple(place >= 0 for place in places[::temporal_downscale])
+    present = (True,) * window.anchor + tuple(0 <= place <= last for place in places[::temporal_downscale])
     return SampledWindow(anchor + frames, present, offset)
 
 
@@ -172,6 +178,8 @@ def _bounds(info: VideoInfo, clip: Clip) -> tuple[int, int]:
 
 def _offset_cdf(longest: int, config: FramesConfig) -> list[float]:
     """P(offset <= k) for k = 1 .. longest: P(|N(0, std)| < k + 1/2) = erf((k + 1/2) / (std sqrt 2)), or uniform."""
+    if config.offsets:
+        return [sum(offset <= k for offset in config.offsets) / len(config.offsets) for k in range(1, longest + 1)]
     if config.max_offset is not None:
         return [min(k / config.max_offset, 1.0) for k in range(1, longest + 1)]
     std = config.offset_std

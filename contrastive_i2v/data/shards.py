@@ -218,7 +218,7 @@ class ShardDataset(Dataset[Example]):
         self.held = held * len(self.buckets())
         self.rates = self.manifest.rates
         """Frames a second that its windows have."""
-        self.frames = read.window.length + read.window.anchor
+        self.frames = read.window.frames
         """Latent frames of an example whose window is the system's own."""
         self.starts = [0, *accumulate(shard.examples for shard in self.manifest.shards)]
         """The number of each shard's first example, where all are counted."""

@@ -1,5 +1,5 @@
-"""Calibration: the steps, the scale of the prediction and the guidance with which a trained model's rollouts are
-nearest to held-out clips. No weight changes.
+"""Calibration: the steps, the scale of the prediction, the keyframes and the guidance with which a trained model's
+rollouts are nearest to held-out clips. No weight changes.
 
 Every setting that is tried makes rollouts of the same clips with the same noise. Two numbers are measured in latents,
 
@@ -8,11 +8,11 @@ Every setting that is tried makes rollouts of the same clips with the same noise
                pooled changes, over clips and frames: the difference takes away the bias of few clips, which is
                proportional to 1 / N and prefers videos that vary too little
 
-and the objective is `share E / E_0 + (1 - share) F / F_0`, with E_0 and F_0 of the model at a prediction scale of 1. A
-setting whose motion is farther from the truth's than a factor 1.15, and farther than at that scale, has no objective: a
-still or a flickering video doesn't win. The search goes along one number at a time from coarse to fine. Of settings
-within 0.02 of the best the one of the fewest steps is chosen; and no slope, or a scale of 1, where that is as good or
-where the interval over clips doesn't tell it apart.
+and the objective is `share E / E_0 + (1 - share) F / F_0`, with E_0 and F_0 of the model at a prediction scale of 1,
+without keyframes. A setting whose motion is farther from the truth's than a factor 1.15, and farther than at that
+scale, has no objective: a still or a flickering video doesn't win. The search goes along one number at a time from
+coarse to fine. Of settings within 0.02 of the best the one of the fewest steps is chosen; and no slope, or a scale of
+1, where that is as good or where the interval over clips doesn't tell it apart.
 
 Of several processes (torchrun, accelerate launch) each makes the rollouts of its share of the clips, in the batches of
 one process where there is a batch for each, and all go through the same search, on what they measured together.
@@ -321,7 +321,7 @@ class Search:
         self.kept: dict[Sampler, dict[str, Tensor]] = {}
         self.trials: dict[Sampler, Trial] = {}
         self.finished: Callable[[Trial], object] = lambda trial: None
-        self.base = replace(clips.system.sampler, prediction_scale=1.0, prediction_slope=0.0)
+        self.base = replace(clips.system.sampler, keyframe_stride=1, prediction_scale=1.0, prediction_slope=0.0)
         # noise predictions are divided by the signal, which is small where most is decided
         self.unit = 0.01 if clips.system.schedule.prediction_type == "epsilon" else 0.04
 
@@ -333,6 +333,9 @@ class Search:
                 "the model's own rollouts hold NaN or infinity; check its weights, or sample in float32"
             )
         best = self.along(self.default, "prediction_scale", self.unit, levels=2)  # down to half a unit
+        keyed = [self.at(replace(best.sampler, keyframe_stride=stride)) for stride in self.strides_tried()]
+        if (nearest := min([best, *keyed], key=lambda trial: trial.objective)) is not best:
+            best = self.along(nearest, "prediction_scale", self.unit / 2, levels=1)
         if self.config.guidance:
             for name in ("guidance_scale", "image_guidance_scale"):
                 if (scale := getattr(self.base, name)) != 1:
@@ -347,6 +350,12 @@ class Search:
         straight = replace(best.sampler, prediction_slope=0.0)
         simpler = [self.at(replace(straight, prediction_scale=1.0)), self.at(straight)]
         return next((trial for trial in simpler if not self.told_apart(trial, best)), best)
+
+    def strides_tried(self) -> list[int]:
+        """Of keyframes: the powers of two that the model was trained with and that leave a frame between."""
+        system, frames = self.clips.system, self.truth["error"].shape[1]
+        most = int(min((system.max_stride or 1) * self.clips.fps / system.fps, frames)) if system.window.ahead else 1
+        return [2**k for k in range(1, most.bit_length())]
 
     def steps_tried(self) -> list[int]:
         """Falling: each search begins at the scale that was best at more steps."""

@@ -183,7 +183,7 @@ class ConsistI2V(VideoStableDiffusion):
         network = ConsistI2VNetwork(parts.unet, temporal, schedule)
         sampler = Sampler(steps=50, guidance_scale=7.5, image_guidance_scale=1.0)
         super().__init__(parts, network, scheduler, sampler)
-        self.config = config
+        self.config, self.max_stride = config, config.max_stride
         past, self.frame_timesteps = config.past_frames or 1, bool(config.frame_timesteps)
         if past > 1 and not self.frame_timesteps:
             raise InputError(
@@ -232,16 +232,6 @@ class ConsistI2V(VideoStableDiffusion):
         for alpha in self.temporal.alphas().values():
             alpha.data.clamp_(0, 1)
 
-    def check_fps(self, fps: float) -> None:
-        """Raises InputError where the stride, `self.fps / fps`, doesn't lie between 1 and max_stride."""
-        stride, most = self.fps / fps, cast(int, self.config.max_stride)
-        if not 0.99 <= stride <= 1.01 * most:
-            rates = ", ".join(f"{self.fps / k:g}" for k in range(1, most + 1))
-            raise InputError(
-                f"fps={fps:g} is a stride of {stride:.3g} frames, and the model was trained with 1 to {most}; expected "
-                f"fps of {rates}, or between them"
-            )
-
     def condition(
         self,
         given: Tensor,
@@ -258,11 +248,10 @@ class ConsistI2V(VideoStableDiffusion):
         """
         if noise is None:
             raise InputError("noise: expected [B, n, C, h, w], the given frames', as `noise` draws it; got None")
-        rate = given.new_full((len(given),), self.fps) if fps is None else fps.to(given.dtype)
         condition = {
             "history": self.codec.normalize(given),
             "history_noise": noise.to(given.dtype),
-            "stride": self.fps / rate,
+            "stride": self.strides(given, fps),
             **text,
         }
         if not self.frame_timesteps:

@@ -1,4 +1,10 @@
-"""Still frames and prompts become video latents, window after window: what a window generates the next one is given."""
+"""Still frames and prompts become video latents, window after window: what a window generates the next one is given.
+
+Or keyframes first, every K-th frame each from the one before it, then the frames halfway between two that are there,
+until all are. So a frame is fewer windows away from the still one, log2 K + N / K in place of N for frame N, and the
+frames of a level are generated side by side ("Hierarchy-2" of Harvey et al., "Flexible Diffusion Modeling of Long
+Videos", arXiv 2205.11495, with every level halving the distance).
+"""
 
 from __future__ import annotations
 
@@ -42,7 +48,7 @@ def rollout(
 
     The noise of a window depends on the sample's seed and the window's first frame alone, and is drawn on the CPU. So a
     prompt gives the same video alone and within a batch (to rounding), and a longer rollout begins with a shorter one's
-    frames.
+    frames, with keyframes as without.
 
     DDIM, Euler and flow-matching Euler (`linear_steps` says which) run guidance and update as one op, and never wait
     for the device; any other scheduler's `step` is called as it is.
@@ -63,8 +69,8 @@ def rollout(
             noise can (`System.noise`): a moved crop of the first frame makes a camera move. None = no such video.
         pixels: [B, 3, H, W] in [-1, 1], the still frames, for systems that see them; None = decoded from `first`.
         negative: [B, *] each, negative prompts as `system.encode_text` has them; None = "".
-        callback: called with (index of the last finished frame, the window's latents [B, g, C, h, w]) after each
-            window; g = G, or fewer where the video ends inside the window.
+        callback: called with (how many frames after the first are finished, those of them that just were [B, g, C, h,
+            w]) after each window, in order of time where there are no keyframes.
 
     Returns:
         [B, frames, C, h, w] float32 latents, normalised; frame 0 is the first.
@@ -75,6 +81,8 @@ def rollout(
     """
     sample = _Windows(system, text, len(first), seeds, sampler, scheduler, fps, negative)
     _check_rollout(system, first, frames, layout)
+    if sample.sampler.keyframe_stride > 1:
+        return _keyframes_first(sample, first.float(), frames, callback)
     codec, anchors = system.codec, int(system.window.anchor)
     own = [first.float()]  # the video so far, the autoencoder's own latents
     video = [codec.normalize(own[0])]
@@ -89,9 +97,10 @@ def rollout(
         past = [own[max(place, 0)] for place in range(start - window.past, start)]
         if seen is not None and start > 1:
             past = list(codec.sample(codec.encode(seen)).float().to(first.device).unbind(dim=1))
-        given = torch.stack([own[0]] * anchors + past, dim=1)  # [B, n, C, h, w]
-        present = torch.arange(start - given.shape[1], start, device=first.device) >= 0
-        present[:anchors] = True
+        ahead = [past[-1]] * window.ahead  # stands in for what isn't there
+        given = torch.stack([own[0]] * anchors + past + ahead, dim=1)  # [B, n, C, h, w]
+        there = [place >= 0 for place in range(start - window.past, start)]
+        present = torch.tensor([True] * anchors + there + [False] * len(ahead), device=first.device)
         coarse = None if layout is None else _stretch(layout, start - window.past, window.length)
         latents = sample(
             given, start, window=window, present=present.expand(len(first), -1), layout=coarse, pixels=seen
@@ -203,6 +212,47 @@ def fill_in(
     return video
 
 
+def _keyframes_first(
+    sample: _Windows, first: Tensor, frames: int, callback: Callable[[int, Tensor], object] | None
+) -> Tensor:
+    """`rollout` where the sampler's keyframe_stride is above 1."""
+    system, stride = sample.system, sample.sampler.keyframe_stride
+    rate = system.fps if sample.fps is None else sample.fps
+    system.check_fps(rate / stride)
+    codec, window, rows = system.codec, system.window, len(first)
+    own = {0: first}  # frames that are there, the autoencoder's own latents
+    finished = 0
+
+    def generate(places: Sequence[int], distance: int) -> None:
+        """Frames whose neighbours are so far away, side by side."""
+        nonlocal finished
+        known = set(own)
+        made: dict[int, Tensor] = {}
+        at_once = max(1, ROWS_AT_ONCE // rows)
+        for some in [places[number : number + at_once] for number in range(0, len(places), at_once)]:
+            given, present = [], []
+            for place in some:
+                past = [place - distance * age for age in range(window.past, 0, -1)]
+                seen = [0] * window.anchor + past + [place + distance]
+                given.append(torch.stack([own.get(one, first) for one in seen], dim=1))  # [B, n, C, h, w]
+                present.append(torch.tensor([one in known for one in seen], device=first.device).expand(rows, -1))
+            fps = torch.full((len(some) * rows,), rate / distance, device=first.device)
+            latents = sample(torch.cat(given), some, present=torch.cat(present), rates=fps)[:, 0]
+            new = latents.view(len(some), rows, *latents.shape[1:])  # [places, B, C, h, w]
+            made |= dict(zip(some, codec.denormalize(new), strict=True))
+            shown = [number for number, place in enumerate(some) if place < frames]
+            finished += len(shown)
+            if callback is not None and shown:
+                callback(finished, new[shown].transpose(0, 1))
+        own.update(made)
+
+    for place in range(stride, frames - 1 + stride, stride):  # the last one may lie beyond the video, for those before
+        generate([place], stride)
+    while stride := stride // 2:
+        generate(range(stride, frames - 1 + stride, 2 * stride), stride)
+    return torch.stack([codec.normalize(own[place]) for place in range(frames)], dim=1)
+
+
 class RolledWindow(NamedTuple):
     """One window of `roll_windows`."""
 
@@ -251,17 +301,24 @@ def roll_windows(
         raise InputError(f"windows={windows}: those of {system.config.kind} can't follow each other; expected 1")
     sample = _Windows(system, text, len(given), seeds, sampler, None, None)
     there = torch.ones_like(given[:, :, 0, 0, 0], dtype=torch.bool) if present is None else present
+    if window.ahead:  # as in a rollout of one frame after the other
+        there = torch.cat([there[:, :-1], torch.zeros_like(there[:, -1:])], dim=1)
     rolled = []
     for number in range(windows):
         start = window.past + number * (window.length - window.past)
         latents = sample(given, start, present=there, rates=fps)
         rolled.append(RolledWindow(given, latents))
         new = system.codec.denormalize(latents[:, window.past if window.regenerates else 0 :])
-        past = torch.cat([given[:, anchors:], new], dim=1)[:, -window.past :]
-        given = torch.cat([given[:, :anchors], past], dim=1)
-        there = torch.cat([there, torch.ones_like(new[:, :, 0, 0, 0], dtype=torch.bool)], dim=1)
-        there = torch.cat([there[:, :anchors], there[:, anchors:][:, -window.past :]], dim=1)
+        end = anchors + window.past
+        past = torch.cat([given[:, anchors:end], new], dim=1)[:, -window.past :]
+        given = torch.cat([given[:, :anchors], past, given[:, end:]], dim=1)
+        past_there = torch.cat([there[:, anchors:end], torch.ones_like(new[:, :, 0, 0, 0], dtype=torch.bool)], dim=1)
+        there = torch.cat([there[:, :anchors], past_there[:, -window.past :], there[:, end:]], dim=1)
     return rolled
+
+
+ROWS_AT_ONCE = 8
+"""Samples that are generated together, where keyframes leave several frames of one video to be generated at once."""
 
 
 class _Windows:
@@ -288,7 +345,7 @@ class _Windows:
     def __call__(
         self,
         given: Tensor,
-        start: int,
+        start: int | Sequence[int],
         *,
         present: Tensor | None = None,
         layout: Tensor | None = None,
@@ -296,19 +353,22 @@ class _Windows:
         window: Window | None = None,
         pixels: Tensor | None = None,
     ) -> Tensor:
-        """The latents [B, G, C, h, w] that the network generates of the window whose first new frame is `start`;
-        `rates [B]` are frames a second where they differ within the batch, `pixels [B, F, 3, H, W]` the given frames'
-        for a system that sees them."""
+        """The latents [B, G, C, h, w] that the network generates of the window whose first new frame is `start`; or of
+        several windows side by side, all samples of the first one first. `rates [B]` are frames a second where they
+        differ within the batch, `pixels [B, F, 3, H, W]` the given frames' for a system that sees them."""
         system, size, window = self.system, len(given), window or self.system.window
         count, latent = len(window.generated), (window.length, *given.shape[-2:])
-        if self.fps is not None:
+        if self.fps is not None and rates is None:
             rates = torch.full((size,), self.fps, device=given.device)
-        generators = [frame_generator(seed, start) for seed in self.seeds]
+        starts = [start] if isinstance(start, int) else start
+        generators = [frame_generator(seed, one) for one in starts for seed in self.seeds]
+        text = _repeat(self.text, len(starts))
+        negative = self.negative and _repeat(self.negative, len(starts))
         shape = (size, count, *given.shape[2:])
         every_noise = system.noise(shape, generators, given=given, sampling=True, layout=layout).to(given.device)
         given_noise, noise = split_noise(every_noise, count)
         image = None if pixels is None or not system.sees_pixels else system.encode_image(pixels, window.length)
-        condition = system.condition(given, self.text, present=present, fps=rates, noise=given_noise, image=image)
+        condition = system.condition(given, text, present=present, fps=rates, noise=given_noise, image=image)
         total = self.scheduler.config.num_train_timesteps
         if latent not in self.linear:
             self.linear[latent] = linear_steps(
@@ -319,12 +379,12 @@ class _Windows:
             )
         if (linear := self.linear[latent]) is not None:
             shares = linear.timesteps / total
-            guidance = guidance_by_step(system, condition, self.sampler, shares, self.negative)
+            guidance = guidance_by_step(system, condition, self.sampler, shares, negative)
             return sample_window(system.network, noise, guidance, linear)
         own_steps = copy.deepcopy(self.scheduler)
         system.set_timesteps(own_steps, self.sampler.steps, latent, device=given.device)
         shares = own_steps.timesteps.double() / total
-        guidance = guidance_by_step(system, condition, self.sampler, shares, self.negative)
+        guidance = guidance_by_step(system, condition, self.sampler, shares, negative)
         scales = self.sampler.scale(shares).tolist()
         return sample_window_by_scheduler(system.network, noise, guidance, scales, own_steps, generators)
 
@@ -362,6 +422,10 @@ def sample_window_by_scheduler(
         prediction = guided_prediction(network, noisy, timesteps, one.conditions, one.branches, **one.scales)
         latents = scheduler.step(scale * prediction.float(), timestep, latents, **extra, return_dict=False)[0]
     return latents
+
+
+def _repeat(text: Text, times: int) -> Text:
+    return text if times == 1 else {name: torch.cat([value] * times) for name, value in text.items()}
 
 
 def _last_pixels(system: System, own: Sequence[Tensor], count: int) -> Tensor:

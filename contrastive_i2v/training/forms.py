@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -21,13 +21,22 @@ class Form:
 
     about: str
     changes: Mapping[str, Any]
-    """Field of `TrainConfig` -> its value; the others are as in the whole run or experiment."""
+    """Field of `TrainConfig`, or of a part of it as "data.frames.offsets" -> its value; the others are as in the whole
+    run or experiment."""
     share_of_steps: float = 1.0
     """Of the whole run's or experiment's."""
 
     def apply(self, config: TrainConfig) -> TrainConfig:
         """That training in this form."""
-        return replace(config, steps=max(1, round(self.share_of_steps * config.steps)), **self.changes)
+        config = replace(config, steps=max(1, round(self.share_of_steps * config.steps)))
+        for name, value in self.changes.items():
+            config = _replaced(config, name.split("."), value)
+        return config
+
+
+def _replaced(config: Any, path: Sequence[str], value: Any) -> Any:
+    head, *rest = path
+    return replace(config, **{head: _replaced(getattr(config, head), rest, value) if rest else value})
 
 
 def _form(about: str, loss: LossConfig = _NO_TERM, *, share_of_steps: float = 1.0, **changes: Any) -> Form:
@@ -68,6 +77,15 @@ FORMS: dict[str, Form] = {
     "past-4": _form("four past frames", system=InstructPix2PixConfig(past_frames=4)),
     "anchor": _form("the first frame beside the last", system=InstructPix2PixConfig(anchor=True)),
     "past-2-anchor": _form("two past frames and the first one", system=_PAST_2_ANCHOR),
+    "keyframes": Form(
+        "strides of 1, 2 and 4 frames, which the network is told, and the frame ahead where it is known",
+        {
+            "loss": _NO_TERM,
+            "system": InstructPix2PixConfig(max_stride=4),
+            "data.frames.offset_std": 0.0,
+            "data.frames.offsets": (1, 2, 4),
+        },
+    ),
     "noise-level": _form("the noise on the condition is told", system=InstructPix2PixConfig(noise_level=True)),
     "no-noise": _form("no contrastive term, no noise on the condition", condition_noise=0.0),
     "noisy-timesteps": _form("more of the noisy timesteps (shift 3)", timesteps=TimestepsConfig(shift=3.0)),

@@ -56,7 +56,7 @@ class OwnConditions:
 class TrueFrames:
     """A batch's frames, posterior modes."""
 
-    given: Tensor  # [B, n, C, h, w], the autoencoder's own latents
+    given: Tensor  # [B, n, C, h, w], the autoencoder's own latents; the anchor first, the frame ahead last
     present: Tensor  # bool [B, n]
     generated: Tensor  # [B, G, C, h, w], normalised
 
@@ -104,12 +104,14 @@ def make_inputs(
     given = codec.sample(_pick(batch.raw, given_rows))  # [B, n, C, h, w]
     raw = _pick(batch.raw, generated_rows)
     if own is not None:
-        given = torch.cat([given[: len(given) - len(own.given)], own.given])
+        true, end = given[len(given) - len(own.given) :], given.shape[1] - system.window.ahead
+        rolled = torch.cat([own.given[:, :end], true[:, end:]], dim=1)  # a rollout knows no frame ahead
+        given = torch.cat([given[: len(given) - len(rolled)], rolled])
     size, shape = len(raw), (*raw.shape[:2], codec.channels, *raw.shape[3:])  # [B, G, C, h, w]
     clean = codec.normalize(codec.sample(raw, send(draw(shape, generator), device)))
     every_noise = send(system.noise(shape, generator, given=given, sampling=False), device)
     given_noise, noise = split_noise(every_noise, shape[1])
-    latent = (batch.raw.shape[1] - system.window.anchor, *shape[3:])
+    latent = (batch.raw.shape[1] - system.window.anchor - system.window.ahead, *shape[3:])
     drawn = schedule.sample_timesteps(
         size * (len(given_rows) + shape[1]) if system.frame_timesteps else size,
         generator,
@@ -124,7 +126,8 @@ def make_inputs(
         history, drawn = torch.split(drawn.view(size, -1), [len(given_rows), shape[1]], dim=1)  # [B, n], [B, G]
     r = send(torch.rand(size, generator=generator), device)
     no_text, no_image = r < 2 * p, (r >= p) & (r < 3 * p)
-    source, level = codec.normalize(given[:, -1] if given_rows else torch.zeros_like(clean[:, 0])), None
+    newest = -1 - system.window.ahead
+    source, level = codec.normalize(given[:, newest] if given_rows else torch.zeros_like(clean[:, 0])), None
     if own is not None and own.errors is not None:
         errors = own.errors[:, None].expand_as(given) / codec.scale
         given = torch.cat([given[:, : system.window.anchor], (given + errors)[:, system.window.anchor :]], dim=1)
@@ -134,6 +137,9 @@ def make_inputs(
         given = given + send(amount * draw(given.shape, generator), device) / codec.scale
         level = send(amount.flatten(), device)
     present = _pick(batch.present, given_rows)
+    if system.window.ahead:  # half of the examples are as keyframes, which know none
+        known = present[:, -1:] & send(torch.rand(size, 1, generator=generator) < 0.5, device)
+        present = torch.cat([present[:, :-1], known], dim=1)
     condition = system.condition(
         given, batch.text, present=present, fps=batch.fps, noise_level=level, noise=given_noise, image=batch.image
     )
@@ -179,12 +185,13 @@ def true_frames(batch: Example, system: System) -> TrueFrames:
 
 
 def _rows(system: System, batch: Example, past: int | None = None) -> tuple[list[int], list[int]]:
-    """Of an example's frames: those that the network is given, the anchor first, and those that it generates. A window
-    has as many as the batch holds, and `past` given ones where they are said."""
-    anchors = int(system.window.anchor)
+    """Of an example's frames: those that the network is given, the anchor first and the frame ahead last, and those
+    that it generates. A window has as many as the batch holds, and `past` given ones where they are said."""
+    anchors, ahead = int(system.window.anchor), int(system.window.ahead)
     window = system.window if past is None else system.window.after(past)
-    window = replace(window, length=batch.raw.shape[1] - anchors)
+    window = replace(window, length=batch.raw.shape[1] - anchors - ahead)
     given = [*range(anchors), *(anchors + place for place in window.given)]
+    given += [batch.raw.shape[1] - 1] * ahead
     return given, [anchors + place for place in window.generated]
 
 
@@ -226,7 +233,8 @@ def loss_rows(inputs: Inputs, rows: Literal["frame", "clip"]) -> LossRows:
 def blank_inputs(system: System, clean: Tensor) -> tuple[Tensor, Condition]:
     """Noise in the shape of `clean [B, G, C, h, w]`, a window's generated frames, and the condition of black given
     frames and no prompt."""
-    given = clean.new_zeros(len(clean), len(system.window.given) + system.window.anchor, *clean.shape[2:])
+    window = system.window
+    given = clean.new_zeros(len(clean), window.anchor + len(window.given) + window.ahead, *clean.shape[2:])
     noise = system.noise(clean.shape, seeded("blank"), given=given, sampling=False).to(clean.device)
     given_noise, noise = split_noise(noise, clean.shape[1])
     text = {name: value.expand(len(clean), *value.shape[1:]) for name, value in system.encode_text([""]).items()}

@@ -285,14 +285,14 @@ class Step:
         """What is made of a window and its prompt before training."""
         system = self.system
         system.encode_text([""])
-        frames = 1 + (system.window.length + system.window.anchor - 1) * system.codec.temporal_downscale
+        frames = 1 + (system.window.frames - 1) * system.codec.temporal_downscale
         system.codec.encode(torch.zeros(1, frames, 3, *system.size, device=system.device))
 
     @cached_property
     def inputs(self) -> Inputs:
         """Of a micro-batch."""
         config, system, size, device = self.config, self.system, self.config.batch_size, self.system.device
-        frames = system.window.length + system.window.anchor
+        frames = system.window.frames
         with torch.no_grad():
             text = system.encode_text([""])
         batch = Example(

@@ -192,14 +192,22 @@ def tiny_ltx_video() -> TrainConfig:
     )
 
 
+def tiny_keyframes() -> TrainConfig:
+    """Jumps of up to 4 frames take the packaged model some thousand steps to learn."""
+    config = FORMS["keyframes"].apply(tiny(TrainConfig(output=Path("runs/keyframes"))))
+    return replace(config, steps=4000, ema_decay=0.998, optimizer=OptimizerConfig(learning_rate=1e-3, warmup_steps=50))
+
+
 _BY_FORM = {form: recipe(form) for form in ("contrastive", "baseline", "literal")}
 RECIPES = {
     **_BY_FORM,
+    "keyframes": recipe("keyframes"),
     "consisti2v": consisti2v(),
     "wan": wan(),
     **{f"emu-video/{name}": config for name, config in emu_video().items()},
     "ltx-video": ltx_video(),
     **{f"tiny-{form}": tiny(config) for form, config in _BY_FORM.items()},
+    "tiny-keyframes": tiny_keyframes(),
     "tiny-consisti2v": tiny_consisti2v(),
     "tiny-ltx-video": tiny_ltx_video(),
     **{f"tiny-emu-video/{name}": config for name, config in tiny_emu_video().items()},

@@ -222,6 +222,39 @@ def test_past_frames_lie_as_far_apart_as_the_target_and_missing_ones_are_marked(
     assert {w.frames[3] for w in drawn} == set(valid[:-1])  # every source that has a frame after it
 
 
+def test_the_frame_ahead_is_as_far_away_and_missing_after_the_clips_end() -> None:
+    valid = [10 + 5 * i for i in range(12)]
+    config = FramesConfig(offsets=(1, 2, 4), windows_per_clip=400)
+    window = Window(2, anchor=True, ahead=True)
+    drawn = sample_windows(valid, window, config, random.Random(0), following=1)
+    assert window.frames == 4 and window.rolls and {w.offset for w in drawn} == {1, 2, 4}
+    for w in drawn:
+        anchor, source, target, ahead = w.frames
+        place = valid.index(target)
+        assert anchor == 10 and place - valid.index(source) == w.offset
+        assert w.present == (True, True, True, place + w.offset < 12)
+        assert ahead == valid[min(place + w.offset, 11)]
+        for later in w.following:
+            assert later.frames[1] == target and later.offset == w.offset
+        assert len(w.following) == (place + w.offset < 12)  # the truth of the next window is there, or not
+    assert {w.frames[1:3] for w in drawn} == {(a, b) for a in valid for b in valid if (b - a) // 5 in (1, 2, 4)}
+
+
+def test_offsets_are_each_as_likely_and_bad_ones_are_refused() -> None:
+    valid = range(0, 4000, 5)
+    drawn = [
+        sample_windows(valid, PAIR, FramesConfig(offsets=(1, 2, 4), windows_per_clip=1), random.Random(seed))[0].offset
+        for seed in range(3000)
+    ]
+    for offset in (1, 2, 4):
+        assert abs(drawn.count(offset) / 3000 - 1 / 3) < 0.03
+    for offsets in ((2, 4), (1, 1), (1, 4, 2)):
+        with pytest.raises(InputError, match="offsets: expected rising numbers, the first of them 1"):
+            FramesConfig(offsets=offsets)
+    with pytest.raises(InputError, match="offsets, max_offset: expected one of them"):
+        FramesConfig(offsets=(1, 2), max_offset=2)
+
+
 def test_more_past_frames_leave_the_sources_and_targets_as_they_are() -> None:
     config, valid = FramesConfig(windows_per_clip=20), range(0, 200, 5)
     pairs = sample_windows(valid, PAIR, config, random.Random(5))

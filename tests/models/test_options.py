@@ -1,4 +1,5 @@
-"""Several past frames, an anchor and the level of their noise: inputs that start without a say."""
+"""Several past frames, an anchor, the level of their noise, the stride and a frame ahead: inputs that start without a
+say."""
 
 from __future__ import annotations
 
@@ -18,8 +19,8 @@ from contrastive_i2v.models.instruct_pix2pix import InstructPix2Pix, InstructPix
 from contrastive_i2v.system import Condition, Sampler, Window
 
 OPTIONS = [
-    {"past_frames": past, "anchor": anchor, "noise_level": level}
-    for past, anchor, level in product((1, 2, 3, 4), (False, True), (False, True))
+    {"past_frames": past, "anchor": anchor, **number}
+    for past, anchor, number in product((1, 2, 3, 4), (False, True), ({}, {"noise_level": True}, {"max_stride": 4}))
 ]
 
 
@@ -31,7 +32,7 @@ def open_with(folder: Path, **options: Any) -> InstructPix2Pix:
 
 def frames(system: InstructPix2Pix, count: int = 3) -> torch.Tensor:
     """Given frames `[count, n, 4, 8, 8]` for the system's window."""
-    return torch.randn(count, len(system.window.given) + system.window.anchor, 4, 8, 8)
+    return torch.randn(count, system.window.frames - 1, 4, 8, 8)
 
 
 def predict(system: InstructPix2Pix, given: torch.Tensor, **told: Any) -> torch.Tensor:
@@ -48,7 +49,7 @@ def give_every_input_a_say(system: InstructPix2Pix) -> None:
     """As training would."""
     with torch.no_grad():
         system.unet.conv_in.weight.normal_(std=0.1)
-        if system.config.noise_level:
+        if system.config.noise_level or system.config.ahead:
             system.unet.class_embedding.linear_2.weight.normal_()
 
 
@@ -58,14 +59,17 @@ def test_a_grown_model_starts_as_the_plain_one(
 ) -> None:
     grown = open_with(pipeline_folder, **options)
     past, anchor = options["past_frames"], options["anchor"]
-    assert grown.window == Window(past + 1, tuple(range(past)), anchor=anchor) and grown.window.rolls
-    assert grown.unet.config.in_channels == grown.unet.conv_in.in_channels == 8 + 5 * (past - 1) + 4 * anchor
+    ahead = "max_stride" in options
+    assert grown.window == Window(past + 1, tuple(range(past)), anchor=anchor, ahead=ahead) and grown.window.rolls
+    channels = 8 + 5 * (past - 1) + 4 * anchor + 5 * ahead
+    assert grown.unet.config.in_channels == grown.unet.conv_in.in_channels == channels
     assert torch.equal(grown.unet.conv_in.bias, model.unet.conv_in.bias) and model.unet.conv_in.bias.abs().sum() > 0
 
     given = frames(grown)
     present = torch.rand(given.shape[:2]) < 0.5
-    told = predict(grown, given, present=present, noise_level=torch.tensor([0.0, 0.3, 1.0]))
-    assert torch.equal(told, predict(model, given[:, -1:]))
+    fps = grown.fps / torch.tensor([1.0, 2.0, 4.0])
+    told = predict(grown, given, present=present, noise_level=torch.tensor([0.0, 0.3, 1.0]), fps=fps)
+    assert torch.equal(told, predict(model, given[:, -2:-1] if ahead else given[:, -1:]))
 
 
 def test_a_base_model_may_grow_at_once(base_folder: Path, build_pipeline: Callable[..., Any]) -> None:
@@ -92,6 +96,49 @@ def test_the_condition_is_the_newest_frame_then_older_ones_with_masks_then_the_a
     assert torch.equal(condition["image_latents"], torch.stack(expected)) and "noise_level" not in condition
     everything = system.condition(given, {"prompt_embeds": torch.zeros(2, 12, 16)})
     assert torch.equal(everything["image_latents"][:, [8, 13]], torch.ones(2, 2, 8, 8))
+
+
+def test_the_frame_ahead_has_a_mask_and_is_hidden_where_it_is_absent(pipeline_folder: Path, tmp_path: Path) -> None:
+    system = open_with(pipeline_folder, past_frames=2, anchor=True, max_stride=4)
+    given, present = frames(system, 2), torch.tensor([[True, True, True, True], [True, True, True, False]])
+    text = {"prompt_embeds": torch.zeros(2, 12, 16)}
+    condition = system.condition(given, text, present=present, fps=torch.tensor([5.0, 1.25]))
+    first, older, newest, ahead = given.unbind(1)
+    there, missing = torch.ones(1, 8, 8), torch.zeros(1, 8, 8)
+    expected = [
+        torch.cat([newest[0], older[0], there, first[0], ahead[0], there]),
+        torch.cat([newest[1], older[1], there, first[1], torch.zeros_like(ahead[1]), missing]),
+    ]
+    assert torch.equal(condition["image_latents"], torch.stack(expected))
+    assert condition["stride"].tolist() == [1.0, 4.0] and "noise_level" not in condition
+    both = torch.ones(2, dtype=torch.bool)
+    dropped = system.drop(condition, image=both, text=~both)
+    assert not dropped["image_latents"].any() and dropped["stride"].tolist() == [1.0, 4.0]
+
+    give_every_input_a_say(system)
+    system.save(tmp_path)
+    again = load_system(tmp_path, device="cpu")
+    assert isinstance(again, InstructPix2Pix) and again.config == system.config and again.max_stride == 4
+    predicted = predict(again, given, present=present)
+    assert torch.equal(predicted, predict(system, given, present=present))
+    moved = given + torch.tensor([0.0, 0.0, 0.0, 1.0]).view(4, 1, 1, 1)
+    changed = (predict(again, moved, present=present) != predicted).flatten(1).any(1)
+    assert changed.tolist() == [True, False]
+    slower = predict(again, given, present=present, fps=torch.tensor([2.5, 2.5]))
+    assert (slower != predicted).flatten(1).any(1).all()
+
+
+def test_a_model_that_was_saved_before_there_were_strides_opens(pipeline_folder: Path, tmp_path: Path) -> None:
+    open_with(pipeline_folder, past_frames=2).save(tmp_path)
+    file = tmp_path / "system.json"
+    said = json.loads(file.read_text())
+    del said["system"]["max_stride"], said["sampler"]["keyframe_stride"]
+    file.write_text(json.dumps(said))
+    plain, grown = load_system(tmp_path, device="cpu"), open_with(tmp_path, max_stride=2)
+    assert isinstance(plain, InstructPix2Pix)
+    assert plain.config.max_stride == 1 and plain.sampler.keyframe_stride == 1 and plain.max_stride is None
+    given = frames(grown)
+    assert torch.equal(predict(grown, given), predict(plain, given[:, :2]))
 
 
 def test_a_saved_model_grows_on_and_keeps_its_outputs(pipeline_folder: Path, tmp_path: Path) -> None:
@@ -125,6 +172,7 @@ def test_a_saved_model_grows_on_and_keeps_its_outputs(pipeline_folder: Path, tmp
         ({"past_frames": 2}, "past_frames: the model was trained with 3; expected that or more, got 2"),
         ({"anchor": False}, "anchor: the model was trained with True; expected that or more, got False"),
         ({"noise_level": False}, "noise_level: the model was trained with True; expected that or more, got False"),
+        ({"max_stride": 2}, "noise_level, max_stride=2: the network embeds one number; expected one of them"),
     ],
 )
 def test_a_model_is_not_shrunk(pipeline_folder: Path, tmp_path: Path, options: dict[str, Any], message: str) -> None:
@@ -145,9 +193,10 @@ def test_a_folder_keeps_what_the_model_is(pipeline_folder: Path, tmp_path: Path)
     system.size, system.fps = (24, 16), 12.5
     system.save(tmp_path)
     assert json.loads((tmp_path / "system.json").read_text()) == {
-        "system": {"kind": "instruct-pix2pix", "past_frames": 2, "anchor": True, "noise_level": True},
+        "system": {"kind": "instruct-pix2pix", "past_frames": 2, "anchor": True, "noise_level": True, "max_stride": 1},
         "sampler": {
             "steps": 7,
+            "keyframe_stride": 1,
             "guidance_scale": 2.5,
             "image_guidance_scale": 1.25,
             "guidance_interval": [0.0, 1.0],
@@ -167,7 +216,7 @@ def test_a_folder_keeps_what_the_model_is(pipeline_folder: Path, tmp_path: Path)
 
 
 def test_a_folder_without_a_description_says_what_its_weights_say(model: InstructPix2Pix) -> None:
-    assert model.config == InstructPix2PixConfig(past_frames=1, anchor=False, noise_level=False)
+    assert model.config == InstructPix2PixConfig(past_frames=1, anchor=False, noise_level=False, max_stride=1)
     assert model.size == (16, 16) and model.window == Window(2) and model.sampler == Sampler()
 
 

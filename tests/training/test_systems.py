@@ -20,7 +20,7 @@ from contrastive_i2v.models.instruct_pix2pix import InstructPix2Pix, InstructPix
 from contrastive_i2v.system import Window
 from contrastive_i2v.training.batches import build_loader
 from contrastive_i2v.training.checkpoint import list_checkpoints, load_checkpoint
-from contrastive_i2v.training.config import LossConfig, TrainConfig, load_config
+from contrastive_i2v.training.config import LossConfig, OwnSamplesConfig, TrainConfig, load_config
 from contrastive_i2v.training.inputs import Inputs, loss_rows
 from contrastive_i2v.training.logs import read_log
 from contrastive_i2v.training.trainer import Trainer
@@ -39,12 +39,56 @@ def test_past_frames_an_anchor_and_noise_train_and_resume_bitwise(
     assert load_config(TrainConfig, config.output / "config.yaml") == config
 
     trained = load_system(folder, device="cpu")
-    assert trained.config == system and trained.size == (16, 16) and trained.fps == 5.0
+    assert trained.config == replace(system, max_stride=1) and trained.size == (16, 16) and trained.fps == 5.0
     assert isinstance(trained, InstructPix2Pix)
     weights = trained.unet.conv_in.weight.detach()  # noisy, newest, two older ones with their masks, anchor
     assert weights.shape[1] == 8 + 2 * 5 + 4
     assert all(float(part.abs().max()) > 0 for part in weights.split([4, 4, 4, 1, 4, 1, 4], dim=1))
     assert bool(trained.unet.class_embedding.linear_2.weight.any())
+
+
+def test_strides_and_the_frame_ahead_train_and_resume_bitwise(
+    train_config: TrainConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    frames = replace(train_config.data.frames, offset_std=0.0, offsets=(1, 2))
+    data = replace(train_config.data, frames=frames)
+    system = InstructPix2PixConfig(past_frames=2, max_stride=2)
+    own = OwnSamplesConfig(condition_share=0.25, error_share=0.5, depth=2, clips=2, refresh=2, steps=1)
+    config = replace(train_config, system=system, data=data, own_samples=own, steps=6)
+    folder = Trainer(config).run()
+    broken = beside(config, "broken")
+    train_until(broken, 3, monkeypatch)
+    Trainer(replace(broken, resume=True)).run()
+    assert_same_run(config.output, broken.output)
+
+    trained = load_system(folder, device="cpu")
+    assert isinstance(trained, InstructPix2Pix) and trained.max_stride == 2 and trained.window.ahead
+    weights = trained.unet.conv_in.weight.detach()  # noisy, newest, the one before with its mask, ahead with its mask
+    assert all(float(part.abs().max()) > 0 for part in weights.split([4, 4, 4, 1, 4, 1], dim=1))
+    assert bool(trained.unet.class_embedding.linear_2.weight.any())
+    far = replace(data, frames=replace(frames, offsets=(1, 3)))
+    with pytest.raises(InputError, match="is a stride of 3 frames, and the model was trained with 1 to 2"):
+        Trainer(replace(config, output=config.output.with_name("far"), data=far, own_samples=OwnSamplesConfig()))
+
+
+def test_half_of_the_examples_know_the_frame_ahead(train_config: TrainConfig) -> None:
+    frames = replace(train_config.data.frames, offset_std=0.0, offsets=(1, 2), windows_per_clip=8)
+    system = InstructPix2PixConfig(max_stride=2)
+    config = replace(train_config, system=system, data=replace(train_config.data, frames=frames), batch_size=8)
+    trainer = Trainer(replace(config, conditioning_dropout=0.0))
+    codec, known, strides = trainer.system.codec, [], set()
+    for step in range(8):
+        batch = next(iter(build_loader(trainer.dataset, config, trainer.accelerator, step=step)))
+        inputs = trainer._inputs(batch, step)
+        newest, ahead, mask = inputs.condition["image_latents"].split([4, 4, 1], dim=1)
+        means = codec.sample(batch.raw)  # [8, given, generated, ahead]
+        assert torch.equal(newest, means[:, 0]) and torch.equal(inputs.source_latents, codec.normalize(means[:, 0]))
+        there = mask[:, 0, 0, 0].bool()
+        assert torch.equal(ahead, means[:, 2] * mask) and not (there & ~batch.present[:, 2]).any()
+        assert torch.equal(inputs.condition["stride"], trainer.system.fps / batch.fps)
+        known += there[batch.present[:, 2]].tolist()
+        strides |= set(inputs.condition["stride"].tolist())
+    assert strides == {1.0, 2.0} and 0.25 < sum(known) / len(known) < 0.75 and len(known) > 20
 
 
 def test_what_a_system_is_told_in_training(train_config: TrainConfig) -> None:
