@@ -349,7 +349,7 @@ def _finish(output: Path, setting: str, clips: Sequence[Clip], system: System, r
     manifest = Manifest(
         version=VERSION,
         fingerprint=system.fingerprint,
-        windows=json.loads(json.dumps(asdict(read))),
+        windows=read,
         clips=sum(one.clips for one in shards),
         examples=sum(one.examples for one in shards),
         rates=sorted({rate for one in done.values() for rate in one.get("rates", ())}),

@@ -9,13 +9,12 @@ from any URL that fsspec opens.
 from __future__ import annotations
 
 import io
-import json
 import tarfile
 import time
 from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 from itertools import accumulate
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -65,8 +64,8 @@ class Manifest:
     version: int
     fingerprint: str
     """Of the system that encoded it."""
-    windows: dict[str, Any]
-    """The window, sizes, frames and seed: a `WindowReader` as JSON has it."""
+    windows: WindowReader
+    """The window, sizes, frames and seed."""
     clips: int
     examples: int
     rates: list[float]
@@ -83,7 +82,7 @@ def read_manifest(root: str) -> Manifest:
         values = parse_json(read_bytes(path).decode())
         if not isinstance(values, dict) or values.get("version") != VERSION:
             raise ValueError(f"expected version {VERSION} of a manifest")
-        manifest = dacite.from_dict(Manifest, values, dacite.Config(cast=[tuple]))
+        manifest = dacite.from_dict(Manifest, values, dacite.Config(cast=[tuple, float]))
     except FileNotFoundError as error:
         raise InputError(
             f"{path}: isn't there; expected latents that `contrastive-i2v encode --output` wrote to their end"
@@ -207,12 +206,13 @@ class ShardDataset(Dataset[Example]):
             raise InputError(
                 f"{root}: was encoded with another autoencoder or text encoder than the model's, or another precision"
             )
-        asked, has = json.loads(json.dumps(asdict(read))), self.manifest.windows
-        differ = [name for name in asked if name != "following" and asked[name] != has.get(name)]
-        if read.following > has.get("following", 0):
+        has = self.manifest.windows
+        names = [item.name for item in fields(read)]
+        differ = [name for name in names if name != "following" and getattr(read, name) != getattr(has, name)]
+        if read.following > has.following:
             differ.append("following")
         if differ:
-            said = "; ".join(f"{name}: {has.get(name)}, asked for {asked[name]}" for name in differ)
+            said = "; ".join(f"{name}: {getattr(has, name)}, asked for {getattr(read, name)}" for name in differ)
             raise InputError(f"{root}: was encoded with other options ({said}); give those, or encode again")
         self.open: OrderedDict[int, Shard] = OrderedDict()
         self.held = held * len(self.buckets())

@@ -334,7 +334,8 @@ class Search:
             )
         best = self.along(self.default, "prediction_scale", self.unit, levels=2)  # down to half a unit
         keyed = [self.at(replace(best.sampler, keyframe_stride=stride)) for stride in self.strides_tried()]
-        if (nearest := min([best, *keyed], key=lambda trial: trial.objective)) is not best:
+        nearest = min([best, *keyed], key=lambda trial: trial.objective)
+        if nearest.objective < best.objective - GAIN:
             best = self.along(nearest, "prediction_scale", self.unit / 2, levels=1)
         if self.config.guidance:
             for name in ("guidance_scale", "image_guidance_scale"):

@@ -97,7 +97,7 @@ def test_a_shard_is_of_one_bucket_and_holds_what_the_cache_would(many: list[Clip
         found = sharded[places]  # one batch
         assert sorted(one.flatten().tolist() for one in found.raw) == sorted(map(by_raw, expected[bucket]))
         assert found.raw.shape[1:] == (bucket.frames, 6, bucket.height // 8, bucket.width // 8)
-    with pytest.raises(InputError, match=r"was encoded with other options .buckets: \[\[16, 24\].*asked for \[\]"):
+    with pytest.raises(InputError, match=r"was encoded with other options .buckets: \(\(16, 24\).*asked for \(\)"):
         ShardDataset(str(tmp_path / "shards"), Toy(), reader(Toy(), lengths=(8, 4)), held=1)
 
 
@@ -124,6 +124,17 @@ def test_windows_that_follow_each_other_are_kept(many: list[Clip], tmp_path: Pat
     assert some == dataset.draw_rollouts(8, 4, torch.Generator().manual_seed(0))
     with pytest.raises(InputError, match="following: 3, asked for 4"):
         ShardDataset(str(tmp_path / "shards"), Toy(), reader(Toy(), config=frames, following=4), held=1)
+
+
+def test_shards_from_before_an_option_was_there_have_its_default(many: list[Clip], tmp_path: Path) -> None:
+    write(many, tmp_path, read=reader(Toy()))
+    file = tmp_path / "manifest.json"
+    said = json.loads(file.read_text())
+    del said["windows"]["window"]["ahead"], said["windows"]["config"]["offsets"]
+    file.write_text(json.dumps(said))
+    assert ShardDataset(str(tmp_path), Toy(), reader(Toy()), held=1).windows == reader(Toy())
+    with pytest.raises(InputError, match=r"window: Window\(length=2.*ahead=False.*asked for .*ahead=True"):
+        ShardDataset(str(tmp_path), Toy(), reader(Toy(Window(2, ahead=True))), held=1)
 
 
 @pytest.mark.parametrize("window, downscale", [(Window(2), 1), (Window(3, (0, 1), anchor=True), 1), (Window(2), 2)])
@@ -326,7 +337,7 @@ def test_other_clips_or_settings_are_refused(many: list[Clip], tmp_path: Path) -
     system.fingerprint = "another"
     with pytest.raises(InputError, match="another autoencoder"):
         ShardDataset(str(output), system, reader(system), held=1)
-    with pytest.raises(InputError, match=r"size: \[16, 16\], asked for \[32, 32\]"):
+    with pytest.raises(InputError, match=r"size: \(16, 16\), asked for \(32, 32\)"):
         ShardDataset(str(output), Toy(), reader(Toy(), size=(32, 32)), held=1)
     with pytest.raises(InputError, match="isn't there; expected latents"):
         read_manifest(str(tmp_path))

@@ -31,6 +31,7 @@ from contrastive_i2v.evaluation.calibration import (
 from contrastive_i2v.evaluation.report.calibration import write_page
 from contrastive_i2v.evaluation.videos import ReferenceSet, read_reference_set
 from contrastive_i2v.randomness import draw
+from contrastive_i2v.sampling import rollout
 from contrastive_i2v.system import Sampler, Window
 
 KEEP, SPREAD = 0.9, 0.3
@@ -39,23 +40,39 @@ FRAMES, SHAPE, COUNT = 6, (3, 8, 8), 48
 
 
 class GaussianDenoiser(nn.Module):
-    """The exact prediction of a Gaussian around KEEP times the given frame, times `factor`."""
+    """The exact prediction of a Gaussian around KEEP times the given frame, times `factor`; and, where it is told a
+    stride, of the frame so far after the last one, between that and the frame ahead if there is one, its mean
+    too far out by a share of `excess` in every window."""
 
-    def __init__(self, scheduler: Any, factor: float) -> None:
+    def __init__(self, scheduler: Any, factor: float, excess: float = 0.0) -> None:
         super().__init__()
-        self.factor = nn.Parameter(torch.tensor(factor))
+        self.factor, self.excess = nn.Parameter(torch.tensor(factor)), excess
         self.table = getattr(scheduler, "alphas_cumprod", None)
         self.kind = scheduler.config.get("prediction_type", "flow")
 
-    def forward(self, noisy: Tensor, timesteps: Tensor, given: Tensor) -> Tensor:
+    def forward(
+        self,
+        noisy: Tensor,
+        timesteps: Tensor,
+        given: Tensor,
+        stride: Tensor | None = None,
+        known: Tensor | None = None,
+    ) -> Tensor:
         share = timesteps.view(-1, 1, 1, 1, 1) / 1000
         if self.table is None:
             alpha, sigma = 1 - share, share
         else:
             abar = self.table[timesteps.long()].view(-1, 1, 1, 1, 1)
             alpha, sigma = abar.sqrt(), (1 - abar).sqrt()
-        mean = KEEP * given[:, -1:] * 0.5  # the codec's scale
-        gain = alpha * SPREAD**2 / (alpha**2 * SPREAD**2 + sigma**2)
+        mean, variance = KEEP * given[:, -1:] * 0.5, torch.tensor(SPREAD**2)  # the codec's scale
+        if stride is not None and known is not None:
+            k = KEEP ** stride.view(-1, 1, 1, 1, 1)
+            past, ahead = (frame * 0.5 for frame in given.split(1, dim=1))
+            after = SPREAD**2 * (1 - k**2) / (1 - KEEP**2)
+            there = known.view(-1, 1, 1, 1, 1)
+            mean = torch.where(there, k * (past + ahead) / (1 + k**2), k * past) * (1 + self.excess)
+            variance = torch.where(there, after / (1 + k**2), after)
+        gain = alpha * variance / (alpha**2 * variance + sigma**2)
         clean = mean + gain * (noisy - alpha * mean)
         noise = (noisy - alpha * clean) / sigma
         prediction = {
@@ -80,6 +97,21 @@ class Gaussian(Toy):
 
     def noise(self, shape: Sequence[int], generator: Any, **more: Any) -> Tensor:
         return draw(shape, generator)
+
+
+class Keyed(Gaussian):
+    """Told the stride, with a frame ahead where it is known."""
+
+    def __init__(self, scheduler: Any, excess: float = 0.0) -> None:
+        super().__init__(scheduler)
+        self.window, self.max_stride = Window(2, ahead=True), 4
+        self.network = GaussianDenoiser(scheduler, 1.0, excess)
+
+    def condition(
+        self, given: Tensor, text: Any, *, present: Tensor | None = None, fps: Tensor | None = None, **more: Any
+    ) -> dict[str, Tensor]:
+        assert present is not None
+        return {"given": given, "stride": self.strides(given, fps), "known": present[:, -1]}
 
 
 class TrueClips(Clips):
@@ -127,6 +159,34 @@ def test_a_prediction_that_is_too_small_is_made_as_large_as_it_should_be(kind: s
     chosen = found.run()
     assert chosen.sampler.prediction_scale == pytest.approx(1.08, abs=0.021)
     assert chosen.objective < 0.9
+
+
+@pytest.mark.parametrize("stride", [1, 2, 4])
+def test_keyframes_from_the_exact_conditionals_have_the_truths_distribution(stride: int) -> None:
+    """Those of z_{t+1} = KEEP z_t + SPREAD e after a first frame: KEEP^|i - j| times the earlier one's variance."""
+    system, count = Keyed(SCHEDULERS["flow"]), 60
+    first = torch.randn(count, *SHAPE, generator=torch.Generator().manual_seed(0))
+    sampler = Sampler(steps=100, guidance_scale=1.0, image_guidance_scale=1.0, keyframe_stride=stride)
+    text = system.encode_text([""] * count)
+    video = rollout(system, first / 0.5, text, frames=7, seeds=list(range(count)), sampler=sampler)
+    places = torch.arange(7)
+    noise = (video - KEEP ** places.view(-1, 1, 1, 1) * first[:, None]).transpose(0, 1).flatten(1).double()
+    found = noise @ noise.T / noise.shape[1]  # of 60 x 192 numbers
+    earlier = torch.minimum(places[:, None], places)
+    variance = SPREAD**2 * (1 - KEEP ** (2.0 * earlier)) / (1 - KEEP**2)
+    expected = KEEP ** (places[:, None] - places).abs() * variance
+    torch.testing.assert_close(found, expected.double(), rtol=0, atol=0.04 * float(expected.max()))
+
+
+def test_keyframes_are_chosen_where_every_window_adds_an_error_alone(tmp_path: Path) -> None:
+    for excess, strides in ((0.0, {1}), (0.15, {2, 4})):
+        system, config = Keyed(SCHEDULERS["flow"], excess), CalibrationConfig(steps=(125,))
+        found = Search(TrueClips(system, config), config, tmp_path / f"{excess}", "stamp")
+        assert found.run().sampler.keyframe_stride in strides
+        assert {trial.sampler.keyframe_stride for trial in found.trials.values()} >= {1, 2, 4}
+    plain, _ = search("flow", 1.0, tmp_path / "plain")
+    plain.run()
+    assert {trial.sampler.keyframe_stride for trial in plain.trials.values()} == {1}
 
 
 def test_the_objective_by_hand(tmp_path: Path) -> None:

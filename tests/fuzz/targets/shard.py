@@ -6,16 +6,20 @@ import io
 import json
 import random
 import tarfile
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
 from fuzzing import mutate
 
 from contrastive_i2v.data.cache import CachedClip, pack_clip
+from contrastive_i2v.data.examples import WindowReader
+from contrastive_i2v.data.frames import FramesConfig
 from contrastive_i2v.data.shards import MANIFEST, VERSION, Shard, read_manifest
 from contrastive_i2v.data.types import Clip
 from contrastive_i2v.data.video import VideoInfo
 from contrastive_i2v.errors import InputError
+from contrastive_i2v.system import Window
 
 WORDS = (
     b"[" * 3000, b"[", b"{", b'"', b"null", b"NaN", b"examples", b"moments", b"ustar", b"../", b"-1", b"1e9",
@@ -40,7 +44,8 @@ class Target:
                 tar.addfile(header, io.BytesIO(data))
         shard = {"name": "00000-00000.tar", "bytes": len(file.getvalue()), "clips": 3, "examples": 6}
         shard |= {"bucket": [16, 16, 2], "followed": [3]}
-        manifest = {"version": VERSION, "fingerprint": "a", "windows": {}, "clips": 3, "examples": 6, "rates": [5.0]}
+        read = asdict(WindowReader(Window(2), 1, (16, 16), FramesConfig(), 0))
+        manifest = {"version": VERSION, "fingerprint": "a", "windows": read, "clips": 3, "examples": 6, "rates": [5.0]}
         self.seeds = [
             json.dumps(manifest | {"skipped": [["b.mp4", "why"]], "shards": [shard]}).encode(),
             file.getvalue(),
