@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -28,15 +28,19 @@ class Form:
 
     def apply(self, config: TrainConfig) -> TrainConfig:
         """That training in this form."""
-        config = replace(config, steps=max(1, round(self.share_of_steps * config.steps)))
-        for name, value in self.changes.items():
-            config = _replaced(config, name.split("."), value)
-        return config
+        formed: TrainConfig = _replaced(
+            config, {"steps": max(1, round(self.share_of_steps * config.steps)), **self.changes}
+        )
+        return formed
 
 
-def _replaced(config: Any, path: Sequence[str], value: Any) -> Any:
-    head, *rest = path
-    return replace(config, **{head: _replaced(getattr(config, head), rest, value) if rest else value})
+def _replaced(config: Any, changes: Mapping[str, Any]) -> Any:
+    """With its fields, and those of its parts, changed at once: one without the other may be refused."""
+    whole = {name: value for name, value in changes.items() if "." not in name}
+    for part in dict.fromkeys(name.partition(".")[0] for name in changes if "." in name):
+        inside = {name.partition(".")[2]: value for name, value in changes.items() if name.startswith(f"{part}.")}
+        whole[part] = _replaced(getattr(config, part), inside)
+    return replace(config, **whole)
 
 
 def _form(about: str, loss: LossConfig = _NO_TERM, *, share_of_steps: float = 1.0, **changes: Any) -> Form:
