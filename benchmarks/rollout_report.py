@@ -42,9 +42,11 @@ def device(found: dict[str, Any]) -> str:
         f"At least {GOAL:g}x the frames a second of the pipeline's best in batches of every size, neither error nor "
         f"FVD told apart as worse by more than {ALIKE:.1%}: **{'; '.join(met) or 'no row'}**."
     )
+    keyed = any(row["timed_frames"] != found["timed_frames"] for row in rows)
+    whole = ", with keyframes of a whole video" if keyed else ""
     speed = (
         "Frames a second, pixels included, as median [p20, p80] of rounds in turns; times are those of "
-        f"{found['timed_frames']} new frames. Behind them, over the pipeline's best, round by round."
+        f"{found['timed_frames']} new frames{whole}. Behind them, over the pipeline's best, round by round."
     )
     quality = (
         "Error is the mean squared error of pixels in [-1, 1]. With 95 % intervals over the clips; differences are "
@@ -65,9 +67,10 @@ def meets_goal(row: Row, rows: Sequence[Row]) -> bool:
 
 
 def _ratios(row: Row, rows: Sequence[Row]) -> dict[str, list[float]]:
-    best = next(one for one in rows if one["name"] == BEST)["seconds"]
+    best = next(one for one in rows if one["name"] == BEST)
+    frames = row["timed_frames"] / best["timed_frames"]
     return {
-        batch: [theirs / ours for theirs, ours in zip(best[batch], seconds, strict=True)]
+        batch: [frames * theirs / ours for theirs, ours in zip(best["seconds"][batch], seconds, strict=True)]
         for batch, seconds in row["seconds"].items()
     }
 

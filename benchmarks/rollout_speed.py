@@ -8,7 +8,10 @@ text is encoded once. Its own default is 100 steps at guidance 7.5 and 1.5; its 
 clips from a grid, by the calibration's objective and rule (of what is within 0.02 of the best, the cheapest), which is
 how the rollout's is chosen. Quality is this package's evaluation of the same clips in batches of 16. A time is from the
 given frames' latents to the pixels of some new frames, all rows in turns; frames cost the same wherever they are in a
-video, so few are timed. The same command goes on where it was stopped.
+video, so few are timed, but for keyframes, where it is the whole video. The same command goes on where it was stopped.
+
+`--keyframes MODEL` adds rows of a model that was trained for them, as long as `--model` was on pairs alone; `--rows`
+measures some rows beside the pipeline's best.
 
     WORK/validation, WORK/test    clips that no training has seen
     WORK/calibration, WORK/grid   what was tried on the validation clips
@@ -85,6 +88,11 @@ class Row:
     sampler: Sampler
     dtype: Dtype = "float32"
     compiled: bool = False
+    model: str = MODEL
+
+    def frames(self, size: Size) -> int:
+        """How many new frames are timed."""
+        return size.frames - 1 if self.sampler.keyframe_stride > 1 else size.timed_frames
 
     @property
     def by_pipeline(self) -> bool:
@@ -92,20 +100,20 @@ class Row:
 
     def load(self) -> tuple[System, Make]:
         """A system of its own, whose codec shows the latents, and what makes them."""
-        system = load_system(MODEL, dtype=getattr(torch, self.dtype))
+        system = load_system(self.model, dtype=getattr(torch, self.dtype))
         if self.by_pipeline:
-            return system, pipeline_loop(system, self.sampler)
+            return system, pipeline_loop(system, self.sampler, self.model)
         system = system.compile() if self.compiled else system
         return system, lambda own, text, frames, seeds: rollout(
             system, own, text, frames=frames, seeds=seeds, sampler=self.sampler
         )
 
 
-def pipeline_loop(system: System, sampler: Sampler) -> Make:
+def pipeline_loop(system: System, sampler: Sampler, model: str) -> Make:
     """diffusers' pipeline, frame after frame, on the same weights and from the same noise as `rollout`."""
     from diffusers import StableDiffusionInstructPix2PixPipeline
 
-    pipeline = StableDiffusionInstructPix2PixPipeline.from_pretrained(locate(MODEL))
+    pipeline = StableDiffusionInstructPix2PixPipeline.from_pretrained(locate(model))
     pipeline.to(system.device, torch.float32).set_progress_bar_config(disable=True)
     null = system.encode_text([""])["prompt_embeds"]
 
@@ -144,9 +152,11 @@ def generator(row: Row) -> Generator:
 class PipelineClips(Clips):
     """Held-out clips, as the pipeline rolls them out."""
 
+    model = MODEL
+
     @torch.no_grad()
     def generate(self, sampler: Sampler) -> Tensor:
-        make, size, parts = pipeline_loop(self.system, sampler), self.config.batch_size, []
+        make, size, parts = pipeline_loop(self.system, sampler, self.model), self.config.batch_size, []
         for start in range(0, len(self.own), size):
             rows = slice(start, start + size)
             text = {name: value[rows] for name, value in self.text.items()}
@@ -155,13 +165,18 @@ class PipelineClips(Clips):
         return torch.cat(parts)
 
 
-def choose(work: Path, reference: ReferenceSet, size: Size) -> tuple[Sampler, Sampler]:
-    """The rollout's calibrated setting, and the pipeline's best of the grid."""
-    config, system = CalibrationConfig(batch_size=16), load_system(MODEL)
-    found, _ = calibrate(system, reference, config, folder=work / "calibration")
-    search = Search(
-        PipelineClips(system, reference, config), config, work / "grid", stamp_of(system, reference, config)
-    )
+def choose_rollout(folder: Path, model: str, reference: ReferenceSet) -> Sampler:
+    """The rollout's calibrated setting."""
+    config, system = CalibrationConfig(batch_size=16), load_system(model)
+    return calibrate(system, reference, config, folder=folder)[0].chosen.sampler
+
+
+def choose_pipeline(folder: Path, model: str, reference: ReferenceSet, size: Size) -> Sampler:
+    """The pipeline's best of the grid."""
+    config, system = CalibrationConfig(batch_size=16), load_system(model)
+    clips = PipelineClips(system, reference, config)
+    clips.model = model
+    search = Search(clips, config, folder, stamp_of(system, reference, config))
     search.default = search.at(search.base)
     grid = [
         Sampler(steps=steps, guidance_scale=text, image_guidance_scale=image)
@@ -170,7 +185,7 @@ def choose(work: Path, reference: ReferenceSet, size: Size) -> tuple[Sampler, Sa
     trials = [search.at(sampler) for sampler in tqdm(grid, desc="the pipeline's grid", unit="setting")]
     enough = min(trial.objective for trial in trials) + TOLERANCE
     best = min((t for t in trials if t.objective <= enough), key=lambda t: (network_rows(t.sampler), t.objective))
-    return found.chosen.sampler, best.sampler
+    return best.sampler
 
 
 def network_rows(sampler: Sampler) -> int:
@@ -178,14 +193,16 @@ def network_rows(sampler: Sampler) -> int:
     return sampler.steps * (3 if sampler.guidance_scale > 1 else 1)
 
 
-def rows_of(calibrated: Sampler, best: Sampler, size: Size) -> list[Row]:
+def rows_of(calibrated: Sampler, best: Sampler, size: Size, model: str, keyed: tuple[str, Sampler] | None) -> list[Row]:
     """What is compared."""
-    own = replace(load_system(MODEL, device="cpu").sampler, steps=8, prediction_scale=1.0, prediction_slope=0.0)
+    own = replace(load_system(model, device="cpu").sampler, steps=8, prediction_scale=1.0, prediction_slope=0.0)
     guided = replace(own, guidance_scale=1.5, image_guidance_scale=1.5)
-    return [
+    alike = "rollout, as the pipeline's best"
+    rows = [
         Row(name=DEFAULT, sampler=Sampler(steps=size.default_steps, guidance_scale=7.5, image_guidance_scale=1.5)),
         Row(name=BEST, sampler=best),
-        Row(name="rollout, as the pipeline's best", sampler=best),
+        Row(name=alike, sampler=best),
+        Row(name=f"{alike}, compiled, bfloat16", sampler=best, dtype="bfloat16", compiled=True),
         Row(name="rollout, 8 steps", sampler=own),
         Row(name=CALIBRATED, sampler=calibrated),
         Row(name=f"{CALIBRATED}, compiled", sampler=calibrated, compiled=True),
@@ -194,6 +211,11 @@ def rows_of(calibrated: Sampler, best: Sampler, size: Size) -> list[Row]:
         Row(name="rollout, 8 steps, guidance 1.5", sampler=guided),
         Row(name="rollout, 8 steps, guidance 1.5 in an interval", sampler=replace(guided, guidance_interval=INTERVAL)),
     ]
+    rows = [replace(row, model=model) for row in rows]
+    if keyed is not None:
+        row = Row(name="keyframes, calibrated", sampler=keyed[1], model=keyed[0])
+        rows += [row, replace(row, name=f"{row.name}, compiled, bfloat16", dtype="bfloat16", compiled=True)]
+    return rows
 
 
 def judge(work: Path, rows: Sequence[Row], reference: ReferenceSet, batch: int) -> Report:
@@ -232,10 +254,10 @@ def clock(work: Path, rows: Sequence[Row], reference: ReferenceSet, size: Size) 
             continue
         torch.compiler.reset()  # or the second batch would be compiled for any size, and be slower
         runs = {row.name: timed(row, reference, batch) for row in rows}
-        for run in tqdm(runs.values(), desc=f"warming up, batch {batch}", unit="row"):
-            run(1)
+        for row in tqdm(rows, desc=f"warming up, batch {batch}", unit="row"):
+            runs[row.name](row.frames(size) if row.sampler.keyframe_stride > 1 else 1)
         for _ in tqdm(range(done, size.rounds), desc=f"timing, batch {batch}", unit="round"):
-            seconds = {name: run(size.timed_frames) for name, run in runs.items()}
+            seconds = {row.name: runs[row.name](row.frames(size)) for row in rows}
             for name, taken in seconds.items():
                 times[name].append(taken)
             write_whole(file, lambda part: part.write_text(json.dumps(found), encoding="utf-8"))
@@ -288,7 +310,7 @@ def results(
             "setting": str(row.sampler),
             "error at": {str(k): curve[k] for k in shown},
             "quality": quality,
-            "timed_frames": size.timed_frames,
+            "timed_frames": row.frames(size),
             "seconds": {batch: seconds[row.name] for batch, seconds in times.items()},
         }
 
@@ -312,22 +334,36 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )  # fmt: skip
     parser.add_argument("work", type=Path)
     parser.add_argument("--clips", type=int, help="held-out clips; None = 64")
+    parser.add_argument("--model", default=MODEL, help="a plain InstructPix2Pix that the pipeline opens")
+    parser.add_argument("--keyframes", help="a model that was trained for keyframes")
+    parser.add_argument("--steps", type=int, nargs="+", help="of the pipeline's grid; None = 1, 2, 4, 8, 20")
+    parser.add_argument("--rows", nargs="+", help="names of rows; None = all")
     parser.add_argument("--quick", action="store_true", help="a few clips, steps and frames: does it work?")
     parser.add_argument(
         "--json", type=Path, help="None = benchmarks/results/rollout/DEVICE.json, quick WORK/quick.json"
     )
     options = parser.parse_args(arguments)
     size = QUICK if options.quick else Size()
-    size = replace(size, clips=options.clips or size.clips)
+    size = replace(size, clips=options.clips or size.clips, steps=tuple(options.steps or size.steps))
     sets = {"validation": (VALIDATION_SEED, size.validation), "test": (TEST_SEED, size.clips)}
     references = {}
     for name, (seed, clips) in sets.items():
         make_shapes(options.work / name, ShapesConfig(train_clips=0, test_clips=clips, seed=seed))
         references[name] = read_reference_set(
-            options.work / name / "test", frames=size.frames, resolution=load_system(MODEL).size, limit=clips
+            options.work / name / "test", frames=size.frames, resolution=load_system(options.model).size, limit=clips
         )
-    calibrated, best = choose(options.work, references["validation"], size)
-    rows = rows_of(calibrated, best, size)
+    validation = references["validation"]
+    calibrated = choose_rollout(options.work / "calibration", options.model, validation)
+    best = choose_pipeline(options.work / "grid", options.model, validation, size)
+    keyed = None
+    if options.keyframes:
+        sampler = choose_rollout(options.work / "calibration-keyframes", options.keyframes, validation)
+        keyed = options.keyframes, sampler
+    rows = rows_of(calibrated, best, size, options.model, keyed)
+    if options.rows:
+        if unknown := set(options.rows) - {row.name for row in rows}:
+            parser.error(f"--rows: {min(unknown)!r} is none of {', '.join(row.name for row in rows)}")
+        rows = [row for row in rows if row.name == BEST or row.name in options.rows]
     report = judge(options.work, rows, references["test"], max(size.batches))
     found = results(report, rows, clock(options.work, rows, references["test"], size), size)
     device = environment.slug(found["about"]["device"]["name"])

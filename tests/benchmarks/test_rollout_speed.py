@@ -10,9 +10,10 @@ import pytest
 import torch
 
 from benchmarks import rollout_report, rollout_speed
-from benchmarks.rollout_speed import pipeline_loop
+from benchmarks.rollout_speed import MODEL, pipeline_loop
 from contrastive_i2v.evaluation.suite import Networks
 from contrastive_i2v.models import load_system
+from contrastive_i2v.models.instruct_pix2pix import InstructPix2PixConfig
 from contrastive_i2v.randomness import seeded
 from contrastive_i2v.sampling import rollout
 from contrastive_i2v.system import Sampler, System
@@ -26,7 +27,7 @@ SMALLEST = rollout_speed.Size(
 def test_the_pipeline_makes_the_rollout_s_frames(guidance: float) -> None:
     system, sampler = load_system("tiny"), Sampler(steps=2, guidance_scale=guidance, image_guidance_scale=guidance)
     own, text = torch.randn(2, 4, 16, 16, generator=seeded(0)), system.encode_text(["a red star moves up", "a ring"])
-    made = pipeline_loop(system, sampler)(own, text, 3, [3, 4])
+    made = pipeline_loop(system, sampler, MODEL)(own, text, 3, [3, 4])
     ours = rollout(system, own, text, frames=3, seeds=[3, 4], sampler=sampler)
     torch.testing.assert_close(made, ours, atol=1e-4, rtol=1e-4)
 
@@ -38,11 +39,13 @@ def test_a_run_is_taken_up_again_and_makes_the_page(tmp_path: Path, monkeypatch:
     monkeypatch.setattr(rollout_speed, "available_networks", lambda *about, **more: Networks())
     monkeypatch.setattr(rollout_speed, "QUICK", SMALLEST)
     monkeypatch.setattr(rollout_speed, "GUIDANCE", rollout_speed.GUIDANCE[:1])
+    load_system("tiny", InstructPix2PixConfig(max_stride=2)).save(tmp_path / "keyed")
     command = [str(tmp_path), "--quick", "--json", str(tmp_path / "results" / "one.json")]
+    command += ["--keyframes", str(tmp_path / "keyed")]
     rollout_speed.main(command)
     found = json.loads((tmp_path / "results" / "one.json").read_text())
     rows = {row["name"]: row for row in found["rows"]}
-    assert len(rows) == 10 and len(compiled) == 2 * (1 + len(SMALLEST.batches))
+    assert len(rows) == 13 and len(compiled) == 4 * (1 + len(SMALLEST.batches))
     errors = {name: row["quality"]["frame_mse"] for name, row in rows.items()}
     best, same = errors[rollout_speed.BEST], errors["rollout, as the pipeline's best"]
     assert same["value"] == pytest.approx(best["value"], rel=1e-3)  # the same noise, weights and steps: the same videos
@@ -55,6 +58,9 @@ def test_a_run_is_taken_up_again_and_makes_the_page(tmp_path: Path, monkeypatch:
     rollout_speed.main(command)
     assert (tmp_path / "times.json").read_bytes() == kept
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.safetensors")} == made
+    rollout_speed.main([*command, "--rows", "keyframes, calibrated", "--json", str(tmp_path / "two.json")])
+    named = [one["name"] for one in json.loads((tmp_path / "two.json").read_text())["rows"]]
+    assert named == [rollout_speed.BEST, "keyframes, calibrated"]
     page = rollout_report.performance(tmp_path / "results")
     assert page.count("| rollout, calibrated, bfloat16 |") == 2 and "3 clips" in page
 
@@ -81,6 +87,9 @@ def test_the_goal_wants_speed_and_quality(tmp_path: Path) -> None:
     rows[1]["seconds"]["1"] = [1.2] * 3
     assert [one["name"] for one in rows if rollout_report.meets_goal(one, rows)] == ["fast", "rounded"]
     about = {"device": {"name": "Some CPU"}, "versions": {"torch": "2", "diffusers": "0.4"}, "commit": "", "date": ""}
+    whole = {**rows[1], "timed_frames": 15, "seconds": {"1": [6.0] * 3, "16": [2.0] * 3}}  # five times the frames
+    assert rollout_report.meets_goal(whole, rows)
+    assert not rollout_report.meets_goal({**whole, "seconds": {"1": [6.0] * 3, "16": [2.6] * 3}}, rows)
     text = {"about": about, "rows": rows, "clips": 64, "validation": 32, "timed_frames": 3}
     (tmp_path / "one.json").write_text(json.dumps(text))
     page = rollout_report.performance(tmp_path)
