@@ -46,7 +46,7 @@ class ClipsOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class Options(CalibrationConfig):
-    """Choose a model's steps, guidance and scale of the prediction by rollouts of held-out clips. No training.
+    """Choose a model's steps, guidance, keyframes and scale of the prediction by rollouts of held-out clips.
 
     The model's folder keeps the result as its sampler's defaults: sample, evaluate, previews and the pipeline use them.
     The same command goes on where it was stopped. Under torchrun or accelerate launch, every process makes the rollouts

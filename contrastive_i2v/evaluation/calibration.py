@@ -11,8 +11,9 @@ Every setting that is tried makes rollouts of the same clips with the same noise
 and the objective is `share E / E_0 + (1 - share) F / F_0`, with E_0 and F_0 of the model at a prediction scale of 1,
 without keyframes. A setting whose motion is farther from the truth's than a factor 1.15, and farther than at that
 scale, has no objective: a still or a flickering video doesn't win. The search goes along one number at a time from
-coarse to fine. Of settings within 0.02 of the best the one of the fewest steps is chosen; and no slope, or a scale of
-1, where that is as good or where the interval over clips doesn't tell it apart.
+coarse to fine. Of settings within 0.02 of the best the one of the fewest steps is chosen, and of these that of the
+nearest keyframes; and no slope, or a scale of 1, where that is as good or where the interval over clips doesn't tell it
+apart.
 
 Of several processes (torchrun, accelerate launch) each makes the rollouts of its share of the clips, in the batches of
 one process where there is a batch for each, and all go through the same search, on what they measured together.
@@ -333,10 +334,6 @@ class Search:
                 "the model's own rollouts hold NaN or infinity; check its weights, or sample in float32"
             )
         best = self.along(self.default, "prediction_scale", self.unit, levels=2)  # down to half a unit
-        keyed = [self.at(replace(best.sampler, keyframe_stride=stride)) for stride in self.strides_tried()]
-        nearest = min([best, *keyed], key=lambda trial: trial.objective)
-        if nearest.objective < best.objective - GAIN:
-            best = self.along(nearest, "prediction_scale", self.unit / 2, levels=1)
         if self.config.guidance:
             for name in ("guidance_scale", "image_guidance_scale"):
                 if (scale := getattr(self.base, name)) != 1:
@@ -345,8 +342,14 @@ class Search:
         for steps in self.steps_tried():
             start = self.at(replace(found[-1].sampler, steps=steps))
             found.append(self.along(start, "prediction_scale", self.unit / 2, levels=1))
+        # at every number of steps: with many of them frames between keyframes may move too much
+        strides = self.strides_tried()
+        found += [self.at(replace(trial.sampler, keyframe_stride=stride)) for trial in found for stride in strides]
         least = min(trial.objective for trial in found)
-        best = next(trial for trial in found[::-1] if trial.objective <= least + TOLERANCE)
+        enough = [trial for trial in found if trial.objective <= least + TOLERANCE]
+        best = min(enough, key=lambda trial: (trial.sampler.steps, trial.sampler.keyframe_stride))
+        if best.sampler.keyframe_stride > 1:
+            best = self.along(best, "prediction_scale", self.unit / 2, levels=1)
         best = self.along(best, "prediction_slope", 4 * self.unit, levels=1)
         straight = replace(best.sampler, prediction_slope=0.0)
         simpler = [self.at(replace(straight, prediction_scale=1.0)), self.at(straight)]
