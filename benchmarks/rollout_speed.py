@@ -213,8 +213,10 @@ def rows_of(calibrated: Sampler, best: Sampler, size: Size, model: str, keyed: t
     ]
     rows = [replace(row, model=model) for row in rows]
     if keyed is not None:
-        row = Row(name="keyframes, calibrated", sampler=keyed[1], model=keyed[0])
-        rows += [row, replace(row, name=f"{row.name}, compiled, bfloat16", dtype="bfloat16", compiled=True)]
+        few = replace(keyed[1], steps=best.steps)
+        for name, sampler in (("keyframes, calibrated", keyed[1]), ("keyframes, as many steps as the pipeline", few)):
+            row = Row(name=name, sampler=sampler, model=keyed[0])
+            rows += [row, replace(row, name=f"{name}, compiled, bfloat16", dtype="bfloat16", compiled=True)]
     return rows
 
 

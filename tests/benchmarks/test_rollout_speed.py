@@ -45,7 +45,7 @@ def test_a_run_is_taken_up_again_and_makes_the_page(tmp_path: Path, monkeypatch:
     rollout_speed.main(command)
     found = json.loads((tmp_path / "results" / "one.json").read_text())
     rows = {row["name"]: row for row in found["rows"]}
-    assert len(rows) == 13 and len(compiled) == 4 * (1 + len(SMALLEST.batches))
+    assert len(rows) == 15 and len(compiled) == 5 * (1 + len(SMALLEST.batches))
     errors = {name: row["quality"]["frame_mse"] for name, row in rows.items()}
     best, same = errors[rollout_speed.BEST], errors["rollout, as the pipeline's best"]
     assert same["value"] == pytest.approx(best["value"], rel=1e-3)  # the same noise, weights and steps: the same videos
