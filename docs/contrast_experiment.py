@@ -1,4 +1,4 @@
-"""The contrastive term and the calibration, from three starts on three kinds of footage: the tables of docs/results.md.
+"""The contrastive term, calibration and keyframes, from three starts on three kinds of footage, for docs/results.md.
 
 `python -m docs.contrast_experiment FOLDER` runs what FOLDER doesn't hold yet (hours), puts its cells into contrast.json
 and writes the tables of all cells there; with `--tables` it runs nothing.
@@ -48,6 +48,8 @@ OTHERS = {
 }
 STEPS = (30, 100)
 """Shorter trainings from the text-to-image base, beside its 300 steps: who learns to use the condition first?"""
+KEYFRAMES = ("--steps", "2000", "--learning-rate", "1e-3", "--condition-noise", "0", "--train-clips", "800")
+"""A longer training: jumps of several frames take the packaged model some thousand steps to learn."""
 SHOWN = ("Frame MSE, frame 1", "Frame MSE, frame 8", "Frame MSE, frame 15", "FVD", "Motion ratio")
 EXTRA = ("Caption holds", "Last frame's shape, plain walls", "Mode coverage")
 
@@ -74,19 +76,26 @@ def run_all(root: Path) -> None:
         folder = root / f"text-to-image-shapes-{steps}"
         for part in ("clips", "runs/start"):  # the same base
             shutil.copytree(root / "text-to-image-shapes" / part, folder / part, dirs_exist_ok=True)
-        experiment(root, "text-to-image", "shapes", LIVING, SEEDS, steps)
+        experiment(root, "text-to-image", "shapes", LIVING, SEEDS, str(steps), ("--steps", str(steps)))
+    experiment(root, "packaged", "shapes", ("baseline", "keyframes"), SEEDS, "keyframes", KEYFRAMES)
+    experiment(root, "weak", "shapes", ("keyframes",), SEEDS)
     for (start, footage), forms in OTHERS.items():
         experiment(root, start, footage, forms, SEEDS)
 
 
 def experiment(
-    root: Path, start: str, footage: str, forms: tuple[str, ...], seeds: tuple[str, ...], steps: int | None = None
+    root: Path,
+    start: str,
+    footage: str,
+    forms: tuple[str, ...],
+    seeds: tuple[str, ...],
+    name: str = "",
+    more: tuple[str, ...] = (),
 ) -> None:
-    folder = root / f"{start}-{footage}{f'-{steps}' if steps else ''}"
+    folder = root / f"{start}-{footage}{f'-{name}' if name else ''}"
     options = ["--start", start, "--footage", footage, "--light", "--output", str(folder)]
     options += ["--samples", "3"] if footage == "open" else []
-    options += ["--steps", str(steps)] if steps else []
-    if status := command(["experiment", *options, "--forms", *forms, "--seeds", *seeds]):
+    if status := command(["experiment", *options, *more, "--forms", *forms, "--seeds", *seeds]):
         sys.exit(status)
 
 
