@@ -48,8 +48,9 @@ from contrastive_i2v.files import write_whole
 from contrastive_i2v.models import load_system
 from contrastive_i2v.models.loading import locate
 from contrastive_i2v.randomness import frame_generator
+from contrastive_i2v.sampler import Sampler
 from contrastive_i2v.sampling import rollout
-from contrastive_i2v.system import Dtype, Sampler, System, Text
+from contrastive_i2v.system import Dtype, System, Text
 
 MODEL = "tiny"
 DEFAULT, BEST, CALIBRATED = "pipeline, defaults", rollout_report.BEST, "rollout, calibrated"

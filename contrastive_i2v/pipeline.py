@@ -19,8 +19,9 @@ from contrastive_i2v.data.video import check_rate, resize_frames, to_uint8, writ
 from contrastive_i2v.errors import InputError
 from contrastive_i2v.models import load_system
 from contrastive_i2v.models.offloading import Level, offload_groups
+from contrastive_i2v.sampler import Sampler, SamplerOptions
 from contrastive_i2v.sampling.rollout import first_frames, rollout
-from contrastive_i2v.system import Dtypes, Sampler, SamplerOptions, System, Text, default_device
+from contrastive_i2v.system import Dtypes, System, Text, default_device
 
 OutputType = Literal["pil", "np", "pt", "latent"]
 ImageInput: TypeAlias = "Image.Image | np.ndarray[Any, Any] | Tensor"

@@ -157,7 +157,7 @@ def test_a_generator_decides_and_moves_on(
 
 
 def test_the_model_s_own_sampler_is_the_default(pipeline_folder: Path, image: Image.Image) -> None:
-    from contrastive_i2v.system import Sampler
+    from contrastive_i2v.sampler import Sampler
 
     pipeline = ImageToVideoPipeline.from_pretrained(pipeline_folder)
     pipeline.set_progress_bar_config(disable=True)

@@ -13,7 +13,8 @@ from contrastive_i2v.errors import InputError
 from contrastive_i2v.evaluation.calibration import CALIBRATION
 from contrastive_i2v.models import load_system
 from contrastive_i2v.models.loading import TINY
-from contrastive_i2v.system import Sampler, SamplerOptions, System, Window
+from contrastive_i2v.sampler import Sampler, SamplerOptions
+from contrastive_i2v.system import System, Window
 
 
 @pytest.mark.parametrize(("length", "given"), [(2, (0, 1)), (3, (1, 0)), (3, (0, 0)), (3, (3,)), (3, (-1,)), (0, ())])

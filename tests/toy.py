@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from contrastive_i2v.randomness import draw
-from contrastive_i2v.system import Condition, Sampler, System, SystemConfig, Text, Window, dropped
+from contrastive_i2v.sampler import Sampler
+from contrastive_i2v.system import Condition, System, SystemConfig, Text, Window, dropped
 
 NOISE = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
 

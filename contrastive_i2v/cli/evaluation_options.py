@@ -8,7 +8,8 @@ from pathlib import Path
 from contrastive_i2v.data.sources import SourceConfig
 from contrastive_i2v.data.video import as_size
 from contrastive_i2v.errors import InputError, check_fields
-from contrastive_i2v.system import Dtype, SamplerOptions
+from contrastive_i2v.sampler import SamplerOptions
+from contrastive_i2v.system import Dtype
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,7 +19,8 @@ from contrastive_i2v.data.images import read_image
 from contrastive_i2v.data.video import VIDEO_EXTENSIONS, as_size, check_rate, read_frames
 from contrastive_i2v.errors import InputError, check_fields
 from contrastive_i2v.files import locked_folder
-from contrastive_i2v.system import Dtype, SamplerOptions, default_device
+from contrastive_i2v.sampler import SamplerOptions
+from contrastive_i2v.system import Dtype, default_device
 
 SCHEDULERS = {
     "ddim": "DDIMScheduler",

@@ -18,7 +18,8 @@ from contrastive_i2v.evaluation.extractors.loading import load_flow, load_image_
 from contrastive_i2v.evaluation.results import Report, Training
 from contrastive_i2v.evaluation.suite import Known, Networks, evaluate
 from contrastive_i2v.models import load_system
-from contrastive_i2v.system import SamplerOptions, System, default_device
+from contrastive_i2v.sampler import SamplerOptions
+from contrastive_i2v.system import System, default_device
 from contrastive_i2v.training.config import TrainConfig, differences, load_config, save_config
 from contrastive_i2v.training.forms import BASELINE, FORMS
 from contrastive_i2v.training.logs import read_log

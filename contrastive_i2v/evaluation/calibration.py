@@ -48,8 +48,9 @@ from contrastive_i2v.evaluation.videos import ReferenceSet, read_true_frames
 from contrastive_i2v.files import digest, parse_json
 from contrastive_i2v.processes import process_state
 from contrastive_i2v.randomness import seeded
+from contrastive_i2v.sampler import Sampler
 from contrastive_i2v.sampling import fill_in, guidance_branches, rollout
-from contrastive_i2v.system import Sampler, System
+from contrastive_i2v.system import System
 
 CALIBRATION = "calibration.json"
 """Beside a model's system.json: what its sampler was chosen among."""

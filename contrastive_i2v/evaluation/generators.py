@@ -37,8 +37,9 @@ from contrastive_i2v.evaluation.videos import (
     read_true_frames,
 )
 from contrastive_i2v.files import digest, file_hash, parse_json
+from contrastive_i2v.sampler import Sampler
 from contrastive_i2v.sampling import rollout
-from contrastive_i2v.system import Sampler, System
+from contrastive_i2v.system import System
 
 MAX_NAME = 200
 """Bytes of a method's name; file systems allow 255 for a name."""

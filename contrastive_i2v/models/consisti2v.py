@@ -45,7 +45,8 @@ from contrastive_i2v.models.temporal import (
     spatial_layers,
 )
 from contrastive_i2v.randomness import draw
-from contrastive_i2v.system import Condition, ImageEmbeds, Sampler, SystemConfig, Text, Window
+from contrastive_i2v.sampler import Sampler
+from contrastive_i2v.system import Condition, ImageEmbeds, SystemConfig, Text, Window
 
 
 @dataclass(frozen=True, kw_only=True)

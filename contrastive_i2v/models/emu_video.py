@@ -31,7 +31,8 @@ from contrastive_i2v.models.stable_diffusion import (
     load_temporal,
 )
 from contrastive_i2v.models.temporal import Kind, TemporalLayers, VideoUNet, check_heads, spatial_layers
-from contrastive_i2v.system import Condition, ImageEmbeds, Sampler, SystemConfig, Text, Window, dropped
+from contrastive_i2v.sampler import Sampler
+from contrastive_i2v.system import Condition, ImageEmbeds, SystemConfig, Text, Window, dropped
 
 Task = Literal["image", "video", "interpolation"]
 

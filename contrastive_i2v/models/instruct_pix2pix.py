@@ -34,7 +34,8 @@ from contrastive_i2v.models.stable_diffusion import (
     load_parts,
     load_scheduler,
 )
-from contrastive_i2v.system import Condition, ImageEmbeds, Sampler, SystemConfig, Text, Window, dropped
+from contrastive_i2v.sampler import Sampler
+from contrastive_i2v.system import Condition, ImageEmbeds, SystemConfig, Text, Window, dropped
 
 MOST_PAST_FRAMES = 16
 LEVEL_SCALE = 1000.0

@@ -36,7 +36,8 @@ from contrastive_i2v.models.video_transformer import (
     load_parts,
     tiny_tokenizer,
 )
-from contrastive_i2v.system import Condition, ImageEmbeds, Sampler, SystemConfig, Text
+from contrastive_i2v.sampler import Sampler
+from contrastive_i2v.system import Condition, ImageEmbeds, SystemConfig, Text
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -28,7 +28,8 @@ from contrastive_i2v.models.loading import (
     variants,
 )
 from contrastive_i2v.models.temporal import TemporalLayers, VideoUNet
-from contrastive_i2v.system import Condition, Sampler, System, Text, dropped
+from contrastive_i2v.sampler import Sampler
+from contrastive_i2v.system import Condition, System, Text, dropped
 
 
 class Parts(NamedTuple):

@@ -18,7 +18,7 @@ from transformers import CLIPTextConfig, CLIPTokenizer
 from contrastive_i2v.models.instruct_pix2pix import PLAIN, InstructPix2Pix
 from contrastive_i2v.models.loading import TINY
 from contrastive_i2v.models.stable_diffusion import Parts
-from contrastive_i2v.system import Sampler
+from contrastive_i2v.sampler import Sampler
 
 RESOLUTION = 64
 PROMPT_LENGTH = 32

@@ -23,7 +23,8 @@ from contrastive_i2v.errors import InputError, check_fields
 from contrastive_i2v.models.autoencoder import device_of, like
 from contrastive_i2v.models.history import drop_history, noise_history
 from contrastive_i2v.models.loading import hash_tensor, load_tokenizer, load_weights, read_object, save_pipeline
-from contrastive_i2v.system import Condition, Dtype, ImageEmbeds, Sampler, System, SystemConfig, Text, Window, dropped
+from contrastive_i2v.sampler import Sampler
+from contrastive_i2v.system import Condition, Dtype, ImageEmbeds, System, SystemConfig, Text, Window, dropped
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -38,7 +38,8 @@ from contrastive_i2v.models.video_transformer import (
     load_parts,
     tiny_tokenizer,
 )
-from contrastive_i2v.system import Condition, ImageEmbeds, Sampler, Size, System, SystemConfig, Text, dropped
+from contrastive_i2v.sampler import Sampler
+from contrastive_i2v.system import Condition, ImageEmbeds, Size, System, SystemConfig, Text, dropped
 
 ImageCondition = Literal["channels", "clean-latent"]
 

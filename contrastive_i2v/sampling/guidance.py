@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from contrastive_i2v.ops.guided_step import guidance_branches
-from contrastive_i2v.system import Condition, Sampler, System, Text
+from contrastive_i2v.sampler import Sampler
+from contrastive_i2v.system import Condition, System, Text
 
 
 def three_way_guidance(

@@ -19,9 +19,10 @@ from torch import Tensor, nn
 from contrastive_i2v.errors import InputError
 from contrastive_i2v.ops.guided_step import guided_step
 from contrastive_i2v.randomness import frame_generator
+from contrastive_i2v.sampler import Sampler
 from contrastive_i2v.sampling.guidance import Guidance, guidance_by_step, guided_prediction
 from contrastive_i2v.sampling.linear_steps import LinearSteps, linear_steps
-from contrastive_i2v.system import Sampler, Size, System, Text, Window, split_noise
+from contrastive_i2v.system import Size, System, Text, Window, split_noise
 
 
 @torch.no_grad()

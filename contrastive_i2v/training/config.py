@@ -20,7 +20,8 @@ from contrastive_i2v.files import write_whole
 from contrastive_i2v.models import parse_config
 from contrastive_i2v.models.instruct_pix2pix import InstructPix2PixConfig
 from contrastive_i2v.models.lora import AdapterConfig
-from contrastive_i2v.system import SamplerOptions, SystemConfig
+from contrastive_i2v.sampler import SamplerOptions
+from contrastive_i2v.system import SystemConfig
 from contrastive_i2v.training.scores import Condition
 
 T = TypeVar("T")

@@ -15,7 +15,8 @@ from contrastive_i2v.data.shapes import ShapesConfig, make_shapes
 from contrastive_i2v.data.sources.folder import read_folder
 from contrastive_i2v.models.ltx_video import PUBLISHED, LTXVideo, tiny_parts
 from contrastive_i2v.models.video_transformer import tiny_tokenizer
-from contrastive_i2v.system import DESCRIPTION, Sampler
+from contrastive_i2v.sampler import Sampler
+from contrastive_i2v.system import DESCRIPTION
 from contrastive_i2v.training.pretrain import load_frames, train_video_autoencoder
 
 SIZE = 64

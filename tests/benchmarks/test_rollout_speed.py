@@ -15,8 +15,9 @@ from contrastive_i2v.evaluation.suite import Networks
 from contrastive_i2v.models import load_system
 from contrastive_i2v.models.instruct_pix2pix import InstructPix2PixConfig
 from contrastive_i2v.randomness import seeded
+from contrastive_i2v.sampler import Sampler
 from contrastive_i2v.sampling import rollout
-from contrastive_i2v.system import Sampler, System
+from contrastive_i2v.system import System
 
 SMALLEST = rollout_speed.Size(
     clips=3, validation=3, frames=3, steps=(2,), default_steps=2, timed_frames=1, batches=(1, 3), rounds=1

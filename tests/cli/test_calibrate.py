@@ -19,7 +19,7 @@ from contrastive_i2v.evaluation import calibration
 from contrastive_i2v.evaluation.calibration import read_default
 from contrastive_i2v.models import load_system
 from contrastive_i2v.pipeline import ImageToVideoPipeline
-from contrastive_i2v.system import Sampler
+from contrastive_i2v.sampler import Sampler
 
 BEFORE = Sampler(steps=2, guidance_scale=1.0, image_guidance_scale=1.0)
 

@@ -30,7 +30,8 @@ from contrastive_i2v.evaluation.results import (
     load_report,
 )
 from contrastive_i2v.models import load_system
-from contrastive_i2v.system import Sampler, System
+from contrastive_i2v.sampler import Sampler
+from contrastive_i2v.system import System
 
 FAST = ["--frames", "4", "--steps", "2", "--guidance-scale", "1", "--image-guidance-scale", "1"]
 

@@ -17,7 +17,7 @@ from contrastive_i2v.cli.main import main
 from contrastive_i2v.errors import InputError
 from contrastive_i2v.evaluation.results import load_report
 from contrastive_i2v.models import load_system, read_description
-from contrastive_i2v.system import Sampler
+from contrastive_i2v.sampler import Sampler
 from contrastive_i2v.training.config import OptimizerConfig, TrainConfig, load_config, save_config
 
 ONCE = ["--steps", "1", "--guidance-scale", "1", "--image-guidance-scale", "1"]

@@ -48,8 +48,8 @@ def test_a_prompt_alone_makes_the_image_first(folders: dict[str, Path], tmp_path
     assert all(video.shape == (6, 4, 16, 16) and bool(video.isfinite().all()) for video in videos)
     system = load_system(folders["video"], device="cpu")
     text = system.encode_text(["a red ball rolls", "a ball"])
+    from contrastive_i2v.sampler import Sampler
     from contrastive_i2v.sampling import first_frames
-    from contrastive_i2v.system import Sampler
 
     one = Sampler(steps=1, guidance_scale=1.0, image_guidance_scale=1.0)
     alone = first_frames(system, text, size=(64, 64), seeds=[0, 1], sampler=one)

@@ -31,8 +31,9 @@ from contrastive_i2v.evaluation.calibration import (
 from contrastive_i2v.evaluation.report.calibration import write_page
 from contrastive_i2v.evaluation.videos import ReferenceSet, read_reference_set
 from contrastive_i2v.randomness import draw
+from contrastive_i2v.sampler import Sampler
 from contrastive_i2v.sampling import rollout
-from contrastive_i2v.system import Sampler, Window
+from contrastive_i2v.system import Window
 
 KEEP, SPREAD = 0.9, 0.3
 """The truth of these tests: z_{t+1} = KEEP z_t + SPREAD e."""

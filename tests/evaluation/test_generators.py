@@ -30,7 +30,8 @@ from contrastive_i2v.evaluation.generators import (
 from contrastive_i2v.evaluation.results import Extractor
 from contrastive_i2v.evaluation.videos import ReferenceSet, read_reference_set, read_true_frames
 from contrastive_i2v.files import folder_hash
-from contrastive_i2v.system import Sampler, Window
+from contrastive_i2v.sampler import Sampler
+from contrastive_i2v.system import Window
 
 SAMPLER = Sampler(steps=2, guidance_scale=1.0, image_guidance_scale=1.0)
 SIZE = (16, 16)

@@ -15,7 +15,8 @@ from torch.nn import functional as F
 
 from contrastive_i2v.models import SYSTEMS
 from contrastive_i2v.randomness import draw
-from contrastive_i2v.system import Condition, Sampler, System, SystemConfig, Text, Window
+from contrastive_i2v.sampler import Sampler
+from contrastive_i2v.system import Condition, System, SystemConfig, Text, Window
 
 
 @dataclass(frozen=True, kw_only=True)

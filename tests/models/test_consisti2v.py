@@ -29,8 +29,8 @@ from contrastive_i2v.models import load_system
 from contrastive_i2v.models.consisti2v import ConsistI2V, ConsistI2VConfig
 from contrastive_i2v.models.emu_video import EmuVideoConfig
 from contrastive_i2v.randomness import draw, frame_generator, seeded
+from contrastive_i2v.sampler import Sampler
 from contrastive_i2v.sampling import rollout
-from contrastive_i2v.system import Sampler
 
 
 @pytest.fixture

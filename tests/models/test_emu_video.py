@@ -29,8 +29,9 @@ from contrastive_i2v.models import load_system
 from contrastive_i2v.models.consisti2v import ConsistI2VConfig
 from contrastive_i2v.models.emu_video import EmuVideo, EmuVideoConfig
 from contrastive_i2v.randomness import seeded
+from contrastive_i2v.sampler import Sampler
 from contrastive_i2v.sampling import first_frames, rollout
-from contrastive_i2v.system import Sampler, Window
+from contrastive_i2v.system import Window
 
 
 @pytest.fixture

@@ -27,8 +27,8 @@ from contrastive_i2v.errors import InputError
 from contrastive_i2v.models import load_system
 from contrastive_i2v.models.consisti2v import ConsistI2V
 from contrastive_i2v.randomness import frame_generator, seeded
+from contrastive_i2v.sampler import Sampler
 from contrastive_i2v.sampling import rollout
-from contrastive_i2v.system import Sampler
 from contrastive_i2v.training.config import TimestepsConfig
 from contrastive_i2v.training.inputs import Inputs, loss_rows, make_inputs
 

@@ -25,9 +25,10 @@ from contrastive_i2v.models.lora import AdapterConfig
 from contrastive_i2v.models.ltx_video import LTXVideo, LTXVideoConfig
 from contrastive_i2v.models.video_transformer import Parts
 from contrastive_i2v.randomness import frame_generator, seeded
+from contrastive_i2v.sampler import Sampler
 from contrastive_i2v.sampling import rollout
 from contrastive_i2v.sampling.linear_steps import linear_steps
-from contrastive_i2v.system import DESCRIPTION, Sampler
+from contrastive_i2v.system import DESCRIPTION
 from contrastive_i2v.training.config import OptimizerConfig, TimestepsConfig, TrainConfig
 from contrastive_i2v.training.inputs import make_inputs
 from contrastive_i2v.training.trainer import Trainer

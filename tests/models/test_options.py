@@ -16,7 +16,8 @@ import torch
 from contrastive_i2v.errors import InputError
 from contrastive_i2v.models import load_system
 from contrastive_i2v.models.instruct_pix2pix import InstructPix2Pix, InstructPix2PixConfig
-from contrastive_i2v.system import Condition, Sampler, Window
+from contrastive_i2v.sampler import Sampler
+from contrastive_i2v.system import Condition, Window
 
 OPTIONS = [
     {"past_frames": past, "anchor": anchor, **number}

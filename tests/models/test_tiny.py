@@ -11,8 +11,8 @@ from diffusers import StableDiffusionInstructPix2PixPipeline
 from contrastive_i2v.data.shapes import ShapesConfig, render_scene, sample_scene
 from contrastive_i2v.models import load_system, tiny
 from contrastive_i2v.models.loading import TINY
+from contrastive_i2v.sampler import Sampler
 from contrastive_i2v.sampling import rollout
-from contrastive_i2v.system import Sampler
 
 
 @pytest.fixture(scope="module")

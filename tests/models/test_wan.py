@@ -18,8 +18,8 @@ from contrastive_i2v.errors import InputError
 from contrastive_i2v.models import load_shapes, load_system
 from contrastive_i2v.models.wan import Wan, WanConfig
 from contrastive_i2v.pipeline import ImageToVideoPipeline
+from contrastive_i2v.sampler import Sampler
 from contrastive_i2v.sampling import rollout
-from contrastive_i2v.system import Sampler
 
 FORMS = ("channels", "clean-latent")
 PROMPTS = ["a red ball &amp; a wall", "the  green square"]

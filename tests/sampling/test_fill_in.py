@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from toy import Toy
 
 from contrastive_i2v.errors import InputError
+from contrastive_i2v.sampler import Sampler
 from contrastive_i2v.sampling import fill_in
-from contrastive_i2v.system import Sampler, Window
+from contrastive_i2v.system import Window
 
 PLAIN = Sampler(steps=1, guidance_scale=1.0, image_guidance_scale=1.0)
 

@@ -13,8 +13,8 @@ from contrastive_i2v.errors import InputError
 from contrastive_i2v.models import load_system
 from contrastive_i2v.models.instruct_pix2pix import InstructPix2Pix, InstructPix2PixConfig
 from contrastive_i2v.randomness import draw, frame_generator
+from contrastive_i2v.sampler import Sampler, SamplerOptions
 from contrastive_i2v.sampling import roll_windows, rollout
-from contrastive_i2v.system import Sampler, SamplerOptions
 
 module = import_module("contrastive_i2v.sampling.rollout")
 PROMPTS = ["a red star moves up quickly over stripes", "a blue ring moves down slowly over clouds"]

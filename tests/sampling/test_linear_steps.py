@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from toy import Toy
 
 from contrastive_i2v.randomness import frame_generator
+from contrastive_i2v.sampler import Sampler
 from contrastive_i2v.sampling import linear_steps, rollout, three_way_guidance
-from contrastive_i2v.system import Condition, Sampler, System
+from contrastive_i2v.system import Condition, System
 
 NOISE = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
 DDIM = {**NOISE, "clip_sample": False}

@@ -16,8 +16,9 @@ from toy import BlockMeans, Toy
 from contrastive_i2v.errors import InputError
 from contrastive_i2v.models.instruct_pix2pix import InstructPix2Pix
 from contrastive_i2v.randomness import draw, frame_generator
+from contrastive_i2v.sampler import Sampler
 from contrastive_i2v.sampling import roll_windows, rollout, three_way_guidance
-from contrastive_i2v.system import Sampler, Window
+from contrastive_i2v.system import Window
 
 NOISE = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
 PROMPTS = ["a red ball rolls to the left", "make it snow"]

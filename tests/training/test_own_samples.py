@@ -15,8 +15,8 @@ from torch import Tensor
 from contrastive_i2v.data.examples import Example
 from contrastive_i2v.errors import InputError
 from contrastive_i2v.models.instruct_pix2pix import InstructPix2PixConfig
+from contrastive_i2v.sampler import Sampler
 from contrastive_i2v.sampling import rollout
-from contrastive_i2v.system import Sampler
 from contrastive_i2v.training import own_samples as own_samples_module
 from contrastive_i2v.training.checkpoint import list_checkpoints, load_checkpoint
 from contrastive_i2v.training.config import LossConfig, OwnSamplesConfig, TrainConfig

@@ -21,8 +21,8 @@ from contrastive_i2v.errors import InputError
 from contrastive_i2v.models import load_system
 from contrastive_i2v.models.consisti2v import ConsistI2VConfig
 from contrastive_i2v.models.emu_video import EmuVideoConfig
+from contrastive_i2v.sampler import Sampler
 from contrastive_i2v.sampling import first_frames, rollout
-from contrastive_i2v.system import Sampler
 from contrastive_i2v.training import trainer as trainer_module
 from contrastive_i2v.training.batches import build_loader
 from contrastive_i2v.training.config import (
