@@ -25,6 +25,10 @@ from contrastive_i2v.sampling.linear_steps import LinearSteps, linear_steps
 from contrastive_i2v.system import Size, System, Text, Window, split_noise
 
 
+ROWS_AT_ONCE = 8
+"""Samples that are generated together, where keyframes leave several frames of one video to be generated at once."""
+
+
 @torch.no_grad()
 def rollout(
     system: System,
@@ -83,6 +87,8 @@ def rollout(
     sample = _Windows(system, text, len(first), seeds, sampler, scheduler, fps, negative)
     _check_rollout(system, first, frames, layout)
     if sample.sampler.keyframe_stride > 1:
+        if layout is not None:
+            raise InputError("layout: the noise of keyframes follows none; expected None, or keyframe_stride=1")
         return _keyframes_first(sample, first.float(), frames, callback)
     codec, anchors = system.codec, int(system.window.anchor)
     own = [first.float()]  # the video so far, the autoencoder's own latents
@@ -316,10 +322,6 @@ def roll_windows(
         past_there = torch.cat([there[:, anchors:end], torch.ones_like(new[:, :, 0, 0, 0], dtype=torch.bool)], dim=1)
         there = torch.cat([there[:, :anchors], past_there[:, -window.past :], there[:, end:]], dim=1)
     return rolled
-
-
-ROWS_AT_ONCE = 8
-"""Samples that are generated together, where keyframes leave several frames of one video to be generated at once."""
 
 
 class _Windows:

@@ -168,3 +168,10 @@ def test_what_a_model_was_not_trained_for(system: InstructPix2Pix, first: Tensor
         roll(system, first, 4, Sampler(steps=2, keyframe_stride=8))
     with pytest.raises(InputError, match="is a stride of 8 frames"):
         roll(system, first, 4, fps=2.5)
+    with pytest.raises(InputError, match="layout: the noise of keyframes follows none"):
+        roll(system, first, 4, layout=torch.zeros(2, 4, 4, 8, 8))
+
+
+def test_a_video_of_one_frame_or_two(system: InstructPix2Pix, first: Tensor) -> None:
+    torch.testing.assert_close(roll(system, first, 1)[:, 0], system.codec.normalize(first))
+    torch.testing.assert_close(roll(system, first, 2), roll(system, first, 5)[:, :2], rtol=1e-4, atol=1e-4)
