@@ -24,7 +24,6 @@ from contrastive_i2v.sampling.guidance import Guidance, guidance_by_step, guided
 from contrastive_i2v.sampling.linear_steps import LinearSteps, linear_steps
 from contrastive_i2v.system import Size, System, Text, Window, split_noise
 
-
 ROWS_AT_ONCE = 8
 """Samples that are generated together, where keyframes leave several frames of one video to be generated at once."""
 
