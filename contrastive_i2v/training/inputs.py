@@ -15,10 +15,6 @@ from contrastive_i2v.randomness import draw, seeded
 from contrastive_i2v.system import Condition, ImageEmbeds, System, split_noise
 from contrastive_i2v.training.config import TimestepsConfig
 
-HIDDEN = 0.25
-"""Share of the examples below the largest stride whose frame ahead is hidden, so that a rollout may do without: those
-of nearer keyframes, or of none. At the largest stride it always is, as no rollout knows one there."""
-
 
 @dataclass(frozen=True)
 class Inputs:
@@ -141,10 +137,9 @@ def make_inputs(
         given = given + send(amount * draw(given.shape, generator), device) / codec.scale
         level = send(amount.flatten(), device)
     present = _pick(batch.present, given_rows)
-    if system.window.ahead:
-        hidden = send(torch.rand(size, generator=generator) < HIDDEN, device)
-        hidden |= system.strides(given, batch.fps) > (system.max_stride or 1) - 0.5
-        present = torch.cat([present[:, :-1], present[:, -1:] & ~hidden[:, None]], dim=1)
+    if system.window.ahead:  # half of the examples are as keyframes, which know none
+        known = present[:, -1:] & send(torch.rand(size, 1, generator=generator) < 0.5, device)
+        present = torch.cat([present[:, :-1], known], dim=1)
     condition = system.condition(
         given, batch.text, present=present, fps=batch.fps, noise_level=level, noise=given_noise, image=batch.image
     )

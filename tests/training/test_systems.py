@@ -71,7 +71,7 @@ def test_strides_and_the_frame_ahead_train_and_resume_bitwise(
         Trainer(replace(config, output=config.output.with_name("far"), data=far, own_samples=OwnSamplesConfig()))
 
 
-def test_the_frame_ahead_is_hidden_at_the_largest_stride_and_from_a_quarter_of_the_others(
+def test_half_of_the_examples_know_the_frame_ahead(
     train_config: TrainConfig,
 ) -> None:
     frames = replace(train_config.data.frames, offset_std=0.0, offsets=(1, 2), windows_per_clip=8)
@@ -92,8 +92,7 @@ def test_the_frame_ahead_is_hidden_at_the_largest_stride_and_from_a_quarter_of_t
         held = batch.present[:, 2]  # the clip goes on so far
         for stride, one in zip(inputs.condition["stride"][held].tolist(), there[held].tolist(), strict=True):
             known[stride].append(one)
-        assert torch.equal(there & (inputs.condition["stride"] > 1), torch.zeros_like(there))
-    assert len(known[2.0]) > 5 and 0.5 < sum(known[1.0]) / len(known[1.0]) < 0.9
+    assert all(len(ones) > 5 and 0.2 < sum(ones) / len(ones) < 0.8 for ones in known.values())
 
 
 def test_what_a_system_is_told_in_training(train_config: TrainConfig) -> None:
