@@ -10,8 +10,8 @@ how the rollout's is chosen. Quality is this package's evaluation of the same cl
 given frames' latents to the pixels of some new frames, all rows in turns; frames cost the same wherever they are in a
 video, so few are timed, but for keyframes, where it is the whole video. The same command goes on where it was stopped.
 
-`--keyframes MODEL` adds rows of a model that was trained for them, as long as `--model` was on pairs alone; `--rows`
-measures some rows beside the pipeline's best.
+`--keyframes MODEL` adds rows of a calibrated model that was trained for them, as long as `--model` was on pairs alone;
+`--rows` measures some rows beside the pipeline's best.
 
     WORK/validation, WORK/test    clips that no training has seen
     WORK/calibration, WORK/grid   what was tried on the validation clips
@@ -360,8 +360,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     best = choose_pipeline(options.work / "grid", options.model, validation, size)
     keyed = None
     if options.keyframes:
-        sampler = choose_rollout(options.work / "calibration-keyframes", options.keyframes, validation)
-        keyed = options.keyframes, sampler
+        keyed = options.keyframes, load_system(options.keyframes).sampler
     rows = rows_of(calibrated, best, size, options.model, keyed)
     if options.rows:
         if unknown := set(options.rows) - {row.name for row in rows}:
