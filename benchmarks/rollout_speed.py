@@ -368,6 +368,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         rows = [row for row in rows if row.name == BEST or row.name in options.rows]
     report = judge(options.work, rows, references["test"], max(size.batches))
     found = results(report, rows, clock(options.work, rows, references["test"], size), size)
+    found["parameters"] = sum(value.numel() for value in load_system(options.model).network.parameters())
     device = environment.slug(found["about"]["device"]["name"])
     own = environment.ROOT / "benchmarks" / "results" / "rollout" / f"{device}.json"
     file = options.json or (options.work / "quick.json" if options.quick else own)
