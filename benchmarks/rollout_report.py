@@ -33,9 +33,10 @@ def device(found: dict[str, Any]) -> str:
     versions = ", ".join(f"{name} {about['versions'][name]}" for name in ("torch", "diffusers"))
     met = [row["name"] for row in rows if not row["name"].startswith("pipeline") and meets_goal(row, rows)]
     network = f", a network of {found['parameters'] / 1e6:.1f} M parameters" if "parameters" in found else ""
+    commit = f", commit {about['commit']}" if about["commit"] else ""
     head = (
         f"### {about['device']['name']}: {found['clips']} clips{network}\n\nMade by "
-        f"`python -m benchmarks.rollout_speed`, {about['date']}, {versions}{', commit ' * bool(about['commit'])}{about['commit']}. The pipeline is "
+        f"`python -m benchmarks.rollout_speed`, {about['date']}, {versions}{commit}. The pipeline is "
         "diffusers' StableDiffusionInstructPix2PixPipeline frame by frame; its best setting and the calibrated one "
         f"were chosen on {found['validation']} other clips."
     )
