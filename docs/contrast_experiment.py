@@ -48,7 +48,7 @@ OTHERS = {
 }
 STEPS = (30, 100)
 """Shorter trainings from the text-to-image base, beside its 300 steps: who learns to use the condition first?"""
-FROM_NOTHING = ("--start-steps", "0", "--steps", "3000")
+SCRATCH = ("--start-steps", "0", "--steps", "3000")
 """Of keyframes beside none: both learn their distances from random weights."""
 SHOWN = ("Frame MSE, frame 1", "Frame MSE, frame 8", "Frame MSE, frame 15", "FVD", "Motion ratio")
 EXTRA = ("Caption holds", "Last frame's shape, plain walls", "Mode coverage")
@@ -77,7 +77,7 @@ def run_all(root: Path) -> None:
         for part in ("clips", "runs/start"):  # the same base
             shutil.copytree(root / "text-to-image-shapes" / part, folder / part, dirs_exist_ok=True)
         experiment(root, "text-to-image", "shapes", LIVING, SEEDS, str(steps), ("--steps", str(steps)))
-    experiment(root, "weak", "shapes", ("baseline", "keyframes"), SEEDS, "from-nothing", FROM_NOTHING)
+    experiment(root, "weak", "shapes", ("baseline", "keyframes"), SEEDS, "scratch", SCRATCH)
     experiment(root, "weak", "shapes", ("keyframes",), SEEDS)
     for (start, footage), forms in OTHERS.items():
         experiment(root, start, footage, forms, SEEDS)

@@ -102,6 +102,7 @@ def test_a_saved_model_says_how_it_is_sampled(system: System, tmp_path: Path) ->
     said = json.loads((tmp_path / "saved" / "system.json").read_text())
     assert said["sampler"] == {
         "steps": 5,
+        "keyframe_stride": 1,
         "guidance_scale": 3.0,
         "image_guidance_scale": 1.25,
         "guidance_interval": [0.2, 0.8],

@@ -11,7 +11,6 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from contrastive_i2v.models import SYSTEMS
 from contrastive_i2v.randomness import draw
@@ -29,7 +28,7 @@ class ToyCodec:
     channels, downscale, temporal_downscale, scale = 3, 4, 1, 2.0
 
     def encode(self, pixels: Tensor) -> Tensor:
-        return F.avg_pool2d(pixels.flatten(0, 1), 4).unflatten(0, pixels.shape[:2])
+        return nn.functional.avg_pool2d(pixels.flatten(0, 1), 4).unflatten(0, pixels.shape[:2])
 
     def sample(self, raw: Tensor, noise: Tensor | None = None) -> Tensor:
         return raw if noise is None else raw + 0.01 * noise
@@ -56,7 +55,7 @@ class ToyNetwork(nn.Module):
         video = torch.cat([first[:, None].to(noisy.dtype), noisy], dim=1).transpose(1, 2)  # [B, C, T, h, w]
         token = (told["tokens"] * told["mask"]).sum(1) / told["mask"].sum(1).clamp(min=1)
         told_all = self.tell(torch.stack([token, timesteps / 1000, told["rate"] / 10], dim=1).to(self.null.dtype))
-        return self.leave(F.silu(self.enter(video) + told_all[:, :, None, None, None])).transpose(1, 2)[:, 1:]
+        return self.leave(nn.functional.silu(self.enter(video) + told_all[:, :, None, None, None])).transpose(1, 2)[:, 1:]
 
 
 class Toy(System):
