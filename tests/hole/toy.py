@@ -28,7 +28,7 @@ class ToyCodec:
     channels, downscale, temporal_downscale, scale = 3, 4, 1, 2.0
 
     def encode(self, pixels: Tensor) -> Tensor:
-        return nn.functional.avg_pool2d(pixels.flatten(0, 1), 4).unflatten(0, pixels.shape[:2])
+        return nn.AvgPool2d(4)(pixels.flatten(0, 1)).unflatten(0, pixels.shape[:2])
 
     def sample(self, raw: Tensor, noise: Tensor | None = None) -> Tensor:
         return raw if noise is None else raw + 0.01 * noise
@@ -55,7 +55,7 @@ class ToyNetwork(nn.Module):
         video = torch.cat([first[:, None].to(noisy.dtype), noisy], dim=1).transpose(1, 2)  # [B, C, T, h, w]
         token = (told["tokens"] * told["mask"]).sum(1) / told["mask"].sum(1).clamp(min=1)
         told_all = self.tell(torch.stack([token, timesteps / 1000, told["rate"] / 10], dim=1).to(self.null.dtype))
-        return self.leave(nn.functional.silu(self.enter(video) + told_all[:, :, None, None, None])).transpose(1, 2)[:, 1:]
+        return self.leave(nn.SiLU()(self.enter(video) + told_all[:, :, None, None, None])).transpose(1, 2)[:, 1:]
 
 
 class Toy(System):
